@@ -1,0 +1,108 @@
+"""Every field of a study, with its default and what it does.
+
+The defaults are the method of `docs/methods.md`; sizes are those of the published
+CIFAR-10 study (10 clients, ResNet-18, 300 + 80 rounds).
+"""
+
+from ml_collections import config_dict
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The defaults; other configs start from them."""
+    config = config_dict.ConfigDict()
+    config.method = "mosaic"  # mosaic, or federated: rounds of init.method only
+    config.seed = 0  # of everything; the split is drawn from seed + data.split_seed
+
+    config.data = data = config_dict.ConfigDict()
+    data.name = "cifar10"  # digits, fashion_mnist, cifar10
+    data.dir = "data"  # archives are looked for, downloaded and cached here
+    data.split = "dirichlet_unbalanced"  # or dirichlet_balanced, iid
+    data.num_clients = 10
+    data.alpha = 0.01  # Dirichlet concentration; smaller: clients differ more
+    data.split_seed = 5363  # with seed 0: the published CIFAR-10 split
+    data.validation = 0.0  # share of the training images that no client gets
+
+    config.model = model = config_dict.ConfigDict()
+    model.name = "resnet18"  # resnet18, 34, 50, 101, 152 with a CIFAR stem
+    model.width = 64  # channels of the first group
+
+    config.local = local = config_dict.ConfigDict()
+    local.steps = 10  # minibatches per client and round
+    local.batch_size = 64
+    local.learning_rate = 0.01  # plain SGD
+    local.weight_decay = 1e-4  # L2 on every parameter
+
+    config.init = init = config_dict.ConfigDict()
+    init.method = "fedavg"  # federated algorithm of every round in the study
+    init.rounds = 300
+
+    config.generators = generators = config_dict.ConfigDict()
+    generators.when = "after_init"  # or before_init, as in the published code
+    generators.epochs = 200  # passes over each client's images; 0: use steps
+    generators.steps = 0  # the same number of steps for each client; 0: use epochs
+    generators.batch_size = 64
+    generators.learning_rate = 2e-4  # Adam(0.5, 0.999) for both players
+    generators.latent_dim = 100
+    generators.width = 64  # ngf and ndf
+    generators.entropy_weight = 0.0  # > 0: images that the classifier is sure of
+    generators.diversity_weight = 5.0  # spreads images over classes
+    generators.diversity_target = "labels"  # the client's own; published: uniform
+    generators.inversion_weight = 0.01  # match the global model's batch-norm moments
+    generators.inversion_below = 1000  # only clients with fewer images than this (tau)
+    generators.classifier = "client"  # local model of the last round, or fresh
+    generators.classifier_epochs = 50  # of training a fresh classifier
+    generators.classifier_batch_norm = "eval"  # published: train (moments of fakes)
+    generators.value_range = "signed"  # published: normalised reals, tanh fakes
+    generators.translate = 0  # pixels by which the discriminator's input is shifted
+    generators.ema_decay = 0.0  # > 0: upload the running mean of the generator
+    generators.collapse_below = 0.05  # pixel deviation over samples, on a scale of 2
+
+    config.warmup = warmup = config_dict.ConfigDict()
+    warmup.rounds = 40
+
+    config.experts = experts = config_dict.ConfigDict()
+    experts.local_steps = 0  # extra local steps before the experts are formed
+
+    config.prototypes = prototypes = config_dict.ConfigDict()
+    prototypes.clusters = 10  # centres per client and class
+    prototypes.space = "expert"  # each expert's features; or client, global
+    prototypes.iterations = 20  # of k-means
+
+    config.meta = meta = config_dict.ConfigDict()
+    meta.head = "linear"  # or transformer (published), diagonal, mean (untrained)
+    meta.steps = 1000
+    meta.batch_size = 128
+    meta.learning_rate = 1e-3  # Adam
+    meta.ema_decay = 0.99  # the teacher is the running mean of the head
+    meta.ema_debiased = True  # False: the mean starts at the random initial head
+    meta.gate = "none"  # or global_topk: the global model's probabilities
+    meta.gate_experts = 10  # experts that the gate keeps per image
+
+    config.distill = distill = config_dict.ConfigDict()
+    distill.source = "generated"  # validation: an upper bound on held-out real images
+    distill.steps = 1500
+    distill.samples_per_generator = 32
+    distill.weighting = "uniform"  # of clients; size: n_i; balanced: by class
+    distill.min_confidence = 0.0  # images of a less sure teacher are left out
+    distill.augment = "none"  # data: as real training images; translate
+    distill.learning_rate = 1e-4  # Adam
+    distill.schedule = "constant"  # or cosine
+    distill.temperature = 1.0
+    distill.alpha = 0.8  # share of the soft target
+    distill.beta = 1.0  # weight of the divergence
+    distill.divergence = "jsd"  # or logit_mean, what the published code computes
+    distill.batch_norm = "eval"  # of the student; or train
+
+    config.finetune = finetune = config_dict.ConfigDict()
+    finetune.rounds = 40
+    finetune.learning_rate = 1e-4
+
+    config.evaluation = evaluation = config_dict.ConfigDict()
+    evaluation.batch_size = 256
+    evaluation.every = 10  # rounds between evaluations of the global model
+
+    config.log = log = config_dict.ConfigDict()
+    log.every_steps = 50  # steps between log lines, and the unit of resuming
+    log.checkpoint_seconds = 60.0  # least time between checkpoints within a stage
+    log.tensorboard = True
+    return config

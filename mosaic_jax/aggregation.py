@@ -1,0 +1,43 @@
+"""Averages of client models: the global model and one expert per class."""
+
+import jax.numpy as jnp
+
+from mosaic_jax import trees
+from mosaic_jax.types import Array, Experts, ModelState, Tree
+
+
+def federated_average(client_tree: Tree, weight: Array) -> Tree:
+    """`sum_i w_i theta_i / sum_i w_i` over clients [C, ...] (McMahan et al., 2017).
+
+    Parameters and batch-norm statistics alike. Args: `weight` [C] float32, not
+    negative; a client of weight 0 changes nothing.
+    """
+    return trees.weighted_mean(client_tree, weight)
+
+
+def class_experts(
+    client_model: ModelState, label_count: Array, model: ModelState
+) -> Experts:
+    """Expert of class c: `sum_i n_ic theta_i / sum_i n_ic` (spec of Mosaic, stage 4).
+
+    Args:
+      client_model: leaves [C, ...].
+      label_count: [C, K], samples of class k at client i.
+      model: the global model, which stands in for the expert of a class that no
+        client holds.
+
+    Returns:
+      Experts with leaves [K, ...].
+    """
+    count = jnp.asarray(label_count, jnp.float32)
+    present = jnp.sum(count, axis=0) > 0
+    experts = [
+        trees.select(
+            present[k],
+            # A column of zeros would divide by zero before it is replaced.
+            federated_average(client_model, count[:, k] + ~present[k]),
+            model,
+        )
+        for k in range(count.shape[1])
+    ]
+    return Experts(model=trees.stack(experts), present=present)

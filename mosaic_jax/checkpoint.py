@@ -1,0 +1,101 @@
+"""Pytrees on disk through orbax, each with a sha256 that is checked on the way back.
+
+Orbax writes atomically but does not notice a flipped bit, so every step carries the
+digest of its arrays, and a step that fails the check is passed over for the one
+before.
+"""
+
+import logging
+import pathlib
+import shutil
+from typing import Any
+
+import flax.serialization
+import flax.traverse_util
+import jax
+import orbax.checkpoint as ocp
+
+from mosaic_jax import errors, trees
+from mosaic_jax.types import Tree
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """Numbered trees in one folder; the last two are kept."""
+
+    def __init__(self, directory: str | pathlib.Path) -> None:
+        """Open or create `directory`."""
+        self._directory = pathlib.Path(directory).resolve()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=2, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def save(self, step: int, tree: Tree) -> None:
+        """Write `tree` as number `step`, in place of an older writing of it."""
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        nested = flax.traverse_util.unflatten_dict(trees.flatten(tree), sep="/")
+        args = ocp.args.Composite(
+            tree=ocp.args.StandardSave(nested),
+            digest=ocp.args.JsonSave({"sha256": trees.digest(tree)}),
+        )
+        # A step below the newest, which a damaged file can leave, needs force.
+        self._manager.save(step, args=args, force=True)
+
+    def latest(self) -> tuple[int, dict[str, jax.Array]] | None:
+        """The newest step that is intact, as 'a/b/c' paths and arrays; None if none.
+
+        Damaged steps are named in the log and deleted.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return step, self._read(step)
+            except Exception as error:  # orbax raises many kinds on damage
+                reason = str(error).split("\n")[0]
+                _log.warning("%s/%s is damaged (%s)", self._directory, step, reason)
+                shutil.rmtree(self._directory / str(step), ignore_errors=True)
+                self._manager.reload()
+        return None
+
+    def close(self) -> None:
+        """Release the folder."""
+        self._manager.close()
+
+    def _read(self, step: int) -> dict[str, jax.Array]:
+        args = ocp.args.Composite(
+            tree=ocp.args.StandardRestore(), digest=ocp.args.JsonRestore()
+        )
+        restored = self._manager.restore(step, args=args)
+        if trees.digest(restored.tree) != restored.digest["sha256"]:
+            raise errors.CheckpointError("sha256 does not match")
+        return trees.flatten(restored.tree)
+
+
+def restore_into(template: Tree, flat: dict[str, jax.Array]) -> Tree:
+    """Put arrays named by path into the structure of `template`.
+
+    Raises:
+      CheckpointError: names, shapes or dtypes differ from the template's.
+    """
+    expected = trees.flatten(template)
+    for name in sorted(expected.keys() | flat.keys()):
+        if _kind(expected.get(name)) != _kind(flat.get(name)):
+            raise errors.CheckpointError(
+                f"{name}: saved {_kind(flat.get(name))}, expected"
+                f" {_kind(expected.get(name))}"
+            )
+    state = _fill(flax.serialization.to_state_dict(template), flat, "")
+    return flax.serialization.from_state_dict(template, state)
+
+
+def _kind(leaf: Any) -> str:
+    return "nothing" if leaf is None else f"{leaf.dtype}{list(leaf.shape)}"
+
+
+def _fill(state: Any, flat: dict[str, jax.Array], path: str) -> Any:
+    if not isinstance(state, dict):
+        return flat[path]
+    prefix = f"{path}/" if path else ""
+    return {key: _fill(value, flat, prefix + key) for key, value in state.items()}

@@ -1,0 +1,105 @@
+"""A data set split over clients, with the held-out sets to measure on."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax import errors, settings
+from mosaic_jax.data import partition, sources
+from mosaic_jax.types import FederatedDataset, LabelledImages
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+    """Everything that a study reads.
+
+    `test_index` [C, M'] deals the test images evenly to the clients, for the accuracy
+    of a client's own model; `parts` and `sha256` are the split over clients, in
+    numbers of the images left for training.
+    """
+
+    info: sources.Info
+    clients: FederatedDataset
+    test: LabelledImages
+    validation: LabelledImages | None
+    test_index: np.ndarray
+    parts: list[np.ndarray]
+    label_count: np.ndarray
+    sha256: str
+
+
+def load(config: settings.Data, seed: int) -> StudyData:
+    """Load, hold out validation images, split.
+
+    Raises:
+      DataError: the data are missing or damaged, or the split cannot be met.
+    """
+    return build(config, seed, sources.load(config.name, config.dir))
+
+
+def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData:
+    """`load` from arrays at hand."""
+    info = sources.INFO[config.name]
+    image, label = arrays.train_image, arrays.train_label
+    held_out = round(config.validation * len(label))
+    split_seed = seed + config.split_seed
+    validation = None
+    if held_out:
+        order = np.random.RandomState(split_seed).permutation(len(label))
+        kept, rest = np.sort(order[held_out:]), order[:held_out]
+        validation = _labelled(image[rest], label[rest])
+        image, label = image[kept], label[kept]
+    parts = partition.split(
+        label,
+        mode=config.split,
+        num_clients=config.num_clients,
+        alpha=config.alpha,
+        seed=split_seed,
+    )
+    if config.num_clients > len(arrays.test_label):
+        raise errors.DataError(
+            f"data.num_clients = {config.num_clients}: must be <="
+            f" {len(arrays.test_label)}, the number of test images"
+        )
+    label_count = partition.label_counts(label, parts, info.num_classes)
+    order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
+    share = len(order) // config.num_clients
+    return StudyData(
+        info=info,
+        clients=FederatedDataset(
+            image=jnp.asarray(image),
+            label=jnp.asarray(label),
+            index=jnp.asarray(_padded(parts), jnp.int32),
+            size=jnp.asarray([len(part) for part in parts], jnp.int32),
+            label_count=jnp.asarray(label_count, jnp.int32),
+        ),
+        test=_labelled(arrays.test_image, arrays.test_label),
+        validation=validation,
+        test_index=order[: share * config.num_clients].reshape(-1, share),
+        parts=parts,
+        label_count=label_count,
+        sha256=partition.digest(parts),
+    )
+
+
+def save_split(path: pathlib.Path, data: StudyData) -> None:
+    """Write the split as JSON: hash, label counts and image numbers per client."""
+    content = {
+        "sha256": data.sha256,
+        "label_counts": data.label_count.tolist(),
+        "clients": [part.tolist() for part in data.parts],
+    }
+    path.write_text(json.dumps(content))
+
+
+def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
+    return LabelledImages(jnp.asarray(image), jnp.asarray(label, jnp.int32))
+
+
+def _padded(parts: list[np.ndarray]) -> np.ndarray:
+    """Rows of equal length: each client's image numbers, repeated to the longest."""
+    longest = max(len(part) for part in parts)
+    return np.stack([np.resize(part, longest) for part in parts])

@@ -1,0 +1,115 @@
+"""Splits of a labelled data set over clients (host side, NumPy only)."""
+
+import hashlib
+
+import numpy as np
+
+from mosaic_jax import errors
+
+MODES = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
+MIN_SIZE = 10
+MAX_TRIES = 1000
+
+
+def split(
+    labels: np.ndarray, *, mode: str, num_clients: int, alpha: float, seed: int
+) -> list[np.ndarray]:
+    """Divide images over clients.
+
+    Args:
+      labels: [N] integers, 0..K-1.
+      mode: "iid" (equal random shares), "dirichlet_unbalanced" (per class, shares
+        over the clients from Dir(alpha); a client that already holds N / num_clients
+        images gets no more; redrawn until each has 10), or "dirichlet_balanced"
+        (client i draws N / num_clients images without replacement, class weights
+        from Dir(alpha)).
+      num_clients: C >= 1.
+      alpha: Dirichlet concentration, > 0; the smaller, the more the clients differ.
+      seed: of NumPy's legacy RandomState, which the published splits come from.
+
+    Returns:
+      C arrays of image numbers, disjoint.
+
+    Raises:
+      DataError: the split cannot be met; the message says which setting to change.
+    """
+    labels = np.asarray(labels)
+    if num_clients > len(labels):
+        raise errors.DataError(
+            f"data.num_clients = {num_clients}: must be <= {len(labels)}, the number of"
+            " training images"
+        )
+    np_rng = np.random.RandomState(seed)
+    if mode == "iid":
+        return np.array_split(np_rng.permutation(len(labels)), num_clients)
+    if mode == "dirichlet_unbalanced":
+        return _unbalanced(labels, num_clients, alpha, np_rng)
+    if mode == "dirichlet_balanced":
+        return _balanced(labels, num_clients, alpha, np_rng)
+    raise errors.DataError(f"data.split = {mode!r}: must be one of {', '.join(MODES)}")
+
+
+def _unbalanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:
+    limit = len(labels) / num_clients
+    if limit < MIN_SIZE:
+        raise errors.DataError(
+            f"data.num_clients = {num_clients}: must be <= {len(labels) // MIN_SIZE}"
+            f" for data.split = 'dirichlet_unbalanced', which gives each client at"
+            f" least {MIN_SIZE} of the {len(labels)} images"
+        )
+    classes = [np.flatnonzero(labels == k) for k in range(labels.max() + 1)]
+    for _ in range(MAX_TRIES):
+        clients = [[] for _ in range(num_clients)]
+        size = np.zeros(num_clients, int)
+        for members in classes:
+            members = members.copy()
+            np_rng.shuffle(members)
+            share = np_rng.dirichlet(np.full(num_clients, alpha))
+            share = share * (size < limit)
+            # With a tiny alpha all the mass may sit on clients that are full.
+            if not share.sum() > 0:
+                break
+            cuts = (np.cumsum(share / share.sum()) * len(members)).astype(int)[:-1]
+            for client, part in enumerate(np.split(members, cuts)):
+                clients[client].append(part)
+                size[client] += len(part)
+        else:
+            if size.min() >= MIN_SIZE:
+                return [np.concatenate(parts) for parts in clients]
+    raise errors.DataError(
+        f"data.alpha = {alpha}: no split with {MIN_SIZE} images for each of"
+        f" {num_clients} clients in {MAX_TRIES} tries; raise data.alpha or lower"
+        " data.num_clients"
+    )
+
+
+def _balanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:
+    num_classes = labels.max() + 1
+    left = np.ones(len(labels), bool)
+    clients = []
+    for _ in range(num_clients):
+        class_weight = np_rng.dirichlet(np.full(num_classes, alpha))
+        weight = class_weight[labels] / np.bincount(labels, minlength=num_classes)[labels]
+        # Classes used up, or of weight 0, still leave each client its full share.
+        weight = np.where(left, np.maximum(weight, 1e-12), 0)
+        share = len(labels) // num_clients
+        drawn = np_rng.choice(len(labels), share, replace=False, p=weight / weight.sum())
+        left[drawn] = False
+        clients.append(drawn)
+    return clients
+
+
+def label_counts(
+    labels: np.ndarray, parts: list[np.ndarray], num_classes: int
+) -> np.ndarray:
+    """[C, K] int: images of each class at each client."""
+    return np.stack([np.bincount(labels[p], minlength=num_classes) for p in parts])
+
+
+def digest(parts: list[np.ndarray]) -> str:
+    """sha256 of the split: the clients' image numbers in order."""
+    result = hashlib.sha256()
+    for part in parts:
+        result.update(f"{len(part)};".encode())
+        result.update(np.ascontiguousarray(part, np.int64).data)
+    return result.hexdigest()

@@ -1,0 +1,21 @@
+"""The errors that a user can cause; each message is one line that says how to mend it."""
+
+
+class MosaicError(Exception):
+    """Base of every error that is the input's fault, not the program's."""
+
+
+class ConfigError(MosaicError):
+    """A setting is unknown, of the wrong type, out of range, or contradicts another."""
+
+
+class DataError(MosaicError):
+    """A data set is missing, damaged, or cannot be split as asked."""
+
+
+class CheckpointError(MosaicError):
+    """A saved artifact is missing, damaged, or belongs to another study."""
+
+
+class DivergedError(MosaicError):
+    """Training produced a loss or a parameter that is not finite."""

@@ -1,0 +1,204 @@
+"""A client's GAN, whose generator is shaped by a classifier (Mosaic, stage 2)."""
+
+import dataclasses
+
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mosaic_jax import losses, models, prng
+from mosaic_jax.data import augment
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.types import Array, GanState, ModelState, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """The networks, optimiser and loss weights of a client GAN.
+
+    Attributes:
+      generator: noise [B, latent_dim] to images in [-1, 1].
+      discriminator: images to logits [B]; unused when `classifier_discriminates`.
+      classifier: shapes the generator through entropy, diversity and inversion.
+      tx: optimiser of both players.
+      classifier_train_mode: the classifier normalises fakes by their own moments.
+      normalised_range: real images reach the discriminator normalised and the
+        generator's tanh output counts as normalised too, as in the published code;
+        otherwise both are in [-1, 1].
+      ema_decay: of the running mean of the generator that is uploaded, 0 for none.
+      translate: pixels by which images are shifted before the discriminator, so that
+        it cannot learn a small client's images by heart (Zhao et al., 2020).
+    """
+
+    generator: models.Module
+    discriminator: models.Module
+    classifier: Classifier
+    tx: optax.GradientTransformation
+    latent_dim: int
+    entropy_weight: float
+    diversity_weight: float
+    inversion_weight: float
+    classifier_train_mode: bool
+    normalised_range: bool
+    ema_decay: float
+    translate: int
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> GanState:
+        """Fresh networks and optimiser states."""
+        keys = jax.random.split(key)
+        z = jnp.zeros((1, self.latent_dim))
+        generator = _model(self.generator.init(keys[0], z, train=False))
+        image = jnp.zeros((1, *image_shape))
+        discriminator = _model(self.discriminator.init(keys[1], image, train=False))
+        return GanState(
+            generator=generator,
+            discriminator=discriminator,
+            average=generator,
+            generator_opt=self.tx.init(generator.params),
+            discriminator_opt=self.tx.init(discriminator.params),
+        )
+
+    def sample(self, generator: ModelState, z: Array) -> Array:
+        """Images [B, H, W, D], signed, by running statistics."""
+        return self.decode(self.generator.apply(generator.variables, z, train=False))
+
+    def decode(self, output: Array) -> Array:
+        """Generator output to signed images."""
+        return self.classifier.denormalise(output) if self.normalised_range else output
+
+    def encode(self, image: Array) -> Array:
+        """Signed images to the range that the discriminator reads."""
+        return self.classifier.normalise(image) if self.normalised_range else image
+
+    def step(
+        self,
+        state: GanState,
+        key: Array,
+        image: Array,
+        mask: Array,
+        *,
+        client_model: ModelState,
+        class_share: Array,
+        inverts: Array,
+        statistics: ModelState,
+    ) -> tuple[GanState, dict[str, Array]]:
+        """One discriminator step, then one generator step on the same noise.
+
+        Args:
+          state: of this client.
+          key: of this step and client.
+          image: [B, H, W, D] real images in [-1, 1].
+          mask: [B] bool, which of them are real.
+          client_model: the frozen classifier f_i.
+          class_share: [K] float32, over which classes the samples should spread.
+          inverts: [] bool, whether the inversion loss counts (n_i < tau).
+          statistics: the model whose running statistics the inversion loss matches.
+        """
+        z = jax.random.normal(prng.named(key, "z"), (len(image), self.latent_dim))
+        fake, pull_back, updated = jax.vjp(
+            lambda params: self._generate(state.generator, params, z),
+            state.generator.params,
+            has_aux=True,
+        )
+        generator = state.generator.replace(batch_stats=updated)
+        discriminator, discriminator_opt, d_loss = self._discriminator_step(
+            state, key, image, mask, fake
+        )
+
+        def objective(fake):
+            return self._generator_loss(
+                discriminator,
+                key,
+                fake,
+                client_model=client_model,
+                class_share=class_share,
+                inverts=inverts,
+                statistics=statistics,
+            )
+
+        (_, metrics), on_fake = jax.value_and_grad(objective, has_aux=True)(fake)
+        (gradient,) = pull_back(on_fake)
+        update, generator_opt = self.tx.update(
+            gradient, state.generator_opt, generator.params
+        )
+        params = optax.apply_updates(generator.params, update)
+        generator = generator.replace(params=params)
+        average = jax.tree.map(
+            lambda old, new: self.ema_decay * old + (1 - self.ema_decay) * new,
+            state.average,
+            generator,
+        )
+        state = GanState(
+            generator, discriminator, average, generator_opt, discriminator_opt
+        )
+        return state, {"discriminator_loss": d_loss, **metrics}
+
+    def _generate(self, generator: ModelState, params: Tree, z: Array):
+        variables = generator.replace(params=params).variables
+        image, updated = self.generator.apply(
+            variables, z, train=True, mutable=["batch_stats"]
+        )
+        return image, updated["batch_stats"]
+
+    def _judge(self, model: ModelState, key: Array, image: Array, mask=None):
+        if self.translate:
+            image = augment.translate(key, image, pixels=self.translate)
+        logits, updated = self.discriminator.apply(
+            model.variables, image, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        return logits, model.replace(batch_stats=updated["batch_stats"])
+
+    def _discriminator_step(self, state: GanState, key, image, mask, fake):
+        real = self.encode(image)
+
+        def objective(params):
+            model = state.discriminator.replace(params=params)
+            on_real, model = self._judge(model, prng.named(key, "real"), real, mask)
+            on_fake, model = self._judge(model, prng.named(key, "fake"), fake)
+            loss = losses.adversarial(on_real, True, mask)
+            return loss + losses.adversarial(on_fake, False), model.batch_stats
+
+        (loss, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(
+            state.discriminator.params
+        )
+        update, opt_state = self.tx.update(
+            gradient, state.discriminator_opt, state.discriminator.params
+        )
+        params = optax.apply_updates(state.discriminator.params, update)
+        return ModelState(params, batch_stats), opt_state, loss
+
+    def _generator_loss(
+        self,
+        discriminator: ModelState,
+        key: Array,
+        fake: Array,
+        *,
+        client_model: ModelState,
+        class_share: Array,
+        inverts: Array,
+        statistics: ModelState,
+    ) -> tuple[Array, dict[str, Array]]:
+        judged, _ = self._judge(discriminator, prng.named(key, "generator"), fake)
+        adversarial = losses.adversarial(judged, True)
+        loss, metrics = adversarial, {"generator_loss": adversarial}
+        image = self.decode(fake)
+        if self.entropy_weight or self.diversity_weight:
+            if self.classifier_train_mode:
+                logits, _ = self.classifier.train_logits(client_model, image)
+            else:
+                logits = self.classifier.logits(client_model, image)
+            metrics["entropy"] = losses.entropy(logits)
+            metrics["diversity"] = losses.diversity(logits, class_share)
+            loss += self.entropy_weight * metrics["entropy"]
+            loss += self.diversity_weight * metrics["diversity"]
+        if self.inversion_weight:
+            _, moments = self.classifier.logits_and_moments(statistics, image)
+            distance = losses.statistics_distance(moments, statistics.batch_stats)
+            metrics["inversion"] = jnp.where(inverts, distance, 0)
+            loss += self.inversion_weight * metrics["inversion"]
+        return loss, metrics
+
+
+def _model(variables: Tree) -> ModelState:
+    return ModelState(variables["params"], variables["batch_stats"])

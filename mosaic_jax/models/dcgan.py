@@ -1,0 +1,77 @@
+"""The DCGAN pair (Radford et al., 2016) for 16, 32 and 64 pixel images.
+
+The published pair is the 32 pixel one; the others drop or add one doubling.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mosaic_jax.models.conv import Conv, ConvTranspose
+from mosaic_jax.models.norm import BatchNorm
+from mosaic_jax.types import Array
+
+IMAGE_SIZES = (16, 32, 64)
+_NORMAL = nn.initializers.normal(0.02)
+
+
+def _scale_init(key: Array, shape: tuple[int, ...]) -> Array:
+    return 1 + _NORMAL(key, shape)
+
+
+def _batch_norm() -> BatchNorm:
+    return BatchNorm(scale_init=_scale_init)
+
+
+def _doublings(image_size: int) -> int:
+    """Stride-2 steps between a 4 pixel map and the image."""
+    return IMAGE_SIZES.index(image_size) + 2
+
+
+class Generator(nn.Module):
+    """Noise [B, nz] to images [B, image_size, image_size, channels] in [-1, 1]."""
+
+    image_size: int = 32
+    channels: int = 3
+    width: int = 64
+
+    def setup(self) -> None:
+        """4 x 4 from noise, doublings, a 1 x 1 output layer."""
+        count = _doublings(self.image_size)
+        widths = [self.width * 2 ** (count - i) for i in range(count + 1)]
+        self.convs = [ConvTranspose(widths[0], 4, 1, 0, _NORMAL)] + [
+            ConvTranspose(width, 4, 2, 1, _NORMAL) for width in widths[1:]
+        ]
+        self.norms = [_batch_norm() for _ in widths]
+        self.out = ConvTranspose(self.channels, 1, 1, 0, _NORMAL)
+
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        """Images of noise `z` [B, nz] float32, standard normal."""
+        x = z[:, None, None, :]
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = nn.relu(norm(conv(x), train=train))
+        return jnp.tanh(self.out(x))
+
+
+class Discriminator(nn.Module):
+    """Images in [-1, 1] to logits [B] (positive: real).
+
+    Reference: the published network ends in a sigmoid; training on logits is the
+    same loss and stable.
+    """
+
+    image_size: int = 32
+    width: int = 64
+
+    def setup(self) -> None:
+        """Halvings down to 2 x 2, then one number."""
+        widths = [self.width * 2**i for i in range(_doublings(self.image_size) + 1)]
+        self.convs = [Conv(width, 4, 2, 1, _NORMAL) for width in widths]
+        self.norms = [_batch_norm() for _ in widths[1:]]
+        self.out = Conv(1, 2, 2, 0, _NORMAL)
+
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Logits [B] of `x` [B, image_size, image_size, channels]."""
+        x = nn.leaky_relu(self.convs[0](x), 0.2)
+        for conv, norm in zip(self.convs[1:], self.norms, strict=True):
+            x = nn.leaky_relu(norm(conv(x), train=train, mask=mask), 0.2)
+        return self.out(x).reshape(len(x))

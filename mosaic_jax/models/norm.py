@@ -1,0 +1,62 @@
+"""Batch normalisation with PyTorch's running statistics and masked batches."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+
+from mosaic_jax.types import Array
+
+
+class BatchNorm(nn.Module):
+    """Normalise over all but the last axis.
+
+    linen's own module keeps a biased running variance; the published networks keep
+    an unbiased one. The batch's own (biased) moments are sown into the collection
+    "moments", a tree like "batch_stats", for losses that match statistics.
+    """
+
+    decay: float = 0.9
+    epsilon: float = 1e-5
+    scale_init: Callable[..., Array] = nn.initializers.ones
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
+        """Normalise `x` [B, ..., F]; samples where `mask` [B] is False do not count."""
+        size = x.shape[-1]
+        scale = self.param("scale", self.scale_init, (size,))
+        bias = self.param("bias", nn.initializers.zeros, (size,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (size,))
+
+        mean, var, count = _moments(x, mask)
+        self.sow("moments", "mean", mean, init_fn=lambda: None, reduce_fn=_latest)
+        self.sow("moments", "var", var, init_fn=lambda: None, reduce_fn=_latest)
+        if not train:
+            mean, var = running_mean.value, running_var.value
+        elif not self.is_initializing():
+            unbiased = var * count / jnp.maximum(count - 1, 1)
+            running_mean.value = self._blend(running_mean.value, mean)
+            running_var.value = self._blend(running_var.value, unbiased)
+        return (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+
+    def _blend(self, old: Array, new: Array) -> Array:
+        return self.decay * old + (1 - self.decay) * lax.stop_gradient(new)
+
+
+def _latest(_: Array, value: Array) -> Array:
+    return value
+
+
+def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
+    axes = tuple(range(x.ndim - 1))
+    positions = x.size // (x.shape[0] * x.shape[-1])
+    if mask is None:
+        count = jnp.asarray(x.shape[0] * positions, x.dtype)
+        return jnp.mean(x, axes), jnp.var(x, axes), count
+    count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype) * positions
+    mask = mask.reshape(-1, *[1] * (x.ndim - 1))
+    mean = jnp.sum(jnp.where(mask, x, 0), axes) / count
+    var = jnp.sum(jnp.where(mask, (x - mean) ** 2, 0), axes) / count
+    return mean, var, count

@@ -1,0 +1,61 @@
+"""Class prototypes: k-means centres of a client's features (Mosaic, stage 5)."""
+
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax.types import Array
+
+
+def kmeans(
+    key: Array, feature: Array, mask: Array, *, num_clusters: int, num_steps: int
+) -> tuple[Array, Array]:
+    """Assign the masked rows to clusters by Lloyd's iterations after k-means++ seeds.
+
+    With fewer than `num_clusters` rows all belong to one cluster: its centre is the
+    mean, as published.
+
+    Args:
+      key: typed key.
+      feature: [M, F] float32.
+      mask: [M] bool, rows that take part.
+      num_clusters: k.
+      num_steps: Lloyd iterations.
+
+    Returns:
+      Cluster of each row [M] int32, and which clusters exist [k] bool.
+    """
+    count = jnp.sum(mask)
+
+    def distance(centres: Array) -> Array:
+        cross = feature @ centres.T
+        square = jnp.sum(feature**2, 1)[:, None] + jnp.sum(centres**2, 1)[None]
+        return jnp.maximum(square - 2 * cross, 0)
+
+    def seed(i, centres):
+        # Centres not drawn yet lie at infinity.
+        near = jnp.min(jnp.where(jnp.arange(num_clusters) < i, distance(centres), jnp.inf), 1)
+        near = jnp.where(i == 0, 1.0, near)
+        # The floor keeps a draw possible where all rows coincide.
+        log_p = jnp.where(mask, jnp.log(near + 1e-12), -jnp.inf)
+        row = jax.random.categorical(jax.random.fold_in(key, i), log_p)
+        return centres.at[i].set(feature[row])
+
+    centres = jnp.zeros((num_clusters, feature.shape[1]), feature.dtype)
+    centres = jax.lax.fori_loop(0, num_clusters, seed, centres)
+
+    def lloyd(_, centres):
+        member = jax.nn.one_hot(jnp.argmin(distance(centres), 1), num_clusters)
+        mean, held = cluster_means(feature, member * mask[:, None])
+        return jnp.where(held[:, None], mean, centres)
+
+    centres = jax.lax.fori_loop(0, num_steps, lloyd, centres)
+    cluster = jnp.argmin(distance(centres), 1)
+    cluster = jnp.where(count < num_clusters, 0, cluster)
+    held = jnp.zeros(num_clusters, bool).at[cluster].max(mask)
+    return cluster, held
+
+
+def cluster_means(feature: Array, member: Array) -> tuple[Array, Array]:
+    """Means [k, F] of rows [M, F] by 0/1 membership [M, k], and which are not empty."""
+    count = jnp.sum(member, axis=0)
+    return member.T @ feature / jnp.maximum(count, 1)[:, None], count > 0

@@ -1,0 +1,327 @@
+"""The frozen, validated settings of a study.
+
+Fields have no defaults here: `configs/base.py` holds them all. `from_mapping` is the
+one border between a configuration file and the library; it reports every problem at
+once, each with the field, its value and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mosaic_jax import errors, gating, losses
+
+DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
+SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
+NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+HEADS = ("transformer", "linear", "diagonal", "mean")
+
+
+@dataclasses.dataclass(frozen=True)
+class Allowed:
+    """What a field may be: a phrase for the reader and a test for the program."""
+
+    phrase: str
+    test: Callable[[Any], bool]
+
+
+def _field(phrase: str, test: Callable[[Any], bool]) -> Any:
+    return dataclasses.field(metadata={"allowed": Allowed(phrase, test)})
+
+
+def _at_least(low: float) -> Any:
+    return _field(f">= {low}", lambda x: x >= low)
+
+
+def _above(low: float) -> Any:
+    return _field(f"> {low}", lambda x: x > low)
+
+
+def _between(low: float, high: float) -> Any:
+    return _field(f"in [{low}, {high}]", lambda x: low <= x <= high)
+
+
+def _below_one() -> Any:
+    return _field("in [0, 1)", lambda x: 0 <= x < 1)
+
+
+def _one_of(*names: str) -> Any:
+    return _field(f"one of {', '.join(names)}", lambda x: x in names)
+
+
+def _any() -> Any:
+    return _field("any", lambda _: True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Data set and its split over clients."""
+
+    name: str = _one_of(*DATA_SETS)
+    dir: str = _any()
+    split: str = _one_of(*SPLITS)
+    num_clients: int = _at_least(1)
+    alpha: float = _above(0)
+    split_seed: int = _at_least(0)
+    validation: float = _below_one()
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The classifier that clients and server share."""
+
+    name: str = _one_of(*NETWORKS)
+    width: int = _at_least(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Local:
+    """Local SGD of a client in a federated round."""
+
+    steps: int = _at_least(1)
+    batch_size: int = _at_least(1)
+    learning_rate: float = _above(0)
+    weight_decay: float = _at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Init:
+    """Stage 1: federated averaging from scratch."""
+
+    method: str = _any()
+    rounds: int = _at_least(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Generators:
+    """Stage 2: one GAN per client."""
+
+    when: str = _one_of("after_init", "before_init")
+    epochs: int = _at_least(0)
+    steps: int = _at_least(0)
+    batch_size: int = _at_least(2)
+    learning_rate: float = _above(0)
+    latent_dim: int = _at_least(1)
+    width: int = _at_least(1)
+    entropy_weight: float = _at_least(0)
+    diversity_weight: float = _at_least(0)
+    diversity_target: str = _one_of("labels", "uniform")
+    inversion_weight: float = _at_least(0)
+    inversion_below: int = _at_least(0)
+    classifier: str = _one_of("client", "fresh")
+    classifier_epochs: int = _at_least(1)
+    classifier_batch_norm: str = _one_of("eval", "train")
+    value_range: str = _one_of("signed", "normalised")
+    translate: int = _at_least(0)
+    ema_decay: float = _below_one()
+    collapse_below: float = _at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmup:
+    """Stage 3: more federated rounds."""
+
+    rounds: int = _at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experts:
+    """Stage 4: one expert per class."""
+
+    local_steps: int = _at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prototypes:
+    """Stage 5: k-means centres per client and class."""
+
+    clusters: int = _at_least(1)
+    space: str = _one_of("expert", "client", "global")
+    iterations: int = _at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """Stage 6: the head that fuses the experts."""
+
+    head: str = _one_of(*HEADS)
+    steps: int = _at_least(1)
+    batch_size: int = _at_least(1)
+    learning_rate: float = _above(0)
+    ema_decay: float = _below_one()
+    ema_debiased: bool = _any()
+    gate: str = _one_of(*gating.GATES)
+    gate_experts: int = _at_least(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """Stage 7: teacher to student on generated images."""
+
+    source: str = _one_of("generated", "validation")
+    steps: int = _at_least(1)
+    samples_per_generator: int = _at_least(1)
+    weighting: str = _one_of("uniform", "size", "balanced")
+    min_confidence: float = _below_one()
+    augment: str = _one_of("none", "data", "translate")
+    learning_rate: float = _above(0)
+    schedule: str = _one_of("constant", "cosine")
+    temperature: float = _above(0)
+    alpha: float = _between(0, 1)
+    beta: float = _at_least(0)
+    divergence: str = _one_of(*losses.DIVERGENCES)
+    batch_norm: str = _one_of("eval", "train")
+
+
+@dataclasses.dataclass(frozen=True)
+class Finetune:
+    """Stage 8: federated averaging from the distilled model."""
+
+    rounds: int = _at_least(0)
+    learning_rate: float = _above(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How and how often models are measured; changes no result."""
+
+    batch_size: int = _at_least(1)
+    every: int = _at_least(1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """Checkpoints, progress and TensorBoard; changes no result."""
+
+    every_steps: int = _at_least(1)
+    checkpoint_seconds: float = _at_least(0)
+    tensorboard: bool = _any()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Everything that a study depends on."""
+
+    method: str = _one_of("mosaic", "federated")
+    seed: int = _between(0, 2**31 - 1)
+    data: Data = _any()
+    model: Model = _any()
+    local: Local = _any()
+    init: Init = _any()
+    generators: Generators = _any()
+    warmup: Warmup = _any()
+    experts: Experts = _any()
+    prototypes: Prototypes = _any()
+    meta: Meta = _any()
+    distill: Distill = _any()
+    finetune: Finetune = _any()
+    evaluation: Evaluation = _any()
+    log: Log = _any()
+
+    @property
+    def total_rounds(self) -> int:
+        """Federated rounds of all stages."""
+        return self.init.rounds + self.warmup.rounds + self.finetune.rounds
+
+
+def from_mapping(mapping: Mapping[str, Any]) -> Settings:
+    """Check a nested mapping and freeze it.
+
+    Raises:
+      ConfigError: one line per problem, such as
+        "distill.temperature = -1.0: must be > 0".
+    """
+    problems: list[str] = []
+    result = _build(Settings, mapping, "", problems)
+    if not problems:
+        problems = _contradictions(result)
+    if problems:
+        raise errors.ConfigError("\n".join(problems))
+    return result
+
+
+def to_mapping(settings: Any) -> dict[str, Any]:
+    """Nested plain dict of the settings, or of a part of them."""
+    return dataclasses.asdict(settings)
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON-able value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def near(name: str, known: list[str]) -> str:
+    """", did you mean 'x'?" or the list of known names."""
+    match = difflib.get_close_matches(name, known, n=1)
+    if match:
+        return f"did you mean '{match[0]}'?"
+    return f"known: {', '.join(known)}"
+
+
+def _build(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(mapping, Mapping):
+        problems.append(f"{path[:-1]} = {mapping!r}: must be a group of fields")
+        return None
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in mapping:
+        if name not in fields:
+            hint = near(str(name), list(fields))
+            problems.append(f"{path}{name}: unknown field, {hint}")
+    values = {}
+    for name, field in fields.items():
+        full = path + name
+        if name not in mapping:
+            problems.append(f"{full}: missing")
+        elif dataclasses.is_dataclass(field.type):
+            values[name] = _build(field.type, mapping[name], f"{full}.", problems)
+        else:
+            values[name] = _check(field, mapping[name], full, problems)
+    return cls(**values) if len(values) == len(fields) else None
+
+
+def _check(field: dataclasses.Field, value: Any, full: str, problems: list[str]) -> Any:
+    wanted = field.type
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        kind = type(value).__name__
+        problems.append(f"{full} = {value!r}: must be {wanted.__name__}, not {kind}")
+        return value
+    if wanted is float and not math.isfinite(value):
+        problems.append(f"{full} = {value!r}: must be finite")
+        return value
+    allowed: Allowed = field.metadata["allowed"]
+    if not allowed.test(value):
+        problems.append(f"{full} = {value!r}: must be {allowed.phrase}")
+    return value
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    problems = []
+    generators = settings.generators
+    if (generators.epochs == 0) == (generators.steps == 0):
+        problems.append(
+            f"generators.steps = {generators.steps}: must be 0 where"
+            f" generators.epochs = {generators.epochs} is not, and the other way round"
+        )
+    if generators.when == "before_init" and generators.classifier != "fresh":
+        problems.append(
+            "generators.classifier = 'client': must be fresh for generators.when ="
+            " 'before_init', when no client model exists"
+        )
+    if generators.when == "before_init" and generators.inversion_weight > 0:
+        problems.append(
+            f"generators.inversion_weight = {generators.inversion_weight}: must be 0 for"
+            " generators.when = 'before_init', when no global model exists"
+        )
+    if settings.distill.source == "validation" and settings.data.validation == 0:
+        problems.append(
+            "data.validation = 0.0: must be > 0 for distill.source = 'validation'"
+        )
+    return problems
+

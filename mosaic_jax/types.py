@@ -1,0 +1,146 @@
+"""Shared array containers.
+
+The prefix of a variable tells its leading axis: `client_model` leaves are
+[num_clients, ...], `expert_model` leaves [num_classes, ...], `model` has none.
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+Array = jax.Array
+Tree = Any
+
+
+@flax.struct.dataclass
+class ModelState:
+    """All variables of a network: trainable `params` and running `batch_stats`."""
+
+    params: Tree
+    batch_stats: Tree
+
+    @property
+    def variables(self) -> dict[str, Tree]:
+        """The mapping that `module.apply` takes."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@flax.struct.dataclass
+class Batch:
+    """`image` [B, H, W, D] float32, `label` [B] int32, `mask` [B] bool (True: real)."""
+
+    image: Array
+    label: Array
+    mask: Array
+
+
+@flax.struct.dataclass
+class FederatedDataset:
+    """All clients' data: images once, a client is a row of indices.
+
+    `image` uint8 [N, H, W, D], `label` int32 [N], `index` int32 [C, M] (row i holds
+    client i's `size[i]` image numbers, then padding), `size` int32 [C], `label_count`
+    int32 [C, K].
+    """
+
+    image: Array
+    label: Array
+    index: Array
+    size: Array
+    label_count: Array
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients C."""
+        return self.index.shape[0]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return self.label_count.shape[1]
+
+
+@flax.struct.dataclass
+class LabelledImages:
+    """A set to evaluate on: `image` uint8 [N, H, W, D], `label` int32 [N]."""
+
+    image: Array
+    label: Array
+
+
+@flax.struct.dataclass
+class ServerState:
+    """All that a resumed federated round needs: the global model, algorithm states."""
+
+    model: ModelState
+    server: Tree
+    client: Tree
+
+
+@flax.struct.dataclass
+class GanState:
+    """One client's GAN in training; `average` is the running mean of the generator."""
+
+    generator: ModelState
+    discriminator: ModelState
+    average: ModelState
+    generator_opt: Tree
+    discriminator_opt: Tree
+
+
+@flax.struct.dataclass
+class Generators:
+    """The uploaded generators [C, ...]; `alive` bool [C] is False where collapsed."""
+
+    model: ModelState
+    alive: Array
+
+
+@flax.struct.dataclass
+class Experts:
+    """One classifier per class [K, ...]; `present` bool [K]: some client holds it."""
+
+    model: ModelState
+    present: Array
+
+
+@flax.struct.dataclass
+class Prototypes:
+    """Class prototypes of all clients, P in all.
+
+    `feature` [P, S, F] with S = K where each expert has its own feature space and 1
+    where all read the same vector; `gate_feature` [P, F] in the global model's space;
+    `label` int32 [P]; `client` int32 [P].
+    """
+
+    feature: Array
+    gate_feature: Array
+    label: Array
+    client: Array
+
+
+@flax.struct.dataclass
+class MetaState:
+    """The meta head in training; `ema_params` is the biased average of `params`."""
+
+    params: Tree
+    ema_params: Tree
+    opt_state: Tree
+
+
+@flax.struct.dataclass
+class Teacher:
+    """The fused ensemble that the student learns from."""
+
+    experts: Experts
+    meta_params: Tree
+    gate: ModelState
+
+
+@flax.struct.dataclass
+class StudentState:
+    """The student in training."""
+
+    model: ModelState
+    opt_state: Tree
