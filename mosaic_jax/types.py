@@ -71,11 +71,16 @@ class LabelledImages:
 
 @flax.struct.dataclass
 class ServerState:
-    """All that a resumed federated round needs: the global model, algorithm states."""
+    """All that a resumed federated round needs.
+
+    `model` is the global model, `server` and `client` [C, ...] are states of the
+    algorithm, `client_model` [C, ...] the local models of the last round.
+    """
 
     model: ModelState
     server: Tree
     client: Tree
+    client_model: ModelState
 
 
 @flax.struct.dataclass
