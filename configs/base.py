@@ -82,7 +82,7 @@ def get_config() -> config_dict.ConfigDict:
     distill.source = "generated"  # validation: an upper bound on held-out real images
     distill.steps = 1500
     distill.samples_per_generator = 32
-    distill.weighting = "uniform"  # of clients; size: n_i; balanced: by class
+    distill.weighting = "uniform"  # of clients; size: by n_i
     distill.min_confidence = 0.0  # images of a less sure teacher are left out
     distill.augment = "none"  # data: as real training images; translate
     distill.learning_rate = 1e-4  # Adam

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import losses, models, prng
+from mosaic_jax import losses, models, prng, settings
 from mosaic_jax.data import augment
+from mosaic_jax.data.sources import Info
+from mosaic_jax.models import dcgan
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.types import Array, GanState, ModelState, Tree
 
@@ -198,6 +200,24 @@ class Gan:
             metrics["inversion"] = jnp.where(inverts, distance, 0)
             loss += self.inversion_weight * metrics["inversion"]
         return loss, metrics
+
+
+def build(config: settings.Generators, info: Info, classifier: Classifier) -> Gan:
+    """The client GAN of a study."""
+    return Gan(
+        generator=dcgan.Generator(info.image_size, info.channels, config.width),
+        discriminator=dcgan.Discriminator(info.image_size, config.width),
+        classifier=classifier,
+        tx=optax.adam(config.learning_rate, b1=0.5, b2=0.999),
+        latent_dim=config.latent_dim,
+        entropy_weight=config.entropy_weight,
+        diversity_weight=config.diversity_weight,
+        inversion_weight=config.inversion_weight,
+        classifier_train_mode=config.classifier_batch_norm == "train",
+        normalised_range=config.value_range == "normalised",
+        ema_decay=config.ema_decay,
+        translate=config.translate,
+    )
 
 
 def _model(variables: Tree) -> ModelState:

@@ -91,7 +91,9 @@ def distillation(
     )
     distance = jensen_shannon if divergence == "jsd" else logit_mean_divergence
     loss = alpha * soft + (1 - alpha) * hard + beta * distance(student, teacher)
-    return jnp.mean(loss) if weight is None else jnp.average(loss, weights=weight)
+    if weight is None:
+        return jnp.mean(loss)
+    return jnp.sum(weight * loss) / jnp.maximum(jnp.sum(weight), 1e-12)
 
 
 def adversarial(logits: Array, real: bool, mask: Array | None = None) -> Array:

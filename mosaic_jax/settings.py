@@ -165,7 +165,7 @@ class Distill:
     source: str = _one_of("generated", "validation")
     steps: int = _at_least(1)
     samples_per_generator: int = _at_least(1)
-    weighting: str = _one_of("uniform", "size", "balanced")
+    weighting: str = _one_of("uniform", "size")
     min_confidence: float = _below_one()
     augment: str = _one_of("none", "data", "translate")
     learning_rate: float = _above(0)

@@ -7,6 +7,7 @@ import pathlib
 import time
 from typing import Any
 
+import absl.logging
 import numpy as np
 import tensorboardX
 import tqdm
@@ -116,6 +117,11 @@ class Progress:
 
 
 def configure_logging() -> None:
-    """Log lines on stderr; progress bars stay whole."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("mosaic_jax").setLevel(logging.INFO)
+    """The library's log lines on stderr; of other libraries only warnings."""
+    absl.logging.set_verbosity(absl.logging.WARNING)
+    logger = logging.getLogger("mosaic_jax")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)

@@ -136,7 +136,7 @@ class MetaState:
 
 @flax.struct.dataclass
 class Teacher:
-    """The fused ensemble that the student learns from."""
+    """The fused ensemble that the student learns from; `gate` is the global model."""
 
     experts: Experts
     meta_params: Tree

@@ -7,7 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import errors, settings
+from mosaic_jax import errors, settings, trees
 from mosaic_jax.data import partition, sources
 from mosaic_jax.types import FederatedDataset, LabelledImages
 
@@ -16,19 +16,20 @@ from mosaic_jax.types import FederatedDataset, LabelledImages
 class StudyData:
     """Everything that a study reads.
 
-    `test_index` [C, M'] deals the test images evenly to the clients, for the accuracy
+    `held_out` has "test" and, where images were held out, "validation". `test_index`
+    [C, M'] deals the test images evenly to the clients, for the accuracy
     of a client's own model; `parts` and `sha256` are the split over clients, in
-    numbers of the images left for training.
+    numbers of the images left for training; `images_sha256` is over all images.
     """
 
     info: sources.Info
     clients: FederatedDataset
-    test: LabelledImages
-    validation: LabelledImages | None
+    held_out: dict[str, LabelledImages]
     test_index: np.ndarray
     parts: list[np.ndarray]
     label_count: np.ndarray
     sha256: str
+    images_sha256: str
 
 
 def load(config: settings.Data, seed: int) -> StudyData:
@@ -44,13 +45,13 @@ def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData
     """`load` from arrays at hand."""
     info = sources.INFO[config.name]
     image, label = arrays.train_image, arrays.train_label
-    held_out = round(config.validation * len(label))
+    num_validation = round(config.validation * len(label))
     split_seed = seed + config.split_seed
-    validation = None
-    if held_out:
+    sets = {"test": _labelled(arrays.test_image, arrays.test_label)}
+    if num_validation:
         order = np.random.RandomState(split_seed).permutation(len(label))
-        kept, rest = np.sort(order[held_out:]), order[:held_out]
-        validation = _labelled(image[rest], label[rest])
+        kept, rest = np.sort(order[num_validation:]), order[:num_validation]
+        sets["validation"] = _labelled(image[rest], label[rest])
         image, label = image[kept], label[kept]
     parts = partition.split(
         label,
@@ -76,12 +77,12 @@ def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData
             size=jnp.asarray([len(part) for part in parts], jnp.int32),
             label_count=jnp.asarray(label_count, jnp.int32),
         ),
-        test=_labelled(arrays.test_image, arrays.test_label),
-        validation=validation,
+        held_out=sets,
         test_index=order[: share * config.num_clients].reshape(-1, share),
         parts=parts,
         label_count=label_count,
         sha256=partition.digest(parts),
+        images_sha256=trees.digest(dataclasses.asdict(arrays)),
     )
 
 

@@ -2,4 +2,11 @@
 
 import flax.linen as nn
 
+from mosaic_jax.models import resnet
+
 Module = nn.Module
+
+
+def build_classifier(name: str, num_classes: int, width: int) -> Module:
+    """The classifier called `name`, a key of `resnet.DEPTHS`."""
+    return resnet.ResNet(num_classes, name, width)

@@ -4,11 +4,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from mosaic_jax import evaluation, settings
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.loop import Loop
-from mosaic_jax.types import Array, ModelState, Tree
+from mosaic_jax.types import Array, LabelledImages, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,29 +62,45 @@ class Stage:
     run: Callable[..., Outcome]
 
 
-def model_metrics(context: Context, model: ModelState) -> dict[str, Array]:
-    """Accuracy of `model` on the test set and, where held out, on validation images."""
-    return logits_metrics(context, lambda x: context.classifier.logits(model, x))
-
-
-def logits_metrics(
-    context: Context, function: Callable[[Array], Array]
+def accuracies(
+    function: Callable[[Array], Array],
+    held_out: dict[str, LabelledImages],
+    batch_size: int,
 ) -> dict[str, Array]:
-    """Accuracy of logits computed by `function` from signed images."""
-    sets = {"test_accuracy": context.data.test}
-    if context.data.validation is not None:
-        sets["validation_accuracy"] = context.data.validation
-    size = context.settings.evaluation.batch_size
+    """Accuracy of logits that `function` computes from signed images, per set."""
     return {
-        name: evaluation.accuracy(
-            evaluation.predict(function, images.image, batch_size=size), images.label
+        f"{name}_accuracy": evaluation.accuracy(
+            evaluation.predict(function, images.image, batch_size=batch_size),
+            images.label,
         )
-        for name, images in sets.items()
+        for name, images in held_out.items()
     }
 
 
-def predictions(context: Context, function: Callable[[Array], Array]) -> list[int]:
-    """Predicted classes of the test images."""
-    size = context.settings.evaluation.batch_size
-    logits = evaluation.predict(function, context.data.test.image, batch_size=size)
-    return logits.argmax(axis=-1).tolist()
+def assess(context: Context, function: Callable[[Tree, Array], Array], state: Tree) -> dict:
+    """Accuracies, and the predicted classes of the test images, as plain numbers.
+
+    Args:
+      context: of the stage.
+      function: logits [B, K] of `state` and signed images [B, H, W, D].
+      state: what `function` needs; an argument, so that it is no constant of the
+        compiled program.
+    """
+
+    @jax.jit
+    def run(state: Tree, held_out: dict[str, LabelledImages]) -> dict[str, Array]:
+        def predict(images: LabelledImages) -> Array:
+            size = context.settings.evaluation.batch_size
+            logits = evaluation.predict(
+                lambda x: function(state, x), images.image, batch_size=size
+            )
+            return jnp.argmax(logits, axis=-1)
+
+        return {name: predict(images) for name, images in held_out.items()}
+
+    predicted = jax.device_get(run(state, context.data.held_out))
+    result = {
+        f"{name}_accuracy": float(np.mean(predicted[name] == images.label))
+        for name, images in context.data.held_out.items()
+    }
+    return result | {"predictions": predicted["test"].tolist()}

@@ -1,6 +1,7 @@
 """Stages init, warmup and finetune: rounds of a federated algorithm."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -10,8 +11,15 @@ from mosaic_jax import algorithms, evaluation, parallel, prng, training, trees
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.settings import Local, Settings
-from mosaic_jax.stages.base import Context, Outcome, Stage, model_metrics, predictions
-from mosaic_jax.types import Array, FederatedDataset, ModelState, ServerState, Tree
+from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
+from mosaic_jax.types import (
+    Array,
+    FederatedDataset,
+    LabelledImages,
+    ModelState,
+    ServerState,
+    Tree,
+)
 
 
 def init_stage(settings: Settings) -> Stage:
@@ -152,27 +160,36 @@ def _run_rounds(
 ) -> Outcome:
     data = context.data.clients
     algorithm = algorithms.build(context.settings.init.method)
-    federated_round = make_round(
-        context.classifier,
-        algorithm,
-        local,
-        data,
-        key=context.key,
-        augmentation=context.data.info.augmentation,
-    )
+    classifier = context.classifier
+    held_out = context.data.held_out
 
+    # The images are arguments: closed over, they would be constants of the program.
     @jax.jit
-    def chunk(state: ServerState, first: Array, end: Array):
+    def chunk(data, held_out, state: ServerState, first: Array, end: Array):
+        federated_round = make_round(
+            classifier,
+            algorithm,
+            local,
+            data,
+            key=context.key,
+            augmentation=context.data.info.augmentation,
+        )
+
         def body(number, carry):
             state, loss = federated_round(carry[0], number)
             return state, jnp.mean(loss)
 
         state, loss = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
-        return state, {"loss": loss, **model_metrics(context, state.model)}
+        accuracy = accuracies(
+            lambda x: classifier.logits(state.model, x),
+            held_out,
+            context.settings.evaluation.batch_size,
+        )
+        return state, {"loss": loss, **accuracy}
 
     state = context.loop(
         "round",
-        chunk,
+        functools.partial(chunk, data, held_out),
         initial_state(algorithm, model, data.num_clients),
         rounds,
         every=context.settings.evaluation.every,
@@ -191,27 +208,20 @@ def _results(context: Context, state: ServerState) -> dict:
     classifier = context.classifier
 
     @jax.jit
-    def client_accuracy(client_model: ModelState) -> Array:
+    def client_accuracy(client_model: ModelState, test: LabelledImages) -> Array:
         def one(model: ModelState, rows: Array) -> Array:
             logits = evaluation.predict(
                 lambda x: classifier.logits(model, x),
-                context.data.test.image[rows],
+                test.image[rows],
                 batch_size=context.settings.evaluation.batch_size,
             )
-            return evaluation.accuracy(logits, context.data.test.label[rows])
+            return evaluation.accuracy(logits, test.label[rows])
 
         rows = jnp.asarray(context.data.test_index)
         return parallel.client_map(one, client_model, rows)
 
-    @jax.jit
-    def on_all(model: ModelState) -> dict[str, Array]:
-        return model_metrics(context, model)
-
-    accuracy = jax.device_get(on_all(state.model))
+    per_client = client_accuracy(state.client_model, context.data.held_out["test"])
     return {
-        **{name: float(value) for name, value in accuracy.items()},
-        "client_test_accuracy": client_accuracy(state.client_model).tolist(),
-        "predictions": predictions(
-            context, lambda x: classifier.logits(state.model, x)
-        ),
+        **assess(context, classifier.logits, state.model),
+        "client_test_accuracy": per_client.tolist(),
     }

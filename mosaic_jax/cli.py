@@ -1,0 +1,75 @@
+"""What launch.py does once its flags are parsed."""
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from mosaic_jax import errors, experiment, report, settings, tracking
+from mosaic_jax.loop import Interrupted
+
+_log = logging.getLogger(__name__)
+
+
+def run(
+    config: dict[str, Any],
+    workdir: pathlib.Path,
+    *,
+    reuse_from: Sequence[str] = (),
+    command: Sequence[str] = (),
+) -> int:
+    """Run a study; returns the exit code: 0, 2 for a user's error, 128 + signal."""
+    tracking.configure_logging()
+    _use_compilation_cache()
+    try:
+        study = experiment.Experiment(
+            settings.from_mapping(config),
+            workdir,
+            reuse_from=reuse_from,
+            command=command,
+        )
+        summary = study.run()
+        page = report.write(study)
+    except errors.MosaicError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signum
+    print_summary(summary)
+    print(f"summary  {workdir / 'summary.json'}\nreport   {page}")
+    return 0
+
+
+def default_workdir(argv: Sequence[str]) -> str:
+    """runs/NAME for --config path/NAME.py[:variant]."""
+    for i, word in enumerate(argv):
+        if word.lstrip("-").startswith("config") and "." not in word.split("=")[0]:
+            value = word.split("=", 1)[1] if "=" in word else argv[i + 1]
+            path, _, variant = value.partition(":")
+            name = pathlib.Path(path).stem
+            return f"runs/{name}_{variant}" if variant else f"runs/{name}"
+    return "runs/study"
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Table of accuracies on stdout."""
+    sets = [name for name in ("test", "validation") if f"{name}_accuracy" in summary]
+    print(f"{'accuracy':<16}" + "".join(f"{name:>12}" for name in sets))
+    for model in summary["test_accuracy"]:
+        values = (summary[f"{name}_accuracy"][model] for name in sets)
+        print(f"{model:<16}" + "".join(f"{value:>12.4f}" for value in values))
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs, so that a second start compiles nothing."""
+    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+    if jax.config.jax_compilation_cache_dir is None:
+        path = pathlib.Path(cache) / "mosaic_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,28 @@
+"""The chain of stages that each method runs."""
+
+from mosaic_jax.settings import Settings
+from mosaic_jax.stages import distill, experts, federated, generators, meta
+from mosaic_jax.stages.base import Stage
+
+
+def pipeline(settings: Settings) -> list[Stage]:
+    """Stages of `settings.method`, in order; those with 0 rounds are left out."""
+    rounds = [federated.init_stage(settings)]
+    if settings.warmup.rounds:
+        rounds.append(federated.warmup_stage(settings))
+    if settings.method == "federated":
+        return rounds
+    gan = generators.stage(settings)
+    if settings.generators.when == "before_init":
+        stages = [gan, *rounds]
+    else:
+        stages = [rounds[0], gan, *rounds[1:]]
+    stages += [
+        experts.experts_stage(settings),
+        experts.prototypes_stage(settings),
+        meta.stage(settings),
+        distill.stage(settings),
+    ]
+    if settings.finetune.rounds:
+        stages.append(federated.finetune_stage(settings))
+    return stages

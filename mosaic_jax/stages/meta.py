@@ -1,0 +1,103 @@
+"""Stage 6: train the head that fuses the experts, on prototypes and their labels."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mosaic_jax import losses, prng
+from mosaic_jax.distillation import mosaic
+from mosaic_jax.models import meta
+from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.stages.base import Context, Outcome, Stage, assess
+from mosaic_jax.types import Array, Experts, MetaState, ModelState, Prototypes, Teacher
+
+
+def stage(settings: Settings) -> Stage:
+    """Stage 6."""
+    return Stage(
+        name="meta",
+        needs=("experts", "prototypes", "global_model"),
+        provides=("teacher",),
+        depends={"meta": to_mapping(settings.meta)},
+        run=_run,
+    )
+
+
+def _run(
+    context: Context,
+    experts: Experts,
+    prototypes: Prototypes,
+    global_model: ModelState,
+) -> Outcome:
+    num_classes = context.data.clients.num_classes
+    config, classifier = context.settings.meta, context.classifier
+    ensemble = mosaic.build(config, classifier, num_classes)
+    logits = jax.jit(ensemble.prototype_logits)(experts, global_model, prototypes)
+    params = {}
+    if config.head not in meta.UNTRAINED:
+        params = _train(context, ensemble, logits, prototypes.label)
+    teacher = Teacher(experts=experts, meta_params=params, gate=global_model)
+    results = {"teacher": assess(context, ensemble.logits, teacher)}
+    for name in meta.UNTRAINED:
+        other = mosaic.build(
+            dataclasses.replace(config, head=name), classifier, num_classes
+        )
+        untrained = teacher.replace(meta_params={})
+        results[name] = assess(context, other.logits, untrained)
+    return Outcome(artifacts={"teacher": teacher}, results=results)
+
+
+def _train(
+    context: Context, ensemble: mosaic.Ensemble, expert_logits: Array, label: Array
+) -> dict:
+    config = context.settings.meta
+    tx = optax.adam(config.learning_rate)
+    batch_size = min(config.batch_size, len(label))
+    variables = ensemble.head.init(
+        prng.named(context.key, "head"), expert_logits[:2], train=False
+    )
+    params = variables["params"]
+
+    def train_step(expert_logits, label, step, state: MetaState):
+        key = prng.at(prng.named(context.key, "step"), step)
+        rows = jax.random.permutation(key, len(label))[:batch_size]
+
+        def objective(params):
+            logits = ensemble.fuse(
+                params, expert_logits[rows], prng.named(key, "dropout")
+            )
+            return losses.cross_entropy(logits, label[rows])
+
+        loss, gradient = jax.value_and_grad(objective)(state.params)
+        update, opt_state = tx.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, update)
+        ema_params = optax.incremental_update(
+            params, state.ema_params, 1 - config.ema_decay
+        )
+        return MetaState(params, ema_params, opt_state), loss
+
+    @jax.jit
+    def chunk(expert_logits, label, state, first, end):
+        def body(step, carry):
+            state, loss = train_step(expert_logits, label, step, carry[0])
+            return state, carry[1] + loss
+
+        state, total = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
+        return state, {"loss": total / (end - first)}
+
+    start = jax.tree.map(jnp.zeros_like, params) if config.ema_debiased else params
+    state = context.loop(
+        "head",
+        functools.partial(chunk, expert_logits, label),
+        MetaState(params=params, ema_params=start, opt_state=tx.init(params)),
+        config.steps,
+        every=context.settings.log.every_steps,
+        samples_per_step=batch_size,
+    )
+    if not config.ema_debiased:
+        return state.ema_params
+    weight = 1 - config.ema_decay**config.steps
+    return jax.tree.map(lambda x: x / weight, state.ema_params)
