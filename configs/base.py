@@ -106,3 +106,12 @@ def get_config() -> config_dict.ConfigDict:
     log.checkpoint_seconds = 60.0  # least time between checkpoints within a stage
     log.tensorboard = True
     return config
+
+
+def federated(config: config_dict.ConfigDict, method: str) -> config_dict.ConfigDict:
+    """Turn a Mosaic study into rounds of `method` alone, as many in total."""
+    config.method = "federated"
+    config.init.method = method
+    config.warmup.rounds += config.finetune.rounds
+    config.finetune.rounds = 0
+    return config

@@ -23,8 +23,7 @@ def run(
     command: Sequence[str] = (),
 ) -> int:
     """Run a study; returns the exit code: 0, 2 for a user's error, 128 + signal."""
-    tracking.configure_logging()
-    _use_compilation_cache()
+    prepare()
     try:
         study = experiment.Experiment(
             settings.from_mapping(config),
@@ -66,10 +65,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         print(f"{model:<16}" + "".join(f"{value:>12.4f}" for value in values))
 
 
-def _use_compilation_cache() -> None:
-    """Keep compiled programs, so that a second start compiles nothing."""
-    cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
+def prepare() -> None:
+    """Log to stderr, and keep compiled programs: a second start compiles nothing."""
+    tracking.configure_logging()
     if jax.config.jax_compilation_cache_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         path = pathlib.Path(cache) / "mosaic_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(path))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

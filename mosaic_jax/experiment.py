@@ -295,7 +295,7 @@ class Experiment:
             "seconds": {name: r["seconds"] for name, r in records.items()},
             "compile_seconds": sum(r["compile_seconds"] for r in records.values()),
             "peak_memory_bytes": max(r["peak_memory_bytes"] for r in records.values()),
-            "device": _device(),
+            "device": device(),
             "versions": _versions(),
             "config_sha256": settings.digest(settings.to_mapping(config)),
         }
@@ -307,7 +307,7 @@ class Experiment:
                 "settings": settings.to_mapping(self.settings),
                 "command": self._command,
                 "versions": _versions(),
-                "device": _device(),
+                "device": device(),
                 "git_revision": _git_revision(),
             },
         )
@@ -459,7 +459,8 @@ def _peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _device() -> str:
+def device() -> str:
+    """Kind and number of the devices in use."""
     devices = jax.devices()
     return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
 

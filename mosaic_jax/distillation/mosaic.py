@@ -29,11 +29,14 @@ class Ensemble:
 
     def logits(self, teacher: Teacher, image: Array) -> Array:
         """Teacher logits [B, K] of signed images [B, H, W, D]."""
+        return self.fuse(teacher.meta_params, self.gated_logits(teacher, image))
+
+    def gated_logits(self, teacher: Teacher, image: Array) -> Array:
+        """[B, E, K] expert logits, gated where a gate is set."""
         expert_logits = self.expert_logits(teacher.experts, image)
-        if self.gate != "none":
-            on_global = self.classifier.logits(teacher.gate, image)
-            expert_logits = self.gated(expert_logits, on_global)
-        return self.fuse(teacher.meta_params, expert_logits)
+        if self.gate == "none":
+            return expert_logits
+        return self.gated(expert_logits, self.classifier.logits(teacher.gate, image))
 
     def expert_logits(self, experts: Experts, image: Array) -> Array:
         """[B, E, K] logits of each expert."""

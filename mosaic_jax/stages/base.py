@@ -77,30 +77,47 @@ def accuracies(
     }
 
 
-def assess(context: Context, function: Callable[[Tree, Array], Array], state: Tree) -> dict:
+def assess(
+    context: Context, function: Callable[[Tree, Array], Tree], state: Tree
+) -> dict[str, Any]:
     """Accuracies, and the predicted classes of the test images, as plain numbers.
 
     Args:
       context: of the stage.
-      function: logits [B, K] of `state` and signed images [B, H, W, D].
+      function: logits [B, K], or a dict of such by name, of `state` and signed images
+        [B, H, W, D].
       state: what `function` needs; an argument, so that it is no constant of the
         compiled program.
+
+    Returns:
+      "test_accuracy", ..., "predictions"; in a dict by name where `function` gives one.
     """
+    held_out = context.data.held_out
 
     @jax.jit
-    def run(state: Tree, held_out: dict[str, LabelledImages]) -> dict[str, Array]:
-        def predict(images: LabelledImages) -> Array:
-            size = context.settings.evaluation.batch_size
-            logits = evaluation.predict(
-                lambda x: function(state, x), images.image, batch_size=size
+    def predict(state: Tree, held_out: dict[str, LabelledImages]) -> dict[str, Tree]:
+        size = context.settings.evaluation.batch_size
+        return {
+            name: jax.tree.map(
+                lambda logits: jnp.argmax(logits, axis=-1),
+                evaluation.predict(
+                    lambda x: function(state, x), images.image, batch_size=size
+                ),
             )
-            return jnp.argmax(logits, axis=-1)
+            for name, images in held_out.items()
+        }
 
-        return {name: predict(images) for name, images in held_out.items()}
+    def describe(predicted: dict[str, np.ndarray]) -> dict[str, Any]:
+        result = {
+            f"{name}_accuracy": float(np.mean(predicted[name] == images.label))
+            for name, images in held_out.items()
+        }
+        return result | {"predictions": predicted["test"].tolist()}
 
-    predicted = jax.device_get(run(state, context.data.held_out))
-    result = {
-        f"{name}_accuracy": float(np.mean(predicted[name] == images.label))
-        for name, images in context.data.held_out.items()
+    predicted = jax.device_get(predict(state, held_out))
+    if not isinstance(predicted["test"], dict):
+        return describe(predicted)
+    return {
+        model: describe({name: found[model] for name, found in predicted.items()})
+        for model in predicted["test"]
     }
-    return result | {"predictions": predicted["test"].tolist()}

@@ -77,10 +77,10 @@ def _run(
     batch_at = _batches(context, model_gan)
 
     @jax.jit
-    def chunk(teacher, generators, weight, held_out, state, first, end):
+    def chunk(teacher, generators, weight, held_out, key, state, first, end):
         def body(step, carry):
-            key = prng.at(prng.named(context.key, "step"), step)
-            image, sample_weight = batch_at(key, generators, weight, held_out)
+            step_key = prng.at(prng.named(key, "step"), step)
+            image, sample_weight = batch_at(step_key, generators, weight, held_out)
             state, metrics = _student_step(
                 context, ensemble, tx, carry[0], teacher, image, sample_weight
             )
@@ -93,7 +93,12 @@ def _run(
     state = context.loop(
         "student",
         functools.partial(
-            chunk, teacher, client_generators.model, weight, data.held_out
+            chunk,
+            teacher,
+            client_generators.model,
+            weight,
+            data.held_out,
+            context.key,
         ),
         StudentState(model=global_model, opt_state=tx.init(global_model.params)),
         config.steps,

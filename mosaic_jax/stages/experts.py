@@ -10,7 +10,13 @@ from mosaic_jax import aggregation, evaluation, parallel, prng, prototypes, trai
 
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage
-from mosaic_jax.types import Array, Experts, ModelState, Prototypes
+from mosaic_jax.types import (
+    Array,
+    Experts,
+    FederatedDataset,
+    ModelState,
+    Prototypes,
+)
 
 
 def experts_stage(settings: Settings) -> Stage:
@@ -84,14 +90,14 @@ def _train_further(context: Context, client_models: ModelState) -> ModelState:
     tx = training.sgd(local.learning_rate, local.weight_decay)
 
     @jax.jit
-    def chunk(data, models, first, end):
+    def chunk(data, key, models, first, end):
         def one(i, model):
             def batch_at(step):
                 return training.client_batch(
                     data,
                     i,
                     first + step,
-                    key=context.key,
+                    key=key,
                     batch_size=local.batch_size,
                     augmentation=context.data.info.augmentation,
                 )
@@ -105,7 +111,7 @@ def _train_further(context: Context, client_models: ModelState) -> ModelState:
 
     return context.loop(
         "local",
-        functools.partial(chunk, data),
+        functools.partial(chunk, data, context.key),
         client_models,
         settings.experts.local_steps,
         every=settings.log.every_steps,
@@ -125,7 +131,7 @@ def _run_prototypes(
     if config.space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
     feature, gate_feature, held = jax.device_get(
-        run(data, clustered_by, global_model, experts.model)
+        run(data, clustered_by, global_model, experts.model, context.key)
     )
     # Only clusters that exist are sent; which ones is known once they are computed.
     client, label, _ = np.nonzero(held)
@@ -150,7 +156,12 @@ def _run_prototypes(
 
 
 def client_prototypes(
-    context: Context, data, clustered_by: ModelState, global_model, expert_model
+    context: Context,
+    data: FederatedDataset,
+    clustered_by: ModelState,
+    global_model: ModelState,
+    expert_model: ModelState,
+    key: Array,
 ) -> tuple[Array, Array, Array]:
     """Cluster each client's features per class.
 
@@ -183,7 +194,7 @@ def client_prototypes(
         def one_class(k: Array):
             mask = mine & (data.label[rows] == k)
             cluster, held = prototypes.kmeans(
-                prng.at(context.key, i, k),
+                prng.at(key, i, k),
                 own,
                 mask,
                 num_clusters=config.clusters,

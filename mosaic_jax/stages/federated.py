@@ -27,7 +27,8 @@ def init_stage(settings: Settings) -> Stage:
 
     def run(context: Context) -> Outcome:
         key = prng.named(context.key, "model")
-        model = context.classifier.init(key, context.data.info.image_shape)
+        init = jax.jit(context.classifier.init, static_argnums=1)
+        model = init(key, context.data.info.image_shape)
         outcome = _run_rounds(context, model, settings.init.rounds, settings.local)
         # Label histograms travel once; experts and label shares need them.
         outcome.up["label_counts"] = context.data.label_count.size * 4
@@ -162,17 +163,19 @@ def _run_rounds(
     algorithm = algorithms.build(context.settings.init.method)
     classifier = context.classifier
     held_out = context.data.held_out
+    augmentation = context.data.info.augmentation
 
-    # The images are arguments: closed over, they would be constants of the program.
+    # Images and key are arguments: closed over, they would be constants of the
+    # program, which would be huge, and compiled anew for each seed.
     @jax.jit
-    def chunk(data, held_out, state: ServerState, first: Array, end: Array):
+    def chunk(data, held_out, key, state: ServerState, first: Array, end: Array):
         federated_round = make_round(
             classifier,
             algorithm,
             local,
             data,
-            key=context.key,
-            augmentation=context.data.info.augmentation,
+            key=key,
+            augmentation=augmentation,
         )
 
         def body(number, carry):
@@ -189,7 +192,7 @@ def _run_rounds(
 
     state = context.loop(
         "round",
-        functools.partial(chunk, data, held_out),
+        functools.partial(chunk, data, held_out, context.key),
         initial_state(algorithm, model, data.num_clients),
         rounds,
         every=context.settings.evaluation.every,

@@ -74,11 +74,10 @@ def _run(
     generators = state.average if config.ema_decay else state.generator
 
     @jax.jit
-    def deviations(generators: ModelState) -> Array:
-        key = prng.named(context.key, "collapse")
+    def deviations(generators: ModelState, key: Array) -> Array:
         return parallel.client_map(lambda g: deviation(model_gan, g, key), generators)
 
-    spread = deviations(generators)
+    spread = deviations(generators, prng.named(context.key, "collapse"))
     alive = spread >= config.collapse_below
     return Outcome(
         artifacts={"client_generators": Generators(model=generators, alive=alive)},
@@ -97,18 +96,18 @@ def _train(context: Context, model_gan, client_models, global_model):
     inverts = data.size < config.inversion_below
     clients = jnp.arange(data.num_clients)
 
-    def train_step(data, i, state, step, client_model, global_model):
+    def train_step(data, key, i, state, step, client_model, global_model):
         batch = training.client_batch(
             data,
             i,
             step,
-            key=context.key,
+            key=key,
             batch_size=config.batch_size,
             augmentation="none",
         )
         return model_gan.step(
             state,
-            prng.at(prng.named(context.key, "step"), step, i),
+            prng.at(prng.named(key, "step"), step, i),
             batch.image,
             batch.mask,
             client_model=client_model,
@@ -118,17 +117,17 @@ def _train(context: Context, model_gan, client_models, global_model):
         )
 
     @jax.jit
-    def chunk(data, client_models, global_model, state, first, end):
+    def chunk(data, client_models, global_model, key, state, first, end):
         def one(i, state, client_model):
             # A client with fewer steps stops early instead of idling along.
             def body(step, carry):
                 state, metrics = train_step(
-                    data, i, carry[0], step, client_model, global_model
+                    data, key, i, carry[0], step, client_model, global_model
                 )
                 return state, jax.tree.map(jnp.add, carry[1], metrics)
 
             shape = jax.eval_shape(
-                lambda s: train_step(data, i, s, 0, client_model, global_model)[1],
+                lambda s: train_step(data, key, i, s, 0, client_model, global_model)[1],
                 state,
             )
             zero = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shape)
@@ -141,8 +140,7 @@ def _train(context: Context, model_gan, client_models, global_model):
         return state, jax.tree.map(lambda m: jnp.sum(m) / done, total)
 
     @jax.jit
-    def init():
-        key = prng.named(context.key, "networks")
+    def init(key):
         shape = context.data.info.image_shape
         return parallel.client_map(
             lambda i: model_gan.init(prng.at(key, i), shape), clients
@@ -150,8 +148,8 @@ def _train(context: Context, model_gan, client_models, global_model):
 
     return context.loop(
         "gan",
-        functools.partial(chunk, data, client_models, global_model),
-        init(),
+        functools.partial(chunk, data, client_models, global_model, context.key),
+        init(prng.named(context.key, "networks")),
         int(steps.max()),
         every=context.settings.log.every_steps,
         samples_per_step=data.num_clients * config.batch_size,
@@ -168,7 +166,7 @@ def _fresh_classifiers(context: Context) -> ModelState:
     key = prng.named(context.key, "fresh")
 
     @jax.jit
-    def chunk(data, models, first, end):
+    def chunk(data, key, models, first, end):
         def one(i, model):
             def batch_at(step):
                 return training.client_batch(
@@ -190,14 +188,14 @@ def _fresh_classifiers(context: Context) -> ModelState:
 
     shape = context.data.info.image_shape
     init = jax.jit(
-        lambda: parallel.client_map(
+        lambda key: parallel.client_map(
             lambda i: context.classifier.init(prng.at(key, i), shape), clients
         )
     )
     return context.loop(
         "classifier",
-        functools.partial(chunk, data),
-        init(),
+        functools.partial(chunk, data, key),
+        init(key),
         int(steps.max()),
         every=context.settings.log.every_steps,
         samples_per_step=data.num_clients * local.batch_size,

@@ -40,14 +40,23 @@ def _run(
     if config.head not in meta.UNTRAINED:
         params = _train(context, ensemble, logits, prototypes.label)
     teacher = Teacher(experts=experts, meta_params=params, gate=global_model)
-    results = {"teacher": assess(context, ensemble.logits, teacher)}
-    for name in meta.UNTRAINED:
-        other = mosaic.build(
+    heads = {"teacher": ensemble} | {
+        name: mosaic.build(
             dataclasses.replace(config, head=name), classifier, num_classes
         )
-        untrained = teacher.replace(meta_params={})
-        results[name] = assess(context, other.logits, untrained)
-    return Outcome(artifacts={"teacher": teacher}, results=results)
+        for name in meta.UNTRAINED
+    }
+
+    def all_heads(teacher: Teacher, image: Array) -> dict[str, Array]:
+        expert_logits = ensemble.gated_logits(teacher, image)
+        return {
+            name: head.fuse(teacher.meta_params, expert_logits)
+            for name, head in heads.items()
+        }
+
+    return Outcome(
+        artifacts={"teacher": teacher}, results=assess(context, all_heads, teacher)
+    )
 
 
 def _train(
@@ -61,8 +70,8 @@ def _train(
     )
     params = variables["params"]
 
-    def train_step(expert_logits, label, step, state: MetaState):
-        key = prng.at(prng.named(context.key, "step"), step)
+    def train_step(expert_logits, label, key, step, state: MetaState):
+        key = prng.at(prng.named(key, "step"), step)
         rows = jax.random.permutation(key, len(label))[:batch_size]
 
         def objective(params):
@@ -80,9 +89,9 @@ def _train(
         return MetaState(params, ema_params, opt_state), loss
 
     @jax.jit
-    def chunk(expert_logits, label, state, first, end):
+    def chunk(expert_logits, label, key, state, first, end):
         def body(step, carry):
-            state, loss = train_step(expert_logits, label, step, carry[0])
+            state, loss = train_step(expert_logits, label, key, step, carry[0])
             return state, carry[1] + loss
 
         state, total = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
@@ -91,7 +100,7 @@ def _train(
     start = jax.tree.map(jnp.zeros_like, params) if config.ema_debiased else params
     state = context.loop(
         "head",
-        functools.partial(chunk, expert_logits, label),
+        functools.partial(chunk, expert_logits, label, context.key),
         MetaState(params=params, ema_params=start, opt_state=tx.init(params)),
         config.steps,
         every=context.settings.log.every_steps,

@@ -1,0 +1,98 @@
+"""Accuracy of Mosaic and of FedAvg over Dirichlet alphas and seeds.
+
+    python -m benchmarks.accuracy --name digits --alphas 0.01,0.1 --seeds 0,1,2
+
+Both methods share split, initial model, local work and total number of rounds; FedAvg
+goes on from Mosaic's first stage. Prints the table of the README (Markdown, mean and
+standard deviation over seeds, per cent) and writes benchmarks/results/accuracy_NAME.json.
+"""
+
+import argparse
+import importlib
+import json
+import pathlib
+import statistics
+from typing import Any
+
+from mosaic_jax import cli, experiment, settings, tracking
+
+COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final")
+
+
+def study(name: str, variant: str, alpha: float, seed: int) -> settings.Settings:
+    """Settings of configs/NAME_VARIANT at one alpha and seed."""
+    module_name, _, choice = variant.partition(":")
+    module = importlib.import_module(f"configs.{name}_{module_name}")
+    config = module.get_config(choice) if choice else module.get_config()
+    config.data.alpha = alpha
+    config.seed = seed
+    config.log.tensorboard = False
+    return settings.from_mapping(config.to_dict())
+
+
+def measure(
+    name: str, alpha: float, seed: int, root: pathlib.Path
+) -> dict[str, dict[str, float]]:
+    """Accuracies of one cell: {"test": {column: accuracy}, "validation": ...}."""
+    workdir = root / f"{name}_{alpha}_{seed}"
+    mosaic = experiment.Experiment(
+        study(name, "mosaic", alpha, seed), workdir / "mosaic"
+    ).run()
+    fedavg = experiment.Experiment(
+        study(name, "baselines:fedavg", alpha, seed),
+        workdir / "fedavg",
+        reuse_from=[workdir / "mosaic"],
+    ).run()
+    if mosaic["rounds"] != fedavg["rounds"] or (
+        mosaic["partition"] != fedavg["partition"]
+    ):
+        raise AssertionError("the methods must share the split and the rounds")
+    return {
+        part: mosaic[f"{part}_accuracy"]
+        | {"fedavg": fedavg[f"{part}_accuracy"]["final"]}
+        for part in ("test", "validation")
+        if f"{part}_accuracy" in mosaic
+    }
+
+
+def table(cells: list[dict[str, Any]]) -> str:
+    """Markdown: one row per alpha."""
+    lines = ["| alpha | seeds | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for alpha in dict.fromkeys(cell["alpha"] for cell in cells):
+        rows = [cell for cell in cells if cell["alpha"] == alpha]
+        shown = [_mean_spread([row["test"][name] for row in rows]) for name in COLUMNS]
+        lines.append(f"| {alpha} | {len(rows)} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def _mean_spread(values: list[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def main() -> None:
+    """Measure every cell, then print and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="digits")
+    parser.add_argument("--alphas", default="0.01,0.1")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--workdir", default="runs/accuracy")
+    args = parser.parse_args()
+    cli.prepare()
+    cells = []
+    for alpha in map(float, args.alphas.split(",")):
+        for seed in map(int, args.seeds.split(",")):
+            found = measure(args.name, alpha, seed, pathlib.Path(args.workdir))
+            cells.append({"alpha": alpha, "seed": seed, **found})
+            print(json.dumps(cells[-1]), flush=True)
+    print(table(cells))
+    path = pathlib.Path(__file__).parent / "results" / f"accuracy_{args.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    tracking.write_json(path, {"device": experiment.device(), "cells": cells})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""The methods that Mosaic is compared with, on digits, on equal terms.
+
+    python launch.py --config configs/digits_baselines.py:fedavg
+"""
+
+from configs import base, digits_mosaic
+
+
+def get_config(method: str = "fedavg"):
+    """`method` on Mosaic's split, seed, model and total number of rounds."""
+    return base.federated(digits_mosaic.get_config(), method)
