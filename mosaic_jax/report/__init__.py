@@ -1,6 +1,5 @@
-"""Figures and the report page of a run."""
+"""Figures of a run, and one self-contained page that shows them."""
 
+from mosaic_jax.report.page import write
 
-def write(study):
-    """Placeholder."""
-    return study.workdir / "report.html"
+__all__ = ["write"]
