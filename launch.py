@@ -1,4 +1,4 @@
-"""Run a study: python launch.py --config configs/digits_mosaic.py --workdir runs/digits.
+"""Run a study: python launch.py --config configs/digits_mosaic.py --workdir runs/d.
 
 Running the same command again goes on where it stopped. Any field can be set on the
 command line, after --config: --config.distill.steps=200.

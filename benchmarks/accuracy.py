@@ -2,9 +2,10 @@
 
     python -m benchmarks.accuracy --name digits --alphas 0.01,0.1 --seeds 0,1,2
 
-Both methods share split, initial model, local work and total number of rounds; FedAvg
-goes on from Mosaic's first stage. Prints the table of the README (Markdown, mean and
-standard deviation over seeds, per cent) and writes benchmarks/results/accuracy_NAME.json.
+Both methods share split, initial model, local work and total number of rounds;
+FedAvg goes on from Mosaic's first stage. Prints the table of the README (Markdown, mean and
+standard deviation over seeds, per cent) and writes
+benchmarks/results/accuracy_NAME.json.
 """
 
 import argparse

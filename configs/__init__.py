@@ -1,1 +1,1 @@
-"""One file per experiment; `get_config(variant)` returns an ml_collections ConfigDict."""
+"""One file per experiment; `get_config(variant)` returns a ConfigDict."""

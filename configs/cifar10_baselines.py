@@ -1,6 +1,6 @@
 """The methods that Mosaic is compared with, on cifar10, on equal terms.
 
-    python launch.py --config configs/cifar10_baselines.py:fedavg
+python launch.py --config configs/cifar10_baselines.py:fedavg
 """
 
 from configs import base, cifar10_mosaic

@@ -1,6 +1,6 @@
 """The methods that Mosaic is compared with, on digits, on equal terms.
 
-    python launch.py --config configs/digits_baselines.py:fedavg
+python launch.py --config configs/digits_baselines.py:fedavg
 """
 
 from configs import base, digits_mosaic

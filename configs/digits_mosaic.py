@@ -1,6 +1,6 @@
 """Mosaic on scikit-learn's real digits: the demo, for two CPU cores.
 
-    python launch.py --config configs/digits_mosaic.py
+python launch.py --config configs/digits_mosaic.py
 """
 
 from configs import base

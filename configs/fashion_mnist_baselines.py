@@ -1,6 +1,6 @@
 """The methods that Mosaic is compared with, on fashion_mnist, on equal terms.
 
-    python launch.py --config configs/fashion_mnist_baselines.py:fedavg
+python launch.py --config configs/fashion_mnist_baselines.py:fedavg
 """
 
 from configs import base, fashion_mnist_mosaic

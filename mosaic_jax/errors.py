@@ -1,4 +1,4 @@
-"""The errors that a user can cause; each message is one line that says how to mend it."""
+"""Errors that a user can cause; each message is a line that says how to mend it."""
 
 
 class MosaicError(Exception):

@@ -31,7 +31,9 @@ def accuracy(logits: Array, label: Array) -> Array:
     return jnp.mean(jnp.argmax(logits, axis=-1) == label)
 
 
-def confusion(prediction: np.ndarray, label: np.ndarray, num_classes: int) -> np.ndarray:
+def confusion(
+    prediction: np.ndarray, label: np.ndarray, num_classes: int
+) -> np.ndarray:
     """[K, K] int: how often class (row) was taken for class (column)."""
     pairs = np.asarray(label) * num_classes + np.asarray(prediction)
     counts = np.bincount(pairs, minlength=num_classes**2)

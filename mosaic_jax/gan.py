@@ -2,16 +2,15 @@
 
 import dataclasses
 
-
 import jax
 import jax.numpy as jnp
 import optax
 
 from mosaic_jax import losses, models, prng, settings
+from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
 from mosaic_jax.data.sources import Info
 from mosaic_jax.models import dcgan
-from mosaic_jax.classifier import Classifier
 from mosaic_jax.types import Array, GanState, ModelState, Tree
 
 

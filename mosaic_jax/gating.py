@@ -26,5 +26,5 @@ def global_topk(global_logits: Array, k: int) -> Array:
 
 
 def apply(expert_logits: Array, weight: Array) -> Array:
-    """Scale expert logits [B, E, K] by `weight` [B, E] so that uniform changes nothing."""
+    """Scale expert logits [B, E, K] by `weight` [B, E]; uniform changes nothing."""
     return expert_logits * weight[:, :, None] * weight.shape[1]

@@ -124,7 +124,9 @@ def diversity(logits: Array, target: Array) -> Array:
 
 
 def statistics_distance(moments: Tree, batch_stats: Tree) -> Array:
-    """Sum over batch-norm layers of ||mean - running mean||_2 + ||var - running var||_2.
+    """Distance of a batch's moments from running statistics, over batch-norm layers.
+
+    Sum of ||mean - running mean||_2 + ||var - running var||_2.
 
     Args:
       moments: the batch's own mean and (biased) variance per layer, a tree like

@@ -256,7 +256,7 @@ def digest(value: Any) -> str:
 
 
 def near(name: str, known: list[str]) -> str:
-    """", did you mean 'x'?" or the list of known names."""
+    """ ", did you mean 'x'?" or the list of known names."""
     match = difflib.get_close_matches(name, known, n=1)
     if match:
         return f"did you mean '{match[0]}'?"
@@ -324,4 +324,3 @@ def _contradictions(settings: Settings) -> list[str]:
             "data.validation = 0.0: must be > 0 for distill.source = 'validation'"
         )
     return problems
-

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from mosaic_jax import losses, prng
-from mosaic_jax.data import augment
 from mosaic_jax.classifier import Classifier
+from mosaic_jax.data import augment
 from mosaic_jax.types import Array, Batch, FederatedDataset, ModelState
 
 # (logits [B, K]) -> logits, and (params) -> scalar added to the loss.

@@ -29,7 +29,7 @@ class Algorithm:
         return model
 
     def logits(self, logits: Array, label_count: Array) -> Array:
-        """Logits [B, K] as the local loss sees them; `label_count` [K] of the client."""
+        """Logits [B, K] as the local loss sees them; `label_count` [K]."""
         del label_count
         return logits
 
@@ -41,7 +41,7 @@ class Algorithm:
     def upload(
         self, model: ModelState, local: ModelState, client_state: Tree
     ) -> tuple[Tree, Tree]:
-        """What a client sends after training `local` from `model`, and its new state."""
+        """What a client sends after training `local`, and its new state."""
         del model
         return local, client_state
 

@@ -12,6 +12,7 @@ import tarfile
 import threading
 
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Callable
 
@@ -41,6 +42,15 @@ _FASHION_MNIST_FILES = {
         "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
     ),
 }
+# What reading a damaged archive or cache may raise.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _CIFAR10_FILE = "cifar-10-binary.tar.gz"
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/"
 _CIFAR10_SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -98,8 +108,8 @@ def load(name: str, directory: str | pathlib.Path) -> Arrays:
         )
     directory = pathlib.Path(directory).expanduser()
     cache = directory / "cache" / f"{name}_{INFO[name].image_size}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zlib.error):
-        with np.load(cache, allow_pickle=False) as saved:
+    with contextlib.suppress(*_UNREADABLE, ValueError):
+        with cache.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return Arrays(**{field: saved[field] for field in _FIELDS})
     arrays = _LOADERS[name](directory)
     _check(name, arrays)
@@ -217,7 +227,7 @@ def read_cifar10(archive: pathlib.Path) -> Arrays:
     try:
         with tarfile.open(archive) as tar:
             raw = [_member(tar, f"cifar-10-batches-bin/{part}") for part in parts]
-    except (tarfile.TarError, OSError, KeyError, EOFError, zlib.error) as error:
+    except _UNREADABLE as error:
         raise errors.DataError(f"{archive}: cannot be read: {error}") from error
     for part, content in zip(parts, raw, strict=True):
         if len(content) % 3073 or not content:
@@ -275,7 +285,7 @@ def _verified(
     """Decoded content of `path`, whose sha256 must match."""
     try:
         content = decode(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
+    except _UNREADABLE as error:
         raise errors.DataError(f"{path}: cannot be read: {error}") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise errors.DataError(f"{path}: wrong sha256: delete the file and try again")

@@ -38,9 +38,7 @@ def convolve_transpose(x: Array, kernel: Array, stride: int, padding: int) -> Ar
     ConvTranspose2d has them.
     """
     size = kernel.shape[0]
-    height, width = (
-        (side - 1) * stride - 2 * padding + size for side in x.shape[1:3]
-    )
+    height, width = ((side - 1) * stride - 2 * padding + size for side in x.shape[1:3])
     out = jax.ShapeDtypeStruct((x.shape[0], height, width, kernel.shape[2]), x.dtype)
     transpose = jax.linear_transpose(
         lambda y: convolve(y, kernel, stride, padding), out

@@ -31,8 +31,9 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (size,))
 
         mean, var, count = _moments(x, mask)
-        self.sow("moments", "mean", mean, init_fn=lambda: None, reduce_fn=_latest)
-        self.sow("moments", "var", var, init_fn=lambda: None, reduce_fn=_latest)
+        if not self.is_initializing():
+            self.sow("moments", "mean", mean, init_fn=lambda: None, reduce_fn=_latest)
+            self.sow("moments", "var", var, init_fn=lambda: None, reduce_fn=_latest)
         if not train:
             mean, var = running_mean.value, running_var.value
         elif not self.is_initializing():

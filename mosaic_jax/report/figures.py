@@ -17,7 +17,9 @@ def _heat(
 ) -> Figure:
     """Annotated heat map of `values` [rows, columns]."""
     rows, columns = values.shape
-    figure = Figure(figsize=(2 + 0.5 * columns, 1.5 + 0.35 * rows), layout="constrained")
+    figure = Figure(
+        figsize=(2 + 0.5 * columns, 1.5 + 0.35 * rows), layout="constrained"
+    )
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="cividis", aspect="auto")
     figure.colorbar(image, label=label)
@@ -31,9 +33,7 @@ def _heat(
         for (row, column), value in np.ndenumerate(values):
             colour = "black" if value > middle else "white"
             text = "" if np.isnan(value) else format(value, fmt)
-            axes.text(
-                column, row, text, ha="center", va="center", color=colour, size=8
-            )
+            axes.text(column, row, text, ha="center", va="center", color=colour, size=8)
     return figure
 
 
@@ -58,7 +58,7 @@ def expert_classes(accuracy: np.ndarray) -> Figure:
 def accuracy_over_rounds(
     curves: dict[str, Sequence[tuple[int, float]]], marks: dict[str, float]
 ) -> Figure:
-    """Accuracy of the global model over rounds, a curve per stage; other models as lines.
+    """Accuracy of the global model over rounds, by stage; other models as lines.
 
     Args:
       curves: stage to (round, accuracy) pairs, rounds counted over the whole study.
@@ -109,7 +109,9 @@ def generated_beside_real(
     """
     rows, count = generated.shape[:2]
     columns = count + real.shape[1]
-    figure = Figure(figsize=(2 + 0.55 * columns, 0.6 + 0.62 * rows), layout="constrained")
+    figure = Figure(
+        figsize=(2 + 0.55 * columns, 0.6 + 0.62 * rows), layout="constrained"
+    )
     axes = figure.subplots(rows, columns, squeeze=False)
     for row in range(rows):
         for column, image in enumerate([*real[row], *generated[row]]):
@@ -119,7 +121,9 @@ def generated_beside_real(
             colour = COLOURS[0] if column < real.shape[1] else COLOURS[1]
             for spine in cell.spines.values():
                 spine.set_color(colour)
-        axes[row][0].set_ylabel(titles[row], rotation=0, ha="right", va="center", size=8)
+        axes[row][0].set_ylabel(
+            titles[row], rotation=0, ha="right", va="center", size=8
+        )
     axes[0][0].set_title("real", loc="left", color=COLOURS[0])
     axes[0][real.shape[1]].set_title("generated", loc="left", color=COLOURS[1])
     return figure

@@ -78,7 +78,7 @@ def _figures(
         result.append(
             (
                 "experts",
-                "Share of each class's test images that each expert classifies rightly.",
+                "Share of each class's test images that each expert gets right.",
                 figures.expert_classes(np.array(table, float)),
             )
         )
@@ -115,7 +115,9 @@ def _per_class(data: StudyData, finished: dict[str, Done]) -> dict[str, np.ndarr
     found = {name: results[name] for name in ("init", "warmup") if name in results}
     if "meta" in results:
         found["teacher"] = results["meta"]["teacher"]
-    found |= {name: results[name] for name in ("distill", "finetune") if name in results}
+    found |= {
+        name: results[name] for name in ("distill", "finetune") if name in results
+    }
     label = np.asarray(data.held_out["test"].label)
     num_classes = data.info.num_classes
     return {

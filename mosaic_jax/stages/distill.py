@@ -63,9 +63,7 @@ def _run(
             " generators.steps) or lower generators.collapse_below ="
             f" {settings.generators.collapse_below}"
         )
-    ensemble = mosaic.build(
-        settings.meta, context.classifier, data.clients.num_classes
-    )
+    ensemble = mosaic.build(settings.meta, context.classifier, data.clients.num_classes)
     rate = config.learning_rate
     if config.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, config.steps)

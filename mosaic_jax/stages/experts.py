@@ -6,8 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import aggregation, evaluation, parallel, prng, prototypes, training, trees
-
+from mosaic_jax import (
+    aggregation,
+    evaluation,
+    parallel,
+    prng,
+    prototypes,
+    training,
+    trees,
+)
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage
 from mosaic_jax.types import (

@@ -1,0 +1,24 @@
+VENV ?= .venv
+PYTHON ?= python3
+WORKDIR ?= runs/digits_mosaic
+
+.PHONY: run test
+
+run: $(VENV)/installed
+	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
+
+test: $(VENV)/installed-test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-test: requirements.txt requirements-test.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements-test.txt
+	touch $@

@@ -1,0 +1,192 @@
+"""What decides how much of the teacher reaches the global model, one change at a time.
+
+    python -m benchmarks.ablation --name digits --alpha 0.01 --seeds 0,1
+
+Every row changes the study in one respect and reuses each stage that the change leaves
+alone. Columns, per cent, mean over seeds: the teacher's accuracy on real validation and
+test images; its agreement on generated images with a reference network trained on all
+clients' images together (a measuring instrument, no part of any method); the student
+after distillation and the final model, on validation and test images. Choices are made
+on the validation columns. Writes benchmarks/results/ablation_NAME.json.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import statistics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import accuracy
+from mosaic_jax import cli, evaluation, experiment, gan, prng, settings, tracking
+from mosaic_jax.data import augment
+from mosaic_jax.distillation import mosaic
+from mosaic_jax.types import Array, ModelState
+
+# name: {group: {field: value}}
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "as configured": {},
+    "diversity 5, uniform (published)": {
+        "generators": {"diversity_weight": 5.0, "diversity_target": "uniform"}
+    },
+    "upper bound: held-out real images": {"distill": {"source": "validation"}},
+    "diversity 5, the client's labels": {
+        "generators": {"diversity_weight": 5.0, "diversity_target": "labels"}
+    },
+    "GAN learning rate 2e-4 (published)": {"generators": {"learning_rate": 2e-4}},
+    "prototypes in the global space (published)": {"prototypes": {"space": "global"}},
+    "prototypes in the client's space": {"prototypes": {"space": "client"}},
+    "transformer head, 150 steps (published)": {
+        "meta": {"head": "transformer", "steps": 150}
+    },
+    "student learning rate 1e-4 (published)": {"distill": {"learning_rate": 1e-4}},
+    "student batch-norm in train mode": {"distill": {"batch_norm": "train"}},
+    "distillation steps x 2": {"distill": {"steps": 400}},
+    "samples weighted by n_i": {"distill": {"weighting": "size"}},
+    "samples the teacher is sure of (0.5)": {"distill": {"min_confidence": 0.5}},
+    "shifted samples": {"distill": {"augment": "translate"}},
+    "fine-tuning learning rate 1e-4 (published)": {"finetune": {"learning_rate": 1e-4}},
+    "inversion loss 0.01": {"generators": {"inversion_weight": 0.01}},
+    "GAN steps x 2": {"generators": {"steps": 1000}},
+    "shifted discriminator input, averaged generator": {
+        "generators": {"translate": 1, "ema_decay": 0.99}
+    },
+    "normalised reals, tanh fakes (published)": {
+        "generators": {"value_range": "normalised"}
+    },
+    "experts after 100 local steps": {"experts": {"local_steps": 100}},
+}
+COLUMNS = ("teacher", "generated", "distilled", "final")
+SAMPLES_PER_GENERATOR = 64
+
+
+def change(config: settings.Settings, variant: dict[str, dict]) -> settings.Settings:
+    """`config` with some fields of some groups replaced."""
+    groups = {
+        group: dataclasses.replace(getattr(config, group), **fields)
+        for group, fields in variant.items()
+    }
+    return dataclasses.replace(config, **groups)
+
+
+def reference(config: settings.Settings, root: pathlib.Path) -> ModelState:
+    """A network trained on all clients' images together (one client of federated)."""
+    central = change(
+        dataclasses.replace(config, method="federated"),
+        {
+            "data": {"num_clients": 1, "split": "iid"},
+            "local": {"steps": 60},
+            "init": {"rounds": 10},
+            "warmup": {"rounds": 0},
+            "finetune": {"rounds": 0},
+        },
+    )
+    study = experiment.Experiment(central, root / "reference")
+    study.run()
+    return study.finished()[-1].artifacts()["global_model"]
+
+
+def agreement(study: experiment.Experiment, judge: ModelState) -> float:
+    """Share of generated images on which teacher and `judge` name the same class."""
+    done = {stage.name: stage for stage in study.finished()}
+    teacher = done["meta"].artifacts()["teacher"]
+    generators = done["generators"].artifacts()["client_generators"]
+    config, num_classes = study.settings, study.data.info.num_classes
+    ensemble = mosaic.build(config.meta, study.classifier, num_classes)
+    model_gan = gan.build(config.generators, study.data.info, study.classifier)
+
+    @jax.jit
+    def run(key: Array) -> Array:
+        def one(generator: ModelState) -> Array:
+            shape = (SAMPLES_PER_GENERATOR, model_gan.latent_dim)
+            image = model_gan.sample(generator, jax.random.normal(key, shape))
+            return jnp.argmax(ensemble.logits(teacher, image), -1), jnp.argmax(
+                evaluation.predict(
+                    lambda x: study.classifier.logits(judge, x),
+                    augment.to_uint8(image),
+                    batch_size=SAMPLES_PER_GENERATOR,
+                ),
+                -1,
+            )
+
+        named, judged = jax.lax.map(one, generators.model)
+        alive = generators.alive[:, None]
+        return jnp.sum((named == judged) & alive) / jnp.sum(
+            alive * jnp.ones_like(named)
+        )
+
+    return float(run(prng.named(prng.root(config.seed), "ablation")))
+
+
+def measure(
+    config: settings.Settings, name: str, seed_root: pathlib.Path, judge: ModelState
+) -> dict[str, Any]:
+    """One row of one seed."""
+    place = list(VARIANTS).index(name)
+    study = experiment.Experiment(
+        change(config, VARIANTS[name]),
+        seed_root / f"variant_{place}",
+        reuse_from=[seed_root / "mosaic", *seed_root.glob("variant_*")],
+    )
+    summary = study.run()
+    generated = agreement(study, judge)
+    return {
+        "variant": name,
+        "seed": config.seed,
+        "collapsed": len(summary["collapsed_generators"]),
+        **{
+            part: summary[f"{part}_accuracy"] | {"generated": generated}
+            for part in ("validation", "test")
+        },
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: one line per variant, means over seeds, validation / test."""
+    lines = ["| change | seeds | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|---" * (len(COLUMNS) + 2) + "|")
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        mine = [row for row in rows if row["variant"] == name]
+
+        def mean(part: str, column: str, mine: list = mine) -> str:
+            return f"{100 * statistics.mean(row[part][column] for row in mine):.1f}"
+
+        cells = [
+            mean("test", column)
+            if column == "generated"
+            else f"{mean('validation', column)} / {mean('test', column)}"
+            for column in COLUMNS
+        ]
+        lines.append(f"| {name} | {len(mine)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure every variant, then print and save."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--name", default="digits")
+    parser.add_argument("--alpha", type=float, default=0.01)
+    parser.add_argument("--seeds", default="0,1")
+    parser.add_argument("--workdir", default="runs/accuracy")
+    args = parser.parse_args()
+    cli.prepare()
+    rows: list[dict[str, Any]] = []
+    path = pathlib.Path(__file__).parent / "results" / f"ablation_{args.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    for seed in map(int, args.seeds.split(",")):
+        config = accuracy.study(args.name, "mosaic", args.alpha, seed)
+        root = pathlib.Path(args.workdir) / f"{args.name}_{args.alpha}_{seed}"
+        judge = reference(config, root)
+        for name in VARIANTS:
+            rows.append(measure(config, name, root, judge))
+            print(json.dumps(rows[-1]), flush=True)
+            content = {"device": experiment.device(), "rows": rows}
+            tracking.write_json(path, content)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Mosaic on CIFAR-10 at the size of the published study.
+
+    python launch.py --config configs/cifar10_mosaic.py
+    python launch.py --config configs/cifar10_mosaic.py:published
+
+About 7e16 floating-point operations: meant for a GPU or TPU. Needs the archive
+cifar-10-binary.tar.gz, downloaded when missing. No accuracy has been measured yet.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = "default"):
+    """`default`, or `published`: what the published code does, bugs left out."""
+    config = base.get_config()
+    config.data.name = "cifar10"
+    if variant == "published":
+        published(config)
+    elif variant != "default":
+        raise ValueError(f"{variant}: unknown variant; known: default, published")
+    return config
+
+
+def published(config):
+    """Set every field to the published code's behaviour, in place."""
+    config.generators.when = "before_init"
+    config.generators.classifier = "fresh"
+    config.generators.classifier_batch_norm = "train"
+    config.generators.diversity_target = "uniform"
+    config.generators.inversion_weight = 0.0
+    config.generators.value_range = "normalised"
+    config.generators.collapse_below = 0.0
+    config.prototypes.space = "global"
+    config.meta.head = "transformer"
+    config.meta.steps = 150
+    config.meta.ema_debiased = False
+    config.distill.divergence = "logit_mean"

@@ -1,0 +1,260 @@
+"""A tiny study of every stage on real digits, in this process."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mosaic_jax import cli, errors, experiment, report, settings
+from tests import tiny
+
+STAGES = [
+    "init",
+    "generators",
+    "warmup",
+    "experts",
+    "prototypes",
+    "meta",
+    "distill",
+    "finetune",
+]
+SUMMARY = {
+    "method",
+    "dataset",
+    "seed",
+    "partition",
+    "test_accuracy",
+    "validation_accuracy",
+    "collapsed_generators",
+    "rounds",
+    "communication_bytes",
+    "seconds",
+    "compile_seconds",
+    "peak_memory_bytes",
+    "device",
+    "versions",
+    "config_sha256",
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    study = experiment.Experiment(tiny.study(warmup__rounds=2), workdir)
+    summary = study.run()
+    return study, summary, report.write(study)
+
+
+def test_summary_is_complete_and_measured(finished):
+    study, summary, _ = finished
+    assert summary == json.loads((study.workdir / "summary.json").read_text())
+    assert set(summary) == SUMMARY
+    assert list(summary["seconds"]) == STAGES
+    assert min(summary["seconds"].values()) > 0
+    assert set(summary["test_accuracy"]) == {
+        "init",
+        "warmup",
+        "experts_mean",
+        "diagonal",
+        "teacher",
+        "distilled",
+        "final",
+    }
+    assert all(0 <= value <= 1 for value in summary["test_accuracy"].values())
+    assert summary["rounds"] == 4 + 2 + 4
+    assert summary["peak_memory_bytes"] > 1e6
+    counts = np.array(summary["partition"]["label_counts"])
+    assert counts.shape == (3, 10)
+    assert counts.sum() == len(study.data.clients.label)
+
+
+def test_communication_is_counted(finished):
+    study, summary, _ = finished
+    model = study.finished()[-1].artifacts()["final_model"]
+    size = sum(x.nbytes for x in (*leaves(model.params), *leaves(model.batch_stats)))
+    up = summary["communication_bytes"]["up"]
+    assert up["models"] == 10 * 3 * size
+    assert up["specialised_models"] == 3 * size
+    assert up["label_counts"] == 3 * 10 * 4
+    assert set(up) == {
+        "models",
+        "label_counts",
+        "generators",
+        "specialised_models",
+        "prototypes",
+    }
+    assert summary["communication_bytes"]["down"]["experts"] == 3 * 10 * size
+
+
+def leaves(tree):
+    import jax
+
+    return jax.tree.leaves(tree)
+
+
+def test_report_stands_alone(finished):
+    study, _, page = finished
+    text = page.read_text()
+    assert text.count("data:image/png;base64") == 6
+    assert "http" not in text
+    names = {path.stem for path in (study.workdir / "figures").glob("*.png")}
+    assert names == {
+        "label_counts",
+        "accuracy",
+        "generated",
+        "experts",
+        "per_class",
+        "seconds",
+    }
+
+
+def test_metrics_and_split_are_on_disk(finished):
+    study, _, _ = finished
+    lines = (study.workdir / "metrics.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    steps = [r["step"] for r in records if r["stage"] == "distill"]
+    assert steps == [2, 4, 6]
+    split = json.loads((study.workdir / "split.json").read_text())
+    assert split["sha256"] == study.data.sha256
+    assert sorted(sum(split["clients"], [])) == list(
+        range(len(study.data.clients.label))
+    )
+
+
+def test_only_what_changed_runs_again(finished, tmp_path, caplog):
+    study, _, _ = finished
+    changed = tiny.study(warmup__rounds=2, distill__steps=4)
+    with caplog.at_level("INFO", "mosaic_jax"):
+        summary = experiment.Experiment(
+            changed, tmp_path, reuse_from=[study.workdir]
+        ).run()
+    reused = [r.message.split(":")[0] for r in caplog.records if "reused" in r.message]
+    ran = [r.message.split(":")[0] for r in caplog.records if "running" in r.message]
+    assert reused == STAGES[:6]
+    assert ran == STAGES[6:]
+    assert list(summary["seconds"]) == STAGES
+    stages = {
+        json.loads(line)["stage"]
+        for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    }
+    assert {"init", "generators", "distill"} <= stages
+
+
+def test_fedavg_goes_on_from_the_same_first_stage(finished, tmp_path, caplog):
+    from configs import base
+
+    study, summary, _ = finished
+    config = settings.from_mapping(
+        base.federated(tiny.config(warmup__rounds=2), "fedavg").to_dict()
+    )
+    with caplog.at_level("INFO", "mosaic_jax"):
+        control = experiment.Experiment(
+            config, tmp_path, reuse_from=[study.workdir]
+        ).run()
+    assert "init: reused" in caplog.text
+    assert control["rounds"] == summary["rounds"]
+    assert control["partition"] == summary["partition"]
+    assert set(control["test_accuracy"]) == {"init", "warmup", "final"}
+
+
+def test_damaged_artifacts_run_again(finished, tmp_path, caplog):
+    study, summary, _ = finished
+    config = tiny.study(warmup__rounds=2)
+    copy = experiment.Experiment(config, tmp_path, reuse_from=[study.workdir])
+    copy.run()
+    tree = copy.finished()[-2].directory / "artifacts" / "0" / "tree"
+    largest = max(tree.rglob("*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-20])
+    with caplog.at_level("WARNING", "mosaic_jax"):
+        again = experiment.Experiment(config, tmp_path).run()
+    assert "stage distill runs again" in caplog.text
+    assert again["test_accuracy"] == summary["test_accuracy"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "generators__when": "before_init",
+            "generators__classifier": "fresh",
+            "generators__classifier_epochs": 1,
+            "generators__classifier_batch_norm": "train",
+            "generators__diversity_weight": 5.0,
+            "generators__diversity_target": "uniform",
+            "generators__value_range": "normalised",
+            "prototypes__space": "global",
+            "meta__head": "transformer",
+            "meta__ema_debiased": False,
+            "distill__divergence": "logit_mean",
+        },
+        {
+            "generators__inversion_weight": 0.01,
+            "generators__entropy_weight": 1.0,
+            "generators__ema_decay": 0.9,
+            "generators__translate": 1,
+            "prototypes__space": "client",
+            "meta__gate": "global_topk",
+            "meta__gate_experts": 3,
+            "meta__head": "diagonal",
+            "distill__weighting": "size",
+            "distill__augment": "translate",
+            "distill__min_confidence": 0.1,
+            "distill__batch_norm": "train",
+            "finetune__rounds": 0,
+        },
+        {"distill__source": "validation", "distill__augment": "data"},
+    ],
+    ids=["published", "options", "upper bound"],
+)
+def test_other_choices_run(finished, tmp_path, changes):
+    study, _, _ = finished
+    summary = experiment.Experiment(
+        tiny.study(warmup__rounds=2, **changes), tmp_path, reuse_from=[study.workdir]
+    ).run()
+    assert np.isfinite(summary["test_accuracy"]["final"])
+
+
+def test_all_generators_collapsed_is_said(finished, tmp_path):
+    study, _, _ = finished
+    config = tiny.study(warmup__rounds=2, generators__collapse_below=9.0)
+    with pytest.raises(errors.MosaicError, match="all have collapsed"):
+        experiment.Experiment(config, tmp_path, reuse_from=[study.workdir]).run()
+    record = json.loads((tmp_path / "summary.json").read_text())
+    assert record["collapsed_generators"] == [0, 1, 2]
+
+
+def test_divergence_is_an_error(tmp_path):
+    config = tiny.study(local__learning_rate=1e30)
+    with pytest.raises(errors.DivergedError, match="init: loss = "):
+        experiment.Experiment(config, tmp_path).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": 1}, r"--workdir = .*: holds another study, with seed = 0 where this"),
+        ({"init__method": "fedsgd"}, "init.method = 'fedsgd': known: fedavg"),
+        ({"meta__gate_experts": 11}, "meta.gate_experts = 11: must be <= 10"),
+        ({"data__num_clients": 432}, "data.num_clients = 432: must be <= 43 for"),
+    ],
+)
+def test_bad_studies_end_before_work(finished, changes, expected):
+    study, _, _ = finished
+    workdir = study.workdir
+    before = (workdir / "summary.json").read_bytes()
+    with pytest.raises(errors.MosaicError, match=expected):
+        experiment.Experiment(tiny.study(warmup__rounds=2, **changes), workdir)
+    assert (workdir / "summary.json").read_bytes() == before
+
+
+def test_reuse_from_nowhere(tmp_path):
+    with pytest.raises(errors.ConfigError, match="--reuse_from = .*: no run directory"):
+        experiment.Experiment(tiny.study(), tmp_path, reuse_from=[tmp_path / "no"])
+
+
+def test_default_workdir():
+    def at(*words):
+        return cli.default_workdir(["launch.py", *words])
+
+    assert at("--config", "configs/digits_mosaic.py") == "runs/digits_mosaic"
+    assert at("--config=configs/a.py:b", "--config.seed=1") == "runs/a_b"

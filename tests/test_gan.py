@@ -1,0 +1,143 @@
+"""The client GAN's step, its losses' reach, and collapse."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mosaic_jax import gan, prng
+from mosaic_jax.models import dcgan
+from mosaic_jax.stages import generators
+from tests import tiny
+
+KEY = prng.root(0)
+
+
+def make(**changes):
+    fields = {
+        "generator": dcgan.Generator(16, 1, 2),
+        "discriminator": dcgan.Discriminator(16, 2),
+        "classifier": tiny.classifier(),
+        "tx": optax.sgd(1.0),
+        "latent_dim": 5,
+        "entropy_weight": 0.0,
+        "diversity_weight": 0.0,
+        "inversion_weight": 0.0,
+        "classifier_train_mode": False,
+        "normalised_range": False,
+        "ema_decay": 0.5,
+        "translate": 0,
+    } | changes
+    return gan.Gan(**fields)
+
+
+def step(model_gan, inverts=True):
+    classifier = model_gan.classifier
+    model = classifier.init(KEY, (16, 16, 1))
+    state = model_gan.init(KEY, (16, 16, 1))
+    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
+    run = jax.jit(
+        lambda state, inverts: model_gan.step(
+            state,
+            KEY,
+            image,
+            jnp.array([True, True, True, False]),
+            client_model=model,
+            class_share=jnp.full(4, 0.25),
+            inverts=inverts,
+            statistics=model,
+        )
+    )
+    after, metrics = run(state, jnp.array(inverts))
+    return state, after, metrics
+
+
+def difference(a, b):
+    return max(
+        float(jnp.abs(x - y).max())
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+def test_both_players_and_the_average_move():
+    state, after, metrics = step(make())
+    assert difference(state.generator.params, after.generator.params) > 0
+    assert difference(state.discriminator.params, after.discriminator.params) > 0
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, state.generator, after.generator)
+    assert difference(middle, after.average) < 1e-6
+    assert set(metrics) == {"discriminator_loss", "generator_loss"}
+
+
+@pytest.mark.parametrize("term", ["entropy", "diversity", "inversion"])
+def test_each_term_reaches_the_generator_alone(term):
+    _, plain, _ = step(make())
+    _, shaped, metrics = step(make(**{f"{term}_weight": 1.0}))
+    assert np.isfinite(metrics[term])
+    assert difference(plain.generator.params, shaped.generator.params) > 0
+    assert difference(plain.discriminator.params, shaped.discriminator.params) == 0
+
+
+def test_inversion_is_off_for_large_clients():
+    _, plain, _ = step(make())
+    _, shaped, metrics = step(make(inversion_weight=1.0), inverts=False)
+    assert metrics["inversion"] == 0
+    assert difference(plain.generator.params, shaped.generator.params) < 1e-7
+
+
+def test_masked_images_do_not_reach_the_discriminator():
+    model_gan = make()
+    state = model_gan.init(KEY, (16, 16, 1))
+    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
+    model = model_gan.classifier.init(KEY, (16, 16, 1))
+    mask = jnp.array([True, True, True, False])
+
+    @jax.jit
+    def run(image):
+        return model_gan.step(
+            state,
+            KEY,
+            image,
+            mask,
+            client_model=model,
+            class_share=jnp.full(4, 0.25),
+            inverts=jnp.array(False),
+            statistics=model,
+        )[0]
+
+    other = run(image.at[3].set(0.9))
+    assert difference(run(image).discriminator, other.discriminator) < 1e-6
+
+
+def test_ranges_are_inverse():
+    model_gan = make(normalised_range=True)
+    image = jnp.linspace(-1, 1, 16).reshape(1, 4, 4, 1)
+    np.testing.assert_allclose(
+        model_gan.decode(model_gan.encode(image)), image, atol=1e-6
+    )
+    assert dataclasses.replace(model_gan, normalised_range=False).encode(image) is image
+
+
+def test_constant_output_is_found_collapsed():
+    model_gan = make()
+    generator = model_gan.init(KEY, (16, 16, 1)).generator
+    spread = jax.jit(lambda g: generators.deviation(model_gan, g, KEY))
+    constant = jax.tree.map(jnp.zeros_like, generator)
+    assert spread(constant) == 0
+    assert spread(generator) > 0
+
+
+def test_class_shares():
+    count = jnp.array([[30, 10, 0, 0]])
+    share = generators.class_shares(count, "labels")[0]
+    np.testing.assert_allclose(share, [0.75, 0.25, 0, 0], atol=2e-3)
+    assert share.min() > 0
+    np.testing.assert_allclose(generators.class_shares(count, "uniform"), 0.25)
+
+
+def test_steps_of_unequal_clients():
+    size = jnp.array([64, 65, 3])
+    assert generators.num_steps(2, 0, size, 64).tolist() == [2, 4, 2]
+    assert generators.num_steps(0, 7, size, 64).tolist() == [7, 7, 7]

@@ -1,0 +1,53 @@
+"""A module imports only lower levels or its own package; libraries stay in their room."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
+LEVELS = [
+    {"errors", "types"},
+    {"trees", "prng", "losses", "gating"},
+    {"aggregation", "settings"},
+    {"models", "data", "tracking", "checkpoint"},
+    {"parallel", "classifier", "prototypes", "evaluation", "loop"},
+    {"training", "gan"},
+    {"algorithms", "distillation"},
+    {"stages"},
+    {"experiment"},
+    {"report", "interop"},
+    {"cli"},
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+HOMES = {
+    "flax.linen": {"models"},
+    "tensorflow_datasets": {"data"},
+    "orbax": {"checkpoint"},
+    "matplotlib": {"report"},
+    "tensorflow": set(),
+    "ml_collections": set(),
+    "pickle": set(),
+}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=str)
+def test_imports(path):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    for name in imports(path):
+        for library, homes in HOMES.items():
+            if name == library or name.startswith(library + "."):
+                assert room in homes, f"{name} does not belong in {room}"
+        if name.startswith("mosaic_jax."):
+            other = name.split(".")[1]
+            assert other == room or LEVEL[other] < LEVEL[room], name

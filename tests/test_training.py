@@ -1,0 +1,173 @@
+"""Minibatches, local training and federated rounds against plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaic_jax import algorithms, losses, parallel, prng, training, trees
+from mosaic_jax.algorithms.base import Algorithm
+from mosaic_jax.settings import Local
+from mosaic_jax.stages import federated
+from mosaic_jax.types import Batch
+from tests import tiny
+
+LOCAL = Local(steps=3, batch_size=8, learning_rate=0.01, weight_decay=1e-3)
+KEY = prng.root(0)
+
+
+def close(a, b, rtol=1e-5):
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-5), a, b
+    )
+
+
+def make_round(data, key=KEY):
+    return jax.jit(
+        federated.make_round(
+            tiny.classifier(),
+            algorithms.build("fedavg"),
+            LOCAL,
+            data,
+            key=key,
+            augmentation="none",
+        )
+    )
+
+
+def start(data):
+    model = tiny.classifier().init(prng.named(KEY, "model"), (16, 16, 1))
+    return federated.initial_state(Algorithm(), model, data.num_clients)
+
+
+@pytest.mark.parametrize("size", [1, 4, 6, 13])
+def test_an_epoch_shows_every_image_once(size):
+    per_epoch = int(training.steps_per_epoch(jnp.array(size), 4))
+    slots = jax.jit(
+        lambda step: training.batch_slots(KEY, step, jnp.array(size), 20, 4)
+    )
+    orders = []
+    for epoch in range(2):
+        seen = []
+        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
+            slot, mask = slots(step)
+            seen += np.asarray(slot)[np.asarray(mask)].tolist()
+        assert sorted(seen) == list(range(size))
+        orders.append(seen)
+    if size == 13:
+        assert orders[0] != orders[1]
+
+
+def test_padding_changes_no_batch():
+    short, long = tiny.dataset([5, 9]), tiny.dataset([5, 9], pad=7)
+
+    def batch(data, client, step):
+        return training.client_batch(
+            data, client, step, key=KEY, batch_size=4, augmentation="none"
+        )
+
+    # The draw of an epoch's order depends on the padded length, its meaning does not:
+    # every batch has the same mask and each epoch shows the same images.
+    for client, steps in ((0, 2), (1, 3)):
+        seen = {}
+        for name, data in (("short", short), ("long", long)):
+            batches = [batch(data, client, step) for step in range(steps)]
+            seen[name] = sorted(
+                float(x)
+                for b in batches
+                for x in np.asarray(b.image.mean((1, 2, 3)))[np.asarray(b.mask)]
+            )
+        assert seen["short"] == seen["long"]
+
+
+def test_one_client_is_plain_sgd():
+    data, classifier = tiny.dataset([20]), tiny.classifier()
+    state, federated_round = start(data), make_round(data)
+    model = state.model
+    for number in range(2):
+        state, _ = federated_round(state, number)
+
+    @jax.jit
+    def plain_step(params, batch_stats, batch: Batch):
+        def objective(params):
+            logits, updated = classifier.train_logits(
+                model.replace(params=params, batch_stats=batch_stats),
+                batch.image,
+                batch.mask,
+            )
+            return losses.cross_entropy(logits, batch.label, batch.mask), updated
+
+        gradient, updated = jax.grad(objective, has_aux=True)(params)
+        return (
+            jax.tree.map(
+                lambda p, g: p - LOCAL.learning_rate * (g + LOCAL.weight_decay * p),
+                params,
+                gradient,
+            ),
+            updated,
+        )
+
+    params, batch_stats = model.params, model.batch_stats
+    for step in range(2 * LOCAL.steps):
+        batch = training.client_batch(
+            data, 0, step, key=KEY, batch_size=LOCAL.batch_size, augmentation="none"
+        )
+        params, batch_stats = plain_step(params, batch_stats, batch)
+    close(state.model.params, params, rtol=1e-4)
+    close(state.model.batch_stats, batch_stats, rtol=1e-4)
+
+
+def test_batched_clients_equal_one_at_a_time():
+    data, classifier = tiny.dataset([10, 19, 8]), tiny.classifier()
+    state = start(data)
+    after, loss = make_round(data)(state, 0)
+    tx = training.sgd(LOCAL.learning_rate, LOCAL.weight_decay)
+
+    @jax.jit
+    def alone(client):
+        return training.local_training(
+            classifier,
+            tx,
+            state.model,
+            lambda step: training.client_batch(
+                data,
+                client,
+                step,
+                key=KEY,
+                batch_size=LOCAL.batch_size,
+                augmentation="none",
+            ),
+            LOCAL.steps,
+        )
+
+    for client in range(3):
+        model, alone_loss = alone(client)
+        close(trees.take(after.client_model, client), model, rtol=1e-4)
+        close(loss[client], alone_loss)
+
+
+def test_vmap_equals_the_sequential_map():
+    data = tiny.dataset([10, 19])
+    classifier = tiny.classifier()
+    state = start(data)
+    tx = training.sgd(0.1, 0.0)
+
+    def one(client, model):
+        batch = training.client_batch(
+            data, client, 0, key=KEY, batch_size=4, augmentation="crop_flip"
+        )
+        return training.sgd_step(classifier, tx, model, tx.init(model.params), batch)[0]
+
+    clients = jnp.arange(2)
+    mapped = jax.jit(lambda m: parallel.client_map(one, clients, m))
+    batched = jax.jit(lambda m: jax.vmap(one)(clients, m))
+    close(mapped(state.client_model), batched(state.client_model), rtol=1e-4)
+
+
+def test_same_seed_same_result_and_another_seed_another():
+    data = tiny.dataset([10, 19])
+    first, _ = make_round(data)(start(data), 0)
+    second, _ = make_round(data)(start(data), 0)
+    assert trees.digest(first) == trees.digest(second)
+    other, _ = make_round(data, prng.root(1))(start(data), 0)
+    assert trees.digest(first) != trees.digest(other)
