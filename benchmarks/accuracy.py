@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy --name digits --alphas 0.01,0.1 --seeds 0,1,2
 
 Both methods share split, initial model, local work and total number of rounds;
-FedAvg goes on from Mosaic's first stage. Prints the table of the README (Markdown, mean and
-standard deviation over seeds, per cent) and writes
+FedAvg goes on from Mosaic's first stage. Prints the table of the README (Markdown,
+mean and standard deviation over seeds, per cent) and writes
 benchmarks/results/accuracy_NAME.json.
 """
 

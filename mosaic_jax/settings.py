@@ -256,7 +256,7 @@ def digest(value: Any) -> str:
 
 
 def near(name: str, known: list[str]) -> str:
-    """ ", did you mean 'x'?" or the list of known names."""
+    """The known name that looks like `name`, else all of them, as a hint."""
     match = difflib.get_close_matches(name, known, n=1)
     if match:
         return f"did you mean '{match[0]}'?"
@@ -316,8 +316,8 @@ def _contradictions(settings: Settings) -> list[str]:
         )
     if generators.when == "before_init" and generators.inversion_weight > 0:
         problems.append(
-            f"generators.inversion_weight = {generators.inversion_weight}: must be 0 for"
-            " generators.when = 'before_init', when no global model exists"
+            f"generators.inversion_weight = {generators.inversion_weight}: must be 0"
+            " for generators.when = 'before_init', when no global model exists"
         )
     if settings.distill.source == "validation" and settings.data.validation == 0:
         problems.append(

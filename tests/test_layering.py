@@ -1,4 +1,4 @@
-"""A module imports only lower levels or its own package; libraries stay in their room."""
+"""A module imports only lower levels or its own package; libraries stay put."""
 
 import ast
 import pathlib

@@ -84,8 +84,8 @@ def put(group, **fields):
         (put("data", validation=1.0), "data.validation = 1.0: must be in [0, 1)"),
         (
             put("generators", steps=0),
-            "generators.steps = 0: must be 0 where generators.epochs = 0 is not, and the"
-            " other way round",
+            "generators.steps = 0: must be 0 where generators.epochs = 0 is not, and"
+            " the other way round",
         ),
         (lambda mapping: mapping.pop("meta"), "meta: missing"),
         (

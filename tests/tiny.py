@@ -56,7 +56,7 @@ def classifier(num_classes: int = 4) -> Classifier:
 
 
 def dataset(sizes: list[int], num_classes: int = 4, pad: int = 0) -> FederatedDataset:
-    """Random 16 x 16 images, `sizes[i]` for client i, index rows `pad` longer than need."""
+    """Random images, `sizes[i]` for client i; index rows `pad` longer than needed."""
     np_rng = np.random.RandomState(0)
     total = sum(sizes)
     image = np_rng.randint(0, 256, (total, 16, 16, 1)).astype(np.uint8)

@@ -75,8 +75,8 @@ def load(
     for name in ("linear.bias", "fc.bias"):  # last layer of classifier, meta head
         if name in arrays and len(arrays[name]) != num_classes:
             raise errors.CheckpointError(
-                f"{network}: {name} has {len(arrays[name])} classes: must be num_classes"
-                f" = {num_classes}"
+                f"{network}: {name} has {len(arrays[name])} classes: must be"
+                f" num_classes = {num_classes}"
             )
     num_convs = sum(array.ndim == 4 for array in arrays.values())
     table = _table(network, num_convs)

@@ -1,5 +1,6 @@
 """A tiny study of every stage on real digits, in this process."""
 
+import itertools
 import json
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_metrics_and_split_are_on_disk(finished):
     assert steps == [2, 4, 6]
     split = json.loads((study.workdir / "split.json").read_text())
     assert split["sha256"] == study.data.sha256
-    assert sorted(sum(split["clients"], [])) == list(
+    assert sorted(itertools.chain(*split["clients"])) == list(
         range(len(study.data.clients.label))
     )
 
