@@ -44,7 +44,9 @@ def parse(argv: list[str]) -> list[str]:
             raise ValueError(f"{rest[1]}: must be a flag, such as --config")
         return rest
     except Exception as error:  # configs are Python and may raise anything
-        reason = str(error).strip('"').split("\n")[0]
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        if isinstance(error, (KeyError, AttributeError)):
+            reason = f"--config: unknown field {reason}"
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)
 

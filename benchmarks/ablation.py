@@ -177,7 +177,7 @@ def main() -> None:
     path = pathlib.Path(__file__).parent / "results" / f"ablation_{args.name}.json"
     path.parent.mkdir(exist_ok=True)
     for seed in map(int, args.seeds.split(",")):
-        config = accuracy.study(args.name, "mosaic", args.alpha, seed)
+        config, _ = accuracy.studies(args.name, args.alpha, seed)
         root = pathlib.Path(args.workdir) / f"{args.name}_{args.alpha}_{seed}"
         judge = reference(config, root)
         for name in VARIANTS:

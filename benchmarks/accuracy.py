@@ -15,34 +15,35 @@ import pathlib
 import statistics
 from typing import Any
 
+from configs import base
 from mosaic_jax import cli, experiment, settings, tracking
 
 COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final")
 
 
-def study(name: str, variant: str, alpha: float, seed: int) -> settings.Settings:
-    """Settings of configs/NAME_VARIANT at one alpha and seed."""
-    module_name, _, choice = variant.partition(":")
-    module = importlib.import_module(f"configs.{name}_{module_name}")
-    config = module.get_config(choice) if choice else module.get_config()
+def studies(
+    name: str, alpha: float, seed: int
+) -> tuple[settings.Settings, settings.Settings]:
+    """Mosaic by configs/NAME_mosaic.py (NAME may end in :variant), and its control."""
+    name, _, variant = name.partition(":")
+    module = importlib.import_module(f"configs.{name}_mosaic")
+    config = module.get_config(variant) if variant else module.get_config()
     config.data.alpha = alpha
     config.seed = seed
     config.log.tensorboard = False
-    return settings.from_mapping(config.to_dict())
+    mosaic = settings.from_mapping(config.to_dict())
+    return mosaic, settings.from_mapping(base.federated(config, "fedavg").to_dict())
 
 
 def measure(
     name: str, alpha: float, seed: int, root: pathlib.Path
 ) -> dict[str, dict[str, float]]:
     """Accuracies of one cell: {"test": {column: accuracy}, "validation": ...}."""
-    workdir = root / f"{name}_{alpha}_{seed}"
-    mosaic = experiment.Experiment(
-        study(name, "mosaic", alpha, seed), workdir / "mosaic"
-    ).run()
+    workdir = root / f"{name.replace(':', '_')}_{alpha}_{seed}"
+    config, control = studies(name, alpha, seed)
+    mosaic = experiment.Experiment(config, workdir / "mosaic").run()
     fedavg = experiment.Experiment(
-        study(name, "baselines:fedavg", alpha, seed),
-        workdir / "fedavg",
-        reuse_from=[workdir / "mosaic"],
+        control, workdir / "fedavg", reuse_from=[workdir / "mosaic"]
     ).run()
     if mosaic["rounds"] != fedavg["rounds"] or (
         mosaic["partition"] != fedavg["partition"]
@@ -90,7 +91,8 @@ def main() -> None:
             cells.append({"alpha": alpha, "seed": seed, **found})
             print(json.dumps(cells[-1]), flush=True)
     print(table(cells))
-    path = pathlib.Path(__file__).parent / "results" / f"accuracy_{args.name}.json"
+    name = args.name.replace(":", "_")
+    path = pathlib.Path(__file__).parent / "results" / f"accuracy_{name}.json"
     path.parent.mkdir(exist_ok=True)
     tracking.write_json(path, {"device": experiment.device(), "cells": cells})
 

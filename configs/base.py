@@ -20,6 +20,7 @@ def get_config() -> config_dict.ConfigDict:
     data.num_clients = 10
     data.alpha = 0.01  # Dirichlet concentration; smaller: clients differ more
     data.split_seed = 5363  # with seed 0: the published CIFAR-10 split
+    data.max_images = 0  # > 0: train on a random subset of this size
     data.validation = 0.0  # share of the training images that no client gets
 
     config.model = model = config_dict.ConfigDict()

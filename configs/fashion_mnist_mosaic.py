@@ -31,6 +31,8 @@ def get_config(variant: str = "default"):
 
 def small(config):
     """Shrink networks and rounds, in place."""
+    config.data.max_images = 6000
+    config.data.validation = 0.1
     config.model.width = 8
     config.local.batch_size = 32
     config.local.learning_rate = 0.05

@@ -67,6 +67,7 @@ class Data:
     num_clients: int = _at_least(1)
     alpha: float = _above(0)
     split_seed: int = _at_least(0)
+    max_images: int = _at_least(0)
     validation: float = _below_one()
 
 

@@ -45,8 +45,12 @@ def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData
     """`load` from arrays at hand."""
     info = sources.INFO[config.name]
     image, label = arrays.train_image, arrays.train_label
-    num_validation = round(config.validation * len(label))
     split_seed = seed + config.split_seed
+    if 0 < config.max_images < len(label):
+        order = np.random.RandomState(split_seed).permutation(len(label))
+        kept = np.sort(order[: config.max_images])
+        image, label = image[kept], label[kept]
+    num_validation = round(config.validation * len(label))
     sets = {"test": _labelled(arrays.test_image, arrays.test_label)}
     if num_validation:
         order = np.random.RandomState(split_seed).permutation(len(label))

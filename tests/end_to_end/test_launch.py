@@ -143,7 +143,7 @@ def test_a_finished_study_is_only_shown(undisturbed):
             ["--config.distill.temperature=-1.0"],
             "distill.temperature = -1.0: must be > 0",
         ),
-        (["--config.distill.tempreature=1.0"], "tempreature"),
+        (["--config.distill.tempreature=1.0"], 'Did you mean "temperature"'),
         (["--config.distill.steps=many"], "many"),
         (["--confg.seed=1"], "confg"),
         (["--config.data.num_clients=5000"], "data.num_clients = 5000"),
