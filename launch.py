@@ -4,9 +4,9 @@ Running the same command again goes on where it stopped. Any field can be set on
 command line, after --config: --config.distill.steps=200.
 """
 
-import logging
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -26,26 +26,50 @@ def main(_: list[str]) -> None:
     sys.exit(
         cli.run(
             _CONFIG.value.to_dict(),
-            pathlib.Path(_WORKDIR.value or cli.default_workdir(sys.argv)),
+            pathlib.Path(_WORKDIR.value or default_workdir(config_argument(sys.argv))),
             reuse_from=_REUSE.value,
             command=sys.argv,
         )
     )
 
 
+def config_argument(argv: Sequence[str]) -> str:
+    """The value of --config, "" if there is none."""
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name in ("--config", "-config"):
+            return value or after
+    return ""
+
+
+def default_workdir(config: str) -> str:
+    """runs/NAME or runs/NAME_VARIANT for path/NAME.py[:VARIANT]."""
+    path, _, variant = config.partition(":")
+    return "/".join(
+        ["runs", "_".join(filter(None, [pathlib.Path(path).stem, variant]))]
+    )
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parse flags; a wrong one is a single line and exit code 2."""
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    path = config_argument(argv).partition(":")[0]
     try:
+        if not {"--help", "--helpfull", "-h"} & set(argv) and not (
+            pathlib.Path(path).is_file()
+        ):
+            raise ValueError(
+                f"--config = {path!r}: must be a file, such as configs/digits_mosaic.py"
+            )
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is None:
-            raise ValueError("--config: missing, such as configs/digits_mosaic.py")
         if len(rest) > 1:
             raise ValueError(f"{rest[1]}: must be a flag, such as --config")
         return rest
     except Exception as error:  # configs are Python and may raise anything
-        reason = " ".join(str(error.args[0] if error.args else error).split())
-        if isinstance(error, (KeyError, AttributeError)):
+        text = str(error.args[0] if error.args else error).replace("\\n", "\n")
+        lines = [line.strip(" '\"\\") for line in text.strip().splitlines()]
+        # An error inside a config comes with its traceback: its last line says it.
+        reason = lines[-1] if "Traceback" in text else " ".join(lines)
+        if isinstance(error, KeyError | AttributeError):
             reason = f"--config: unknown field {reason}"
         print(f"error: {reason}", file=sys.stderr)
         sys.exit(2)

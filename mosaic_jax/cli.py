@@ -45,17 +45,6 @@ def run(
     return 0
 
 
-def default_workdir(argv: Sequence[str]) -> str:
-    """runs/NAME for --config path/NAME.py[:variant]."""
-    for i, word in enumerate(argv):
-        if word.lstrip("-").startswith("config") and "." not in word.split("=")[0]:
-            value = word.split("=", 1)[1] if "=" in word else argv[i + 1]
-            path, _, variant = value.partition(":")
-            name = pathlib.Path(path).stem
-            return f"runs/{name}_{variant}" if variant else f"runs/{name}"
-    return "runs/study"
-
-
 def print_summary(summary: dict[str, Any]) -> None:
     """Table of accuracies on stdout."""
     sets = [name for name in ("test", "validation") if f"{name}_accuracy" in summary]

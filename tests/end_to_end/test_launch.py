@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import launch as start
 from mosaic_jax import experiment, trees
 from tests import tiny
 
@@ -48,7 +49,7 @@ def environment():
     }
 
 
-def launch(workdir, *more, config=CONFIG, **options):
+def run(workdir, *more, config=CONFIG, **options):
     return subprocess.run(
         command(workdir, *more, config=config),
         cwd=ROOT,
@@ -82,7 +83,7 @@ def stop_at(workdir, moment, signum):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
-    done = launch(workdir)
+    done = run(workdir)
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -107,7 +108,7 @@ def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
     for moment in MOMENTS:
         code, log = stop_at(tmp_path, moment, signal.SIGKILL)
         assert code == -signal.SIGKILL, log
-    done = launch(tmp_path)
+    done = run(tmp_path)
     assert done.returncode == 0, done.stderr
     assert trees.digest(final_model(tmp_path)) == trees.digest(
         final_model(undisturbed[0])
@@ -130,7 +131,7 @@ def test_signals_save_and_exit(tmp_path, signum):
 
 def test_a_finished_study_is_only_shown(undisturbed):
     workdir, _ = undisturbed
-    again = launch(workdir)
+    again = run(workdir)
     assert again.returncode == 0
     assert "running" not in again.stderr
     assert again.stderr.count("reused from") == len(MOMENTS)
@@ -151,7 +152,7 @@ def test_a_finished_study_is_only_shown(undisturbed):
     ],
 )
 def test_bad_input_is_one_line_and_code_2(tmp_path, more, expected):
-    done = launch(tmp_path / "new", *more)
+    done = run(tmp_path / "new", *more)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert expected in done.stderr
@@ -159,14 +160,36 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, more, expected):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ("configs/nope.py", "--config = 'configs/nope.py': must be a file"),
+        ("configs/cifar10_mosaic.py:nope", "nope: unknown variant; known: default"),
+    ],
+)
+def test_bad_configs(tmp_path, config, expected):
+    done = run(tmp_path / "new", config=config)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_default_workdir():
+    def at(*words):
+        return start.default_workdir(start.config_argument(["launch.py", *words]))
+
+    assert at("--config", "configs/digits_mosaic.py") == "runs/digits_mosaic"
+    assert at("--config=configs/a.py:b", "--config.seed=1") == "runs/a_b"
+
+
 def test_no_data_and_no_network(tmp_path):
-    start = time.monotonic()
-    done = launch(
+    begin = time.monotonic()
+    done = run(
         tmp_path / "new",
         f"--config.data.dir={tmp_path}",
         config="configs/cifar10_mosaic.py",
     )
-    assert time.monotonic() - start < 20  # of which half is Python starting
+    assert time.monotonic() - begin < 20  # of which half is Python starting
     assert done.returncode == 2
     assert "put the file cifar-10-binary.tar.gz into" in done.stderr
 
@@ -178,6 +201,6 @@ def test_a_workdir_in_use_is_refused(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write("123 on host")
         file.flush()
-        done = launch(tmp_path)
+        done = run(tmp_path)
     assert done.returncode == 2
     assert "in use by process 123 on host" in done.stderr

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, errors, experiment, report, settings
+from mosaic_jax import errors, experiment, report, settings
 from tests import tiny
 
 STAGES = [
@@ -251,11 +251,3 @@ def test_bad_studies_end_before_work(finished, changes, expected):
 def test_reuse_from_nowhere(tmp_path):
     with pytest.raises(errors.ConfigError, match="--reuse_from = .*: no run directory"):
         experiment.Experiment(tiny.study(), tmp_path, reuse_from=[tmp_path / "no"])
-
-
-def test_default_workdir():
-    def at(*words):
-        return cli.default_workdir(["launch.py", *words])
-
-    assert at("--config", "configs/digits_mosaic.py") == "runs/digits_mosaic"
-    assert at("--config=configs/a.py:b", "--config.seed=1") == "runs/a_b"
