@@ -170,3 +170,43 @@ def test_idx_arrays(tmp_path):
 def test_no_loader():
     with pytest.raises(errors.DataError, match="data.name = 'cifar100': no loader yet"):
         sources.load("cifar100", ".")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_cifar10_prepared_by_tfds(tmp_path):
+    import tensorflow_datasets as tfds
+
+    np_rng = np.random.RandomState(0)
+    image = np_rng.randint(0, 256, (5, 32, 32, 3)).astype(np.uint8)
+
+    class Cifar10(tfds.core.GeneratorBasedBuilder):
+        """Images under the name of the real set."""
+
+        VERSION = tfds.core.Version("3.0.2")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Tensor(shape=(32, 32, 3), dtype=np.uint8),
+                "label": tfds.features.ClassLabel(num_classes=10),
+            }
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._rows(0, 3), "test": self._rows(3, 5)}
+
+        def _generate_examples(self, *_):
+            return iter(())
+
+        def _rows(self, first, end):
+            return iter(
+                [(i, {"image": image[i], "label": i}) for i in range(first, end)]
+            )
+
+    builder = Cifar10(data_dir=tmp_path, file_format="array_record")
+    builder.download_and_prepare()
+    arrays = sources.load("cifar10", tmp_path)
+    order = np.argsort(arrays.train_label)
+    np.testing.assert_array_equal(arrays.train_image[order], image[:3])
+    assert sorted(arrays.test_label) == [3, 4]

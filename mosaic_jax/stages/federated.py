@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview
 
 from mosaic_jax import algorithms, evaluation, parallel, prng, training, trees
 from mosaic_jax.algorithms.base import Algorithm
@@ -30,6 +31,9 @@ def init_stage(settings: Settings) -> Stage:
         init = jax.jit(context.classifier.init, static_argnums=1)
         model = init(key, context.data.info.image_shape)
         outcome = _run_rounds(context, model, settings.init.rounds, settings.local)
+        outcome.results["num_parameters"] = parameter_overview.count_parameters(
+            model.params
+        )
         # Label histograms travel once; experts and label shares need them.
         outcome.up["label_counts"] = context.data.label_count.size * 4
         return outcome

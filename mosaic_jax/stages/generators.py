@@ -1,6 +1,7 @@
 """Stage 2: each client trains a GAN on its own images and sends the generator."""
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from mosaic_jax.data import augment
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage
 from mosaic_jax.types import Array, Generators, ModelState
+
+_log = logging.getLogger(__name__)
 
 # Added to each class's share, so that a class the client lacks is dear, not infinite.
 LABEL_SMOOTHING = 1e-3
@@ -79,11 +82,14 @@ def _run(
 
     spread = deviations(generators, prng.named(context.key, "collapse"))
     alive = spread >= config.collapse_below
+    collapsed = [i for i, ok in enumerate(alive.tolist()) if not ok]
+    if collapsed:
+        _log.warning("generators of clients %s collapsed; they are left out", collapsed)
     return Outcome(
         artifacts={"client_generators": Generators(model=generators, alive=alive)},
         results={
             "deviation": spread.tolist(),
-            "collapsed_clients": [i for i, ok in enumerate(alive.tolist()) if not ok],
+            "collapsed_clients": collapsed,
         },
         up={"generators": trees.num_bytes(generators)},
     )

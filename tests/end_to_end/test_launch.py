@@ -72,12 +72,13 @@ def stop_at(workdir, moment, signum):
         text=True,
     )
     log = []
-    for line in process.stderr:
-        log.append(line)
-        if moment in line:
-            process.send_signal(signum)
-            moment = "\0"
-    return process.wait(timeout=600), "".join(log)
+    with process:
+        for line in process.stderr:
+            log.append(line)
+            if moment in line:
+                process.send_signal(signum)
+                moment = "\0"
+    return process.returncode, "".join(log)
 
 
 @pytest.fixture(scope="module")

@@ -236,7 +236,6 @@ def test_divergence_is_an_error(tmp_path):
         ({"seed": 1}, r"--workdir = .*: holds another study, with seed = 0 where this"),
         ({"init__method": "fedsgd"}, "init.method = 'fedsgd': known: fedavg"),
         ({"meta__gate_experts": 11}, "meta.gate_experts = 11: must be <= 10"),
-        ({"data__num_clients": 432}, "data.num_clients = 432: must be <= 43 for"),
     ],
 )
 def test_bad_studies_end_before_work(finished, changes, expected):
@@ -246,6 +245,12 @@ def test_bad_studies_end_before_work(finished, changes, expected):
     with pytest.raises(errors.MosaicError, match=expected):
         experiment.Experiment(tiny.study(warmup__rounds=2, **changes), workdir)
     assert (workdir / "summary.json").read_bytes() == before
+
+
+def test_more_clients_than_images(tmp_path):
+    with pytest.raises(errors.DataError, match="data.num_clients = 432: must be <= 43"):
+        experiment.Experiment(tiny.study(data__num_clients=432), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_reuse_from_nowhere(tmp_path):
