@@ -21,7 +21,16 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import accuracy
-from mosaic_jax import cli, evaluation, experiment, gan, prng, settings, tracking
+from mosaic_jax import (
+    cli,
+    environment,
+    evaluation,
+    experiment,
+    gan,
+    prng,
+    settings,
+    tracking,
+)
 from mosaic_jax.data import augment
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.types import Array, ModelState
@@ -183,7 +192,7 @@ def main() -> None:
         for name in VARIANTS:
             rows.append(measure(config, name, root, judge))
             print(json.dumps(rows[-1]), flush=True)
-            content = {"device": experiment.device(), "rows": rows}
+            content = {"device": environment.device(), "rows": rows}
             tracking.write_json(path, content)
     print(table(rows))
 

@@ -16,7 +16,7 @@ import statistics
 from typing import Any
 
 from configs import base
-from mosaic_jax import cli, experiment, settings, tracking
+from mosaic_jax import cli, environment, experiment, settings, tracking
 
 COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final")
 
@@ -94,7 +94,7 @@ def main() -> None:
     name = args.name.replace(":", "_")
     path = pathlib.Path(__file__).parent / "results" / f"accuracy_{name}.json"
     path.parent.mkdir(exist_ok=True)
-    tracking.write_json(path, {"device": experiment.device(), "cells": cells})
+    tracking.write_json(path, {"device": environment.device(), "cells": cells})
 
 
 if __name__ == "__main__":

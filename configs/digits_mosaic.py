@@ -29,4 +29,5 @@ def get_config():
     config.distill.schedule = "cosine"
     config.finetune.rounds = 6
     config.finetune.learning_rate = 0.01
+    config.evaluation.every = 3
     return config

@@ -2,29 +2,21 @@
 
 import contextlib
 import dataclasses
-import fcntl
-import importlib.metadata
 import json
 import logging
-import os
 import pathlib
-import platform
-import resource
 import shutil
-import subprocess
-import sys
 import time
 import typing
 from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
-import jax
-import jax.monitoring
 
 from mosaic_jax import (
     algorithms,
     checkpoint,
+    environment,
     errors,
     models,
     prng,
@@ -53,7 +45,6 @@ ARTIFACT_TYPES = {
     "student": types.ModelState,
     "final_model": types.ModelState,
 }
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +115,7 @@ class Experiment:
           DivergedError: training is no longer finite.
         """
         self.workdir.mkdir(parents=True, exist_ok=True)
-        with _locked(self.workdir), Interruption() as interruption:
+        with environment.locked(self.workdir), Interruption() as interruption:
             self._write_config()
             federated.save_split(self.workdir / "split.json", self.data)
             tracker = tracking.Tracker(
@@ -240,7 +231,7 @@ class Experiment:
             loop=loop,
         )
         start = time.monotonic()
-        with _CompileTime() as compile_time:
+        with environment.CompileTime() as compile_time:
             outcome = stage.run(context, **inputs)
         seconds = time.monotonic() - start
         saved = checkpoint.Checkpoints(directory / "artifacts")
@@ -249,7 +240,7 @@ class Experiment:
         record = self._record(stage, outcome, tracker) | {
             "seconds": seconds,
             "compile_seconds": compile_time.seconds,
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": environment.peak_memory(),
         }
         tracking.write_json(directory / "done.json", record)
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
@@ -295,8 +286,8 @@ class Experiment:
             "seconds": {name: r["seconds"] for name, r in records.items()},
             "compile_seconds": sum(r["compile_seconds"] for r in records.values()),
             "peak_memory_bytes": max(r["peak_memory_bytes"] for r in records.values()),
-            "device": device(),
-            "versions": _versions(),
+            "device": environment.device(),
+            "versions": environment.versions(),
             "config_sha256": settings.digest(settings.to_mapping(config)),
         }
 
@@ -306,9 +297,9 @@ class Experiment:
             {
                 "settings": settings.to_mapping(self.settings),
                 "command": self._command,
-                "versions": _versions(),
-                "device": device(),
-                "git_revision": _git_revision(),
+                "versions": environment.versions(),
+                "device": environment.device(),
+                "git_revision": environment.git_revision(),
             },
         )
 
@@ -415,65 +406,3 @@ def _accuracies(records: dict[str, dict], key: str) -> dict[str, float]:
     for last in ("init", "warmup", "distill", "finetune"):
         put("final", of(last))
     return result
-
-
-@contextlib.contextmanager
-def _locked(workdir: pathlib.Path):
-    """One run at a time: the kernel drops the lock with the process."""
-    with (workdir / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise errors.ConfigError(
-                f"--workdir = {workdir}: in use by process {file.read().strip()}"
-            ) from error
-        file.truncate(0)
-        file.write(f"{os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
-
-
-class _CompileTime:
-    """Seconds that XLA compiled while entered."""
-
-    def __enter__(self) -> "_CompileTime":
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            self.seconds += duration
-
-
-def _peak_memory() -> int:
-    """Of the device where it tells, else of this process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def device() -> str:
-    """Kind and number of the devices in use."""
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
-
-
-def _versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
-
-
-def _git_revision() -> str:
-    root = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-    with contextlib.suppress(OSError):
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        return result.stdout.strip()
-    return ""

@@ -10,7 +10,7 @@ LEVELS = [
     {"errors", "types"},
     {"trees", "prng", "losses", "gating"},
     {"aggregation", "settings"},
-    {"models", "data", "tracking", "checkpoint"},
+    {"models", "data", "tracking", "checkpoint", "environment"},
     {"parallel", "classifier", "prototypes", "evaluation", "loop"},
     {"training", "gan"},
     {"algorithms", "distillation"},

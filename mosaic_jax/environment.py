@@ -1,0 +1,88 @@
+"""Where a run happens: lock, device, versions, memory, compile time."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.monitoring
+
+from mosaic_jax import errors
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+    """One run at a time: the kernel drops the lock with the process.
+
+    Raises:
+      ConfigError: another process holds the lock.
+    """
+    with (workdir / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise errors.ConfigError(
+                f"--workdir = {workdir}: in use by process {file.read().strip()}"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+
+
+class CompileTime:
+    """Seconds that XLA compiled while entered."""
+
+    def __enter__(self) -> "CompileTime":
+        self.seconds = 0.0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        if event.endswith("backend_compile_duration"):
+            self.seconds += duration
+
+
+def peak_memory() -> int:
+    """Bytes at most in use, on the device where it tells, else by this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def device() -> str:
+    """Kind and number of the devices in use."""
+    devices = jax.devices()
+    return f"{len(devices)} x {devices[0].device_kind} ({jax.default_backend()})"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and the packages that results depend on."""
+    found = {name: importlib.metadata.version(name) for name in PACKAGES}
+    return {"python": platform.python_version(), **found}
+
+
+def git_revision() -> str:
+    """Of the checkout that this library runs from, "" outside one."""
+    root = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip()
+    return ""
