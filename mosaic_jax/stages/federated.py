@@ -31,8 +31,8 @@ def init_stage(settings: Settings) -> Stage:
         init = jax.jit(context.classifier.init, static_argnums=1)
         model = init(key, context.data.info.image_shape)
         outcome = _run_rounds(context, model, settings.init.rounds, settings.local)
-        outcome.results["num_parameters"] = parameter_overview.count_parameters(
-            model.params
+        outcome.results["num_parameters"] = int(
+            parameter_overview.count_parameters(model.params)
         )
         # Label histograms travel once; experts and label shares need them.
         outcome.up["label_counts"] = context.data.label_count.size * 4
