@@ -180,6 +180,9 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.01)
     parser.add_argument("--seeds", default="0,1")
     parser.add_argument("--workdir", default="runs/accuracy")
+    parser.add_argument(
+        "--variants", type=int, default=len(VARIANTS), help="only the first so many"
+    )
     args = parser.parse_args()
     cli.prepare()
     rows: list[dict[str, Any]] = []
@@ -189,7 +192,7 @@ def main() -> None:
         config, _ = accuracy.studies(args.name, args.alpha, seed)
         root = pathlib.Path(args.workdir) / f"{args.name}_{args.alpha}_{seed}"
         judge = reference(config, root)
-        for name in VARIANTS:
+        for name in list(VARIANTS)[: args.variants]:
             rows.append(measure(config, name, root, judge))
             print(json.dumps(rows[-1]), flush=True)
             content = {"device": environment.device(), "rows": rows}

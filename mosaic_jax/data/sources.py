@@ -86,6 +86,8 @@ class Arrays:
     test_label: np.ndarray
 
 
+_FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
+
 INFO = {
     "digits": Info(10, 16, 1, (0.3053,), (0.3334,), "none"),
     "fashion_mnist": Info(10, 32, 3, (0.1307,) * 3, (0.3081,) * 3, "none"),
@@ -115,9 +117,6 @@ def load(name: str, directory: str | pathlib.Path) -> Arrays:
     _check(name, arrays)
     _write_cache(cache, arrays)
     return arrays
-
-
-_FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
 
 
 def _check(name: str, arrays: Arrays) -> None:
