@@ -28,7 +28,7 @@ from mosaic_jax import (
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import federated
 from mosaic_jax.data.sources import Info
-from mosaic_jax.loop import Interruption, Loop
+from mosaic_jax.loop import Interrupted, Interruption, Loop
 from mosaic_jax.stages.base import Context, Outcome, Stage
 
 _log = logging.getLogger(__name__)
@@ -174,6 +174,8 @@ class Experiment:
                     _log.warning("%s; stage %s runs again", error, stage.name)
                     shutil.rmtree(done.directory)
             if produced is None:
+                if interruption.signum:
+                    raise Interrupted(interruption.signum)
                 inputs = {name: artifacts[name] for name in stage.needs}
                 done, produced = self._compute(
                     stage, fingerprint, inputs, tracker, interruption
