@@ -1,11 +1,20 @@
 """Convolutions that stay fast when every client has its own kernels.
 
-Under `vmap` over kernels a plain convolution becomes a grouped one, and inside a
-`scan` XLA's CPU convolutions run on one thread; both cost 6 to 20 times a dense one.
-Patches and one matrix product stay matrix products in either case, so that is what
-runs on CPUs. Accelerators keep the native convolution.
+Two things make a plain convolution slow here. Under `vmap` over kernels XLA lowers it
+to a grouped one. And on CPUs the gradient convolutions of automatic differentiation,
+whose operands are transposed, miss the fast kernels inside a loop (20 to 90 times
+slower). So convolutions are built from three linear maps, each written in a form that
+XLA has a fast kernel for, each with its own rule for `vmap`:
+
+    forward    (x, kernel) -> y
+    on_input   (g, kernel) -> x     the transpose in x: gradient, and ConvTranspose
+    on_kernel  (x, g) -> kernel     the transpose in the kernel
+
+docs/performance.md has what was tried and measured.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -15,67 +24,278 @@ from jax import lax
 
 from mosaic_jax.types import Array
 
+LOWERINGS = ("auto", "grouped", "dense", "patches")
+
 Initializer = Callable[..., Array]
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Patches of so many bytes stay in a core's share of the cache (measured).
+_TILE_BYTES = 2_500_000
+# On smaller maps one matrix product over all clients fills an accelerator better than
+# a convolution per client; an estimate from the number of thread blocks.
+_SMALL_MAP = 64
 
 
-def convolve(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What a convolution is besides its arrays.
+
+    Attributes:
+      side: of the input map, height and width.
+      size: of the square kernel.
+      stride: in both directions.
+      padding: zeros on each side.
+      lowering: one of `LOWERINGS`: "grouped" leaves `vmap` to XLA, "dense" runs one
+        dense convolution per kernel, "patches" multiplies matrices of patches, "auto"
+        is the fastest measured for the backend and the shape.
+    """
+
+    side: tuple[int, int]
+    size: int
+    stride: int
+    padding: int
+    lowering: str
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of the output map."""
+        reach = 2 * self.padding - self.size
+        return tuple((side + reach) // self.stride + 1 for side in self.side)
+
+
+def convolve(
+    x: Array, kernel: Array, stride: int, padding: int, lowering: str = "auto"
+) -> Array:
     """Cross-correlate `x` [B, H, W, I] with `kernel` [k, k, I, O], zero padded."""
-    if jax.default_backend() == "cpu":
-        return _by_patches(x, kernel, stride, padding)
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+    geometry = Geometry(x.shape[1:3], len(kernel), stride, padding, lowering)
+    return _convolve(geometry, x, kernel)
 
 
-def convolve_transpose(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def convolve_transpose(
+    x: Array, kernel: Array, stride: int, padding: int, lowering: str = "auto"
+) -> Array:
     """Transpose of `convolve`: `x` [B, H, W, I], `kernel` [k, k, O, I].
 
     Side lengths become (H - 1) * stride - 2 * padding + k, as PyTorch's
     ConvTranspose2d has them.
     """
-    size = kernel.shape[0]
-    height, width = ((side - 1) * stride - 2 * padding + size for side in x.shape[1:3])
-    out = jax.ShapeDtypeStruct((x.shape[0], height, width, kernel.shape[2]), x.dtype)
-    transpose = jax.linear_transpose(
-        lambda y: convolve(y, kernel, stride, padding), out
+    reach = len(kernel) - 2 * padding
+    side = tuple((n - 1) * stride + reach for n in x.shape[1:3])
+    geometry = Geometry(side, len(kernel), stride, padding, lowering)
+    return _convolve_transpose(geometry, x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
+    return _op(_forward, geometry)(x, kernel)
+
+
+def _convolve_bwd(geometry: Geometry, saved: tuple[Array, Array], g: Array):
+    x, kernel = saved
+    return _op(_on_input, geometry)(g, kernel), _op(_on_kernel, geometry)(x, g)
+
+
+_convolve.defvjp(
+    lambda geometry, x, kernel: (_convolve(geometry, x, kernel), (x, kernel)),
+    _convolve_bwd,
+)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve_transpose(geometry: Geometry, x: Array, kernel: Array) -> Array:
+    return _op(_on_input, geometry)(x, kernel)
+
+
+def _convolve_transpose_bwd(geometry: Geometry, saved: tuple[Array, Array], g: Array):
+    x, kernel = saved
+    return _op(_forward, geometry)(g, kernel), _op(_on_kernel, geometry)(g, x)
+
+
+_convolve_transpose.defvjp(
+    lambda geometry, x, kernel: (_convolve_transpose(geometry, x, kernel), (x, kernel)),
+    _convolve_transpose_bwd,
+)
+
+
+@functools.cache
+def _op(function: Callable[..., Array], geometry: Geometry) -> Callable[..., Array]:
+    """`function(geometry, a, b)` of two arrays, with the rule for `vmap`."""
+    plain = functools.partial(function, geometry)
+    if geometry.lowering in ("grouped", "patches"):
+        return plain
+    op = jax.custom_batching.custom_vmap(plain)
+
+    @op.def_vmap
+    def rule(count: int, batched: list[bool], a: Array, b: Array):
+        if function is not _on_kernel and not batched[1]:
+            # One kernel for all: the clients are more samples.
+            y = op(a.reshape(-1, *a.shape[2:]), b)
+            return y.reshape(count, -1, *y.shape[1:]), True
+        a, b = (
+            v if has else jnp.broadcast_to(v, (count, *v.shape))
+            for v, has in zip((a, b), batched, strict=True)
+        )
+        if _on_cpu():
+            return lax.map(lambda pair: op(*pair), (a, b)), True
+        if geometry.lowering == "auto" and geometry.out[0] ** 2 <= _SMALL_MAP:
+            by_patches = dataclasses.replace(geometry, lowering="patches")
+            return jax.vmap(_op(function, by_patches))(a, b), True
+        return jnp.stack([op(a[i], b[i]) for i in range(count)]), True
+
+    return op
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
+
+
+def _by_patches(geometry: Geometry) -> bool:
+    return geometry.lowering == "patches" or geometry.size == 1
+
+
+def _native(x: Array, kernel: Array, stride: int, pads: list, /) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS
     )
-    return transpose(x)[0]
 
 
-def _by_patches(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    size = kernel.shape[0]
-    if size == 1 and not padding:
-        return x[:, ::stride, ::stride] @ kernel[0, 0]
+def _forward(geometry: Geometry, x: Array, kernel: Array) -> Array:
+    if _by_patches(geometry):
+        return _patches(geometry, x) @ kernel.reshape(-1, kernel.shape[-1])
+    pads = [(geometry.padding,) * 2] * 2
+    return _native(x, kernel, geometry.stride, pads)
+
+
+def _on_input(geometry: Geometry, g: Array, kernel: Array) -> Array:
+    shape = (len(g), *geometry.side, kernel.shape[2])
+    if geometry.out == (1, 1) and not geometry.padding:
+        # A generator's first layer, one vector to a map: a dense layer.
+        rows = g[:, 0, 0] @ kernel.reshape(-1, kernel.shape[-1]).T
+        return _place(geometry, rows.reshape(len(g), *kernel.shape[:3]))
+    # Flat or tiny maps: the phases below would be many small convolutions.
+    if _by_patches(geometry) and geometry.stride > 1 or max(geometry.out) <= 2:
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        x = jax.ShapeDtypeStruct(shape, g.dtype)
+        return jax.linear_transpose(lambda x: _patches(geometry, x) @ matrix, x)(g)[0]
+    if not _on_cpu() and not _by_patches(geometry):
+        x = jax.ShapeDtypeStruct(shape, g.dtype)
+        return jax.linear_transpose(lambda x: _forward(geometry, x, kernel), x)(g)[0]
+    return _by_phases(geometry, g, kernel)
+
+
+def _place(geometry: Geometry, x: Array) -> Array:
+    """Zeros where the kernel did not reach: the map may be larger than the kernel."""
+    missing = [side - geometry.size for side in geometry.side]
+    return jnp.pad(x, [(0, 0), *((0, n) for n in missing), (0, 0)])
+
+
+def _by_phases(geometry: Geometry, g: Array, kernel: Array) -> Array:
+    """`_on_input` as stride^2 convolutions, one for each position modulo the stride.
+
+    Output rows stride * m + r see only the taps t = r + padding (mod stride), row
+    m - (t - r - padding) / stride of `g` each: a convolution of stride 1.
+    """
+    stride = geometry.stride
+    sizes = [-(-side // stride) for side in geometry.side]
+    kernel = kernel.swapaxes(2, 3)
+
+    def taps(phase: int, length: int, count: int) -> tuple[slice, tuple[int, int]]:
+        """The taps of a phase, last first, and the padding they need."""
+        first = (phase + geometry.padding) % stride
+        used = range(first, geometry.size, stride)
+        low = (used[-1] - phase - geometry.padding) // stride if used else 0
+        return used, (low, length + len(used) - 1 - count - low)
+
+    def one(row: int, column: int) -> Array:
+        (rows, high), (columns, wide) = (
+            taps(phase, length, count)
+            for phase, length, count in zip(
+                (row, column), sizes, g.shape[1:3], strict=True
+            )
+        )
+        if not rows or not columns:
+            return jnp.zeros((len(g), *sizes, kernel.shape[-1]), g.dtype)
+        taken = kernel[rows[0] :: stride, columns[0] :: stride][::-1, ::-1]
+        if _by_patches(geometry):
+            edges = [(0, 0, 0), (*high, 0), (*wide, 0), (0, 0, 0)]
+            padded = lax.pad(g, jnp.zeros((), g.dtype), edges)
+            flat = Geometry(padded.shape[1:3], len(taken), 1, 0, geometry.lowering)
+            return _patches(flat, padded) @ taken.reshape(-1, taken.shape[-1])
+        return _native(g, taken, 1, [high, wide])
+
+    if stride == 1:
+        return one(0, 0)
+    phases = [
+        jnp.stack([one(row, column) for column in range(stride)], axis=3)
+        for row in range(stride)
+    ]
+    x = jnp.stack(phases, axis=2)  # [B, rows, stride, columns, stride, I]
+    x = x.reshape(len(g), *(n * stride for n in sizes), kernel.shape[-1])
+    return x[:, : geometry.side[0], : geometry.side[1]]
+
+
+def _on_kernel(geometry: Geometry, x: Array, g: Array) -> Array:
+    shape = (geometry.size, geometry.size, x.shape[-1], g.shape[-1])
+    if not _on_cpu() and not _by_patches(geometry):
+        kernel = jax.ShapeDtypeStruct(shape, g.dtype)
+        transpose = jax.linear_transpose(lambda k: _forward(geometry, x, k), kernel)
+        return transpose(g)[0]
+
+    def product(x: Array, g: Array) -> Array:
+        samples = ((0, 1, 2), (0, 1, 2))
+        return lax.dot_general(_patches(geometry, x), g, (samples, ((), ())))
+
+    tile = _tile(geometry, x)
+    if tile == len(x):
+        return product(x, g).reshape(shape)
+
+    def body(i: Array, total: Array) -> Array:
+        part = (lax.dynamic_slice_in_dim(v, i * tile, tile) for v in (x, g))
+        return total + product(*part)
+
+    zero = jnp.zeros((geometry.size**2 * x.shape[-1], g.shape[-1]), g.dtype)
+    return lax.fori_loop(0, len(x) // tile, body, zero).reshape(shape)
+
+
+def _tile(geometry: Geometry, x: Array) -> int:
+    """Samples whose patches fit in the cache; divides the batch."""
+    height, width = geometry.out
+    each = height * width * geometry.size**2 * x.shape[-1] * x.dtype.itemsize
+    tile = len(x)
+    while tile % 2 == 0 and tile * each > _TILE_BYTES and _on_cpu():
+        tile //= 2
+    return tile
+
+
+def _patches(geometry: Geometry, x: Array) -> Array:
+    """Patches [B, h, w, size * size * I] of `x` [B, H, W, I], as `kernel` is flat."""
+    size, stride, padding = geometry.size, geometry.stride, geometry.padding
+    height, width = geometry.out
     x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height, width = ((side - size) // stride + 1 for side in x.shape[1:3])
 
     def shifted(row: int, column: int) -> Array:
         rows = slice(row, row + stride * (height - 1) + 1, stride)
         columns = slice(column, column + stride * (width - 1) + 1, stride)
         return x[:, rows, columns]
 
-    patches = [shifted(i, j) for i in range(size) for j in range(size)]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    shifts = [shifted(i, j) for i in range(size) for j in range(size)]
+    return shifts[0] if size == 1 else jnp.concatenate(shifts, axis=-1)
 
 
 class Conv(nn.Module):
-    """Convolution without bias; `kernel` [k, k, in, out]."""
+    """Convolution without bias; `kernel` [k, k, in, out], computed in the input's dtype."""
 
     features: int
     size: int
     stride: int
     padding: int
     kernel_init: Initializer
+    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        return convolve(x, kernel, self.stride, self.padding)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        return convolve(x, kernel, self.stride, self.padding, self.lowering)
 
 
 class ConvTranspose(nn.Module):
@@ -86,9 +306,10 @@ class ConvTranspose(nn.Module):
     stride: int
     padding: int
     kernel_init: Initializer
+    lowering: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (self.size, self.size, self.features, x.shape[-1])
-        kernel = self.param("kernel", self.kernel_init, shape)
-        return convolve_transpose(x, kernel, self.stride, self.padding)
+        kernel = self.param("kernel", self.kernel_init, shape).astype(x.dtype)
+        return convolve_transpose(x, kernel, self.stride, self.padding, self.lowering)
