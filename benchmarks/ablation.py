@@ -105,7 +105,7 @@ def agreement(study: experiment.Experiment, judge: ModelState) -> float:
     generators = done["generators"].artifacts()["client_generators"]
     config, num_classes = study.settings, study.data.info.num_classes
     ensemble = mosaic.build(config.meta, study.classifier, num_classes)
-    model_gan = gan.build(config.generators, study.data.info, study.classifier)
+    model_gan = gan.build(config, study.data.info, study.classifier)
 
     @jax.jit
     def run(key: Array) -> Array:

@@ -26,6 +26,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model = model = config_dict.ConfigDict()
     model.name = "resnet18"  # resnet18, 34, 50, 101, 152 with a CIFAR stem
     model.width = 64  # channels of the first group
+    model.dtype = "float32"  # of activations; or bfloat16. Parameters are float32
 
     config.local = local = config_dict.ConfigDict()
     local.steps = 10  # minibatches per client and round
@@ -102,10 +103,16 @@ def get_config() -> config_dict.ConfigDict:
     evaluation.batch_size = 256
     evaluation.every = 10  # rounds between evaluations of the global model
 
+    config.compute = compute = config_dict.ConfigDict()
+    compute.devices = 0  # over which clients are dealt; 0: all there are
+    compute.clients_at_once = 0  # clients batched on a device; 0: as memory allows
+    compute.convolution = "auto"  # or grouped, dense, patches: docs/performance.md
+
     config.log = log = config_dict.ConfigDict()
     log.every_steps = 50  # steps between log lines, and the unit of resuming
     log.checkpoint_seconds = 60.0  # least time between checkpoints within a stage
     log.tensorboard = True
+    log.profile = ""  # stage whose second chunk is traced, for TensorBoard or Perfetto
     return config
 
 

@@ -1,5 +1,6 @@
 """Averages of client models: the global model and one expert per class."""
 
+import jax
 import jax.numpy as jnp
 
 from mosaic_jax import trees
@@ -13,6 +14,16 @@ def federated_average(client_tree: Tree, weight: Array) -> Tree:
     negative; a client of weight 0 changes nothing.
     """
     return trees.weighted_mean(client_tree, weight)
+
+
+def weighted(tree: Tree, weight: Array) -> Tree:
+    """`weight * tree`; zeros for weight [] = 0, even where a leaf is not finite.
+
+    Summed over clients with weights n_i / sum_j n_j this is `federated_average`.
+    """
+    return jax.tree.map(
+        lambda leaf: jnp.where(weight > 0, weight.astype(leaf.dtype) * leaf, 0), tree
+    )
 
 
 def class_experts(

@@ -19,6 +19,7 @@ from mosaic_jax import (
     environment,
     errors,
     models,
+    parallel,
     prng,
     settings,
     stages,
@@ -34,7 +35,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage
 _log = logging.getLogger(__name__)
 
 # Raised when the same settings give another result; it enters every fingerprint.
-FORMAT = 1
+FORMAT = 2
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "client_models": types.ModelState,
@@ -105,6 +106,13 @@ class Experiment:
         self.data = federated.load(config.data, config.seed)
         _check_fits(config, self.data)
         self.classifier = build_classifier(config, self.data.info)
+        self.axis = parallel.build(
+            self.data.clients.client.size,
+            at_once=config.compute.clients_at_once,
+            num_devices=config.compute.devices,
+        )
+        self._clients = self.axis.place(self.data.clients)
+        self._held_out = self.axis.replicate(self.data.held_out)
         self._command = list(command)
 
     def run(self) -> dict[str, Any]:
@@ -152,7 +160,7 @@ class Experiment:
         """The stages of this study that are done, in order, up to the first gap."""
         result = []
         for stage, fingerprint in self.plan():
-            done = _find(self.workdir, stage.name, fingerprint)
+            done = _find(self.workdir, stage, fingerprint)
             if done is None:
                 break
             result.append(done)
@@ -190,7 +198,7 @@ class Experiment:
         self, stage: Stage, fingerprint: str, tracker: tracking.Tracker
     ) -> Done | None:
         for root in [self.workdir, *self.reuse_from]:
-            done = _find(root, stage.name, fingerprint)
+            done = _find(root, stage, fingerprint)
             if done is None:
                 continue
             _log.info("%s: reused from %s", stage.name, done.directory)
@@ -228,6 +236,9 @@ class Experiment:
         context = Context(
             settings=self.settings,
             data=self.data,
+            clients=self._clients,
+            held_out=self._held_out,
+            axis=self.axis,
             classifier=self.classifier,
             key=prng.named(prng.root(self.settings.seed), stage.name),
             loop=loop,
@@ -309,7 +320,11 @@ class Experiment:
 def build_classifier(config: settings.Settings, info: Info) -> Classifier:
     """The classifier of a study."""
     module = models.build_classifier(
-        config.model.name, info.num_classes, config.model.width
+        config.model.name,
+        info.num_classes,
+        width=config.model.width,
+        dtype=config.model.dtype,
+        lowering=config.compute.convolution,
     )
     return Classifier(module, info.mean, info.std)
 
@@ -351,12 +366,14 @@ def _stage_directory(root: pathlib.Path, name: str, fingerprint: str) -> pathlib
     return root / "stages" / name / fingerprint
 
 
-def _find(root: pathlib.Path, name: str, fingerprint: str) -> Done | None:
-    directory = _stage_directory(root, name, fingerprint)
+def _find(root: pathlib.Path, stage: Stage, fingerprint: str) -> Done | None:
+    """The finished stage, if it is there with all that `stage` provides."""
+    directory = _stage_directory(root, stage.name, fingerprint)
     try:
         record = json.loads((directory / "done.json").read_text())
-        return Done(name, directory, record) if "provides" in record else None
-    except (OSError, ValueError, TypeError):
+        complete = set(stage.provides) <= set(record["provides"])
+        return Done(stage.name, directory, record) if complete else None
+    except (OSError, ValueError, TypeError, KeyError):
         return None
 
 

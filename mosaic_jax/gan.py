@@ -201,11 +201,13 @@ class Gan:
         return loss, metrics
 
 
-def build(config: settings.Generators, info: Info, classifier: Classifier) -> Gan:
+def build(study: settings.Settings, info: Info, classifier: Classifier) -> Gan:
     """The client GAN of a study."""
+    config = study.generators
+    size, kind = info.image_size, (study.model.dtype, study.compute.convolution)
     return Gan(
-        generator=dcgan.Generator(info.image_size, info.channels, config.width),
-        discriminator=dcgan.Discriminator(info.image_size, config.width),
+        generator=dcgan.Generator(size, info.channels, config.width, *kind),
+        discriminator=dcgan.Discriminator(size, config.width, *kind),
         classifier=classifier,
         tx=optax.adam(config.learning_rate, b1=0.5, b2=0.999),
         latent_dim=config.latent_dim,

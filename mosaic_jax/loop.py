@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mosaic_jax import checkpoint, errors, tracking
 from mosaic_jax.types import Tree
@@ -103,6 +104,8 @@ class Loop:
         """
         saved = checkpoint.Checkpoints(self.directory / name)
         step, state = self._resume(saved, name, state)
+        # Chunks donate their state; the caller's arrays must live on.
+        state = jax.tree.map(jnp.copy, state)
         bar = tracking.Progress(
             f"{self.stage} {name}", step, num_steps, samples_per_step
         )

@@ -1,19 +1,368 @@
-"""Run a function of one client over the leading client axis."""
+"""Where clients run: devices of a mesh, and how many at once on each.
 
+Code is written for one client; `ClientAxis` runs it over all of them. Clients are
+dealt to the devices of a one-dimensional mesh, so that each device has the same number
+and about the same number of images. A device holds the images of its own clients only
+and runs them in groups of `at_once`, batched by `vmap` within a group and one group
+after the other; so memory is that of a group, however many clients there are. The
+result depends on none of this but for rounding.
+"""
+
+import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from mosaic_jax.types import Tree
+from mosaic_jax import errors, schedule, trees
+from mosaic_jax.types import Array, FederatedDataset, Tree
+
+AXIS = "clients"
+# Experts of an ensemble that an accelerator runs at once.
+_EXPERTS_AT_ONCE = 16
+
+# function(*one client's entries) -> (its own results, what is summed over clients)
+ClientFunction = Callable[..., tuple[Tree, Tree]]
+# function(state, step, *args, *shared) -> (state, metrics)
+StepFunction = Callable[..., tuple[Tree, Tree]]
 
 
-def client_map(function: Callable[..., Tree], *args: Tree) -> Tree:
-    """Apply `function` of one client to each entry of the leading axis of `args`.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Unequal numbers of steps on all devices.
 
-    Batched (`vmap`) on accelerators. On CPUs one client after the other inside the
-    same program: the cores are busy with one client's matrix products already, and
-    its arrays stay in cache. The result is the same to rounding.
+    Attributes:
+      devices: the plan of each.
+      lanes: of each device.
+    """
+
+    devices: list[schedule.Plan]
+    lanes: int
+
+    @property
+    def length(self) -> int:
+        """Of the time axis that all devices share."""
+        return max(one.length for one in self.devices)
+
+    def pieces(self, first: int, end: int) -> schedule.Pieces:
+        """The work of all devices [D, S, ...] in a window; S is always the same."""
+        capacity = max(one.capacity for one in self.devices)
+        found = [one.pieces(first, end) for one in self.devices]
+        return schedule.stack(found, capacity)
+
+    def processed(self, every: int) -> int:
+        """Steps computed in all windows, those of idle lanes included."""
+        starts = range(0, self.length, every)
+        windows = (self.pieces(i, min(i + every, self.length)) for i in starts)
+        return sum(int(window.count.sum()) for window in windows) * self.lanes
+
+
+@dataclasses.dataclass(frozen=True)
+class ClientAxis:
+    """The leading client axis [C, ...] laid out on devices.
+
+    Attributes:
+      mesh: one axis, `AXIS`.
+      slots: [devices, clients per device] int: which client runs where; -1 is nobody
+        (a copy of client 0 runs there and is thrown away).
+      at_once: clients in one `vmap` on each device; divides the slots of a device.
+    """
+
+    mesh: Mesh
+    slots: np.ndarray
+    at_once: int
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients C."""
+        return int(self.slots.max()) + 1
+
+    @property
+    def num_devices(self) -> int:
+        """Devices of all processes."""
+        return len(self.slots)
+
+    def map(self, function: Callable[..., Tree], *args: Tree, shared: Tree = ()):
+        """`function(*entries, *shared)` of each client; results are [C, ...].
+
+        Args:
+          function: of one client.
+          args: leaves [C, ...].
+          shared: placed by `place`: each device passes its own part.
+        """
+        each, _ = self.map_and_sum(
+            lambda *args: (function(*args), ()), *args, shared=shared
+        )
+        return each
+
+    def map_and_sum(
+        self, function: ClientFunction, *args: Tree, shared: Tree = ()
+    ) -> tuple[Tree, Tree]:
+        """`map`, and the sum of each client's second result, which is never stacked."""
+        live = self.slots.reshape(-1) >= 0
+        run = functools.partial(_run_groups, function, self.at_once)
+        return self._run(run, args, (live, shared))
+
+    def advance(
+        self,
+        function: StepFunction,
+        state: Tree,
+        *args: Tree,
+        pieces: schedule.Pieces,
+        shared: Tree = (),
+    ) -> tuple[Tree, Tree]:
+        """Run `pieces` of the clients' steps; returns the new state and summed metrics.
+
+        Args:
+          function: one step of one client.
+          state: leaves [C, ...].
+          args: further leaves [C, ...] that stay.
+          pieces: of a `Plan`.
+          shared: placed by `place`.
+        """
+        run = functools.partial(_run_pieces, function)
+        return self._run(run, (state, args), (pieces, shared))
+
+    def plan(self, steps: np.ndarray, every: int) -> "Plan":
+        """Plan unequal numbers of `steps` [C], in windows of `every`."""
+        steps = np.where(self.slots >= 0, np.asarray(steps)[self.slots], 0)
+        lanes = min(schedule.num_lanes(row, self.at_once) for row in steps)
+        return Plan([schedule.Plan(row, lanes, every) for row in steps], lanes)
+
+    def _run(
+        self, run: Callable[..., tuple[Tree, Tree]], args: Tree, split: Tree
+    ) -> tuple[Tree, Tree]:
+        """`run(args, *split) -> each, total` on each device's slots and part."""
+        slots = self.slots.reshape(-1)
+        identity = np.array_equal(slots, np.arange(self.num_clients))
+        if not identity:
+            args = trees.take(args, np.maximum(slots, 0))
+        if self.num_devices > 1:
+            per_device = run
+
+            def run(args: Tree, *split: Tree) -> tuple[Tree, Tree]:
+                each, total = per_device(args, *split)
+                return each, jax.lax.psum(total, AXIS)
+
+            run = jax.shard_map(
+                run,
+                mesh=self.mesh,
+                in_specs=PartitionSpec(AXIS),
+                out_specs=(PartitionSpec(AXIS), PartitionSpec()),
+                check_vma=False,
+            )
+        each, total = run(args, *split)
+        if not identity:
+            # Slots of clients 0, 1, ...; those of nobody come last.
+            order = np.argsort(np.where(slots >= 0, slots, len(slots)), kind="stable")
+            each = trees.take(each, order[: self.num_clients])
+        return each, total
+
+    def place(self, data: FederatedDataset) -> FederatedDataset:
+        """Deal host arrays to the devices: each gets the images of its clients.
+
+        Afterwards `index` counts within the images of the client's device.
+        """
+        index, size = np.asarray(data.client.index), np.asarray(data.client.size)
+        if self.num_devices == 1:
+            return jax.device_put(data, self._sharding())
+        held = [
+            np.concatenate([index[i, : size[i]] for i in row if i >= 0] or [[0]])
+            for row in self.slots
+        ]
+        length = max(len(rows) for rows in held)
+        local = np.zeros_like(index)
+        for row in self.slots:
+            start = 0
+            for i in row[row >= 0]:
+                own = np.arange(start, start + size[i])
+                local[i] = np.resize(own, index.shape[1])
+                start += size[i]
+        rows = np.concatenate([np.resize(rows, length) for rows in held]).astype(int)
+        images = jax.tree.map(
+            lambda leaf: jax.make_array_from_callback(
+                (len(rows), *leaf.shape[1:]),
+                self._sharding(AXIS),
+                lambda where, leaf=leaf: np.asarray(leaf)[rows[where[0]]],
+            ),
+            data.images,
+        )
+        client = data.client.replace(index=local)
+        return FederatedDataset(images, self.replicate(client))
+
+    def replicate(self, tree: Tree) -> Tree:
+        """Host arrays, the same in every process, on all devices."""
+        return jax.tree.map(
+            lambda leaf: jax.make_array_from_callback(
+                np.shape(leaf), self._sharding(), lambda where: np.asarray(leaf)[where]
+            ),
+            tree,
+        )
+
+    def gather(self, tree: Tree) -> Tree:
+        """Whole on every device, and so readable by every process."""
+        if self.num_devices == 1:
+            return tree
+        return jax.jit(lambda tree: tree, out_shardings=self._sharding())(tree)
+
+    def _sharding(self, *axes: str) -> NamedSharding:
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+
+def _run_groups(
+    function: ClientFunction, at_once: int, args: Tree, live: Array, shared: Tree
+) -> tuple[Tree, Tree]:
+    """One device's clients [S, ...], `at_once` at a time."""
+
+    def group(args: Tree, live: Array) -> tuple[Tree, Tree]:
+        each, summand = _batched(lambda *a: function(*a, *shared))(*args)
+        return each, _sum(summand, live)
+
+    count = len(live) // at_once
+    if count == 1:
+        return group(args, live)
+    args, live = jax.tree.map(
+        lambda leaf: leaf.reshape(count, at_once, *leaf.shape[1:]), (args, live)
+    )
+
+    def body(total: Tree, entry: Tree) -> tuple[Tree, Tree]:
+        each, summand = group(*entry)
+        return jax.tree.map(jnp.add, total, summand), each
+
+    zero = _zeros_like_result(lambda entry: group(*entry)[1], (args, live))
+    total, each = jax.lax.scan(body, zero, (args, live))
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), each), total
+
+
+def _run_pieces(
+    function: StepFunction, args: Tree, pieces: schedule.Pieces, shared: Tree
+) -> tuple[Tree, Tree]:
+    """One device's pieces [1, S, ...] of work on its clients' state [slots, ...]."""
+    state, rest = args
+    client, first, count = pieces.client[0], pieces.first[0], pieces.count[0]
+    step = _batched(lambda state, step, rest: function(state, step, *rest, *shared))
+
+    def piece(i: Array, carry: Tree) -> Tree:
+        state, total = carry
+        who = client[i]
+        lanes, lane_rest = trees.take((state, rest), jnp.maximum(who, 0))
+
+        def body(j: Array, carry: Tree) -> Tree:
+            lanes, total = carry
+            lanes, metrics = step(lanes, first[i] + j, lane_rest)
+            return lanes, jax.tree.map(jnp.add, total, _sum(metrics, who >= 0))
+
+        lanes, total = jax.lax.fori_loop(0, count[i], body, (lanes, total))
+        # An index past the end: nobody's state is dropped.
+        row = jnp.where(who >= 0, who, len(jax.tree.leaves(state)[0]))
+        state = jax.tree.map(
+            lambda all_, new: all_.at[row].set(new, mode="drop"), state, lanes
+        )
+        return state, total
+
+    def metrics(entry: Tree) -> Tree:
+        lanes, rest = entry
+        metrics = step(lanes, jnp.zeros_like(client[0]), rest)[1]
+        return _sum(metrics, client[0] >= 0)
+
+    lanes = jax.eval_shape(lambda t: trees.take(t, jnp.maximum(client[0], 0)), args)
+    zero = _zeros(jax.eval_shape(metrics, lanes))
+    return jax.lax.fori_loop(0, len(count), piece, (state, zero))
+
+
+def _batched(function: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`vmap`, without a batch axis in the program where the axis has one entry."""
+
+    def run(*args: Tree) -> Tree:
+        if len(jax.tree.leaves(args)[0]) > 1:
+            return jax.vmap(function)(*args)
+        return jax.tree.map(lambda leaf: leaf[None], function(*trees.take(args, 0)))
+
+    return run
+
+
+def _sum(tree: Tree, live: Array) -> Tree:
+    """Sum over the leading axis of what is `live`, be the rest finite or not."""
+    return jax.tree.map(
+        lambda leaf: jnp.sum(
+            jnp.where(live.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, 0), axis=0
+        ),
+        tree,
+    )
+
+
+def _zeros_like_result(function: Callable[[Tree], Tree], entries: Tree) -> Tree:
+    return _zeros(jax.eval_shape(lambda e: function(trees.take(e, 0)), entries))
+
+
+def _zeros(shapes: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def expert_map(function: Callable[..., Tree], *args: Tree) -> Tree:
+    """`function` of each entry of the leading axis, without sums or devices.
+
+    Some at once on accelerators, one after the other on CPUs, so that a hundred
+    experts take the memory of a few.
     """
     if jax.default_backend() == "cpu":
         return jax.lax.map(lambda entry: function(*entry), args)
-    return jax.vmap(function)(*args)
+    return jax.lax.map(
+        lambda entry: function(*entry), args, batch_size=_EXPERTS_AT_ONCE
+    )
+
+
+def build(size: np.ndarray, *, at_once: int = 0, num_devices: int = 0) -> ClientAxis:
+    """Deal clients to devices.
+
+    Args:
+      size: [C] images of each client: devices get about the same number of images.
+      at_once: clients in one `vmap`; 0: one on CPUs, whose cores are busy with one
+        client's matrix products, all of a device's clients elsewhere.
+      num_devices: the first so many; 0: all there are.
+
+    Raises:
+      ConfigError: there are fewer devices.
+    """
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise errors.ConfigError(
+            f"compute.devices = {num_devices}: must be <= {len(devices)}, the devices"
+            " there are"
+        )
+    devices = devices[: num_devices or len(devices)]
+    mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+    each = -(-len(size) // len(devices))
+    if not at_once:
+        at_once = 1 if devices[0].platform == "cpu" else each
+    at_once = balanced(each, at_once)
+    slots = deal(size, len(devices), -(-each // at_once) * at_once)
+    return ClientAxis(mesh, slots, at_once)
+
+
+def balanced(count: int, at_most: int) -> int:
+    """Group size <= `at_most` with the fewest groups and the least padding."""
+    return -(-count // -(-count // at_most))
+
+
+def deal(size: np.ndarray, num_devices: int, each: int) -> np.ndarray:
+    """Clients to devices [devices, each], -1 where nobody is; the largest first.
+
+    Always to the device with the fewest images so far that has room; each device's
+    clients are in ascending order.
+    """
+    if num_devices == 1:
+        padding = [-1] * (each - len(size))
+        return np.array([[*range(len(size)), *padding]])
+    held = [[] for _ in range(num_devices)]
+    load = np.zeros(num_devices)
+    room = -(-len(size) // num_devices)
+    for i in np.argsort(-np.asarray(size), kind="stable"):
+        free = [d for d in range(num_devices) if len(held[d]) < room]
+        device = min(free, key=lambda d: load[d])
+        held[device].append(int(i))
+        load[device] += size[i]
+    return np.array([sorted(h) + [-1] * (each - len(h)) for h in held])

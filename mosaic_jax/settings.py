@@ -18,6 +18,8 @@ from mosaic_jax import errors, gating, losses
 DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
 SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+DTYPES = ("float32", "bfloat16")
+LOWERINGS = ("auto", "grouped", "dense", "patches")
 HEADS = ("transformer", "linear", "diagonal", "mean")
 
 
@@ -77,6 +79,7 @@ class Model:
 
     name: str = _one_of(*NETWORKS)
     width: int = _at_least(1)
+    dtype: str = _one_of(*DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,12 +198,22 @@ class Evaluation:
 
 
 @dataclasses.dataclass(frozen=True)
+class Compute:
+    """How the work is laid out; changes results by rounding only."""
+
+    devices: int = _at_least(0)
+    clients_at_once: int = _at_least(0)
+    convolution: str = _one_of(*LOWERINGS)
+
+
+@dataclasses.dataclass(frozen=True)
 class Log:
     """Checkpoints, progress and TensorBoard; changes no result."""
 
     every_steps: int = _at_least(1)
     checkpoint_seconds: float = _at_least(0)
     tensorboard: bool = _any()
+    profile: str = _any()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +234,7 @@ class Settings:
     distill: Distill = _any()
     finetune: Finetune = _any()
     evaluation: Evaluation = _any()
+    compute: Compute = _any()
     log: Log = _any()
 
     @property

@@ -9,7 +9,7 @@ import optax
 from mosaic_jax import losses, prng
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
-from mosaic_jax.types import Array, Batch, FederatedDataset, ModelState
+from mosaic_jax.types import Array, Batch, Client, LabelledImages, ModelState
 
 # (logits [B, K]) -> logits, and (params) -> scalar added to the loss.
 LogitsHook = Callable[[Array], Array]
@@ -52,24 +52,24 @@ def batch_slots(
 
 
 def client_batch(
-    data: FederatedDataset,
-    client: Array,
+    client: Client,
+    images: LabelledImages,
     step: Array,
     *,
     key: Array,
     batch_size: int,
     augmentation: str,
 ) -> Batch:
-    """Minibatch number `step` of `client`, in [-1, 1], augmented."""
-    size = data.size[client]
-    client_key = prng.at(prng.named(key, "shuffle"), client)
-    slot, mask = batch_slots(client_key, step, size, data.index.shape[1], batch_size)
-    rows = data.index[client][slot]
-    image = augment.to_signed(data.image[rows])
-    image = augment.augment(
-        augmentation, prng.at(prng.named(key, "augment"), step, client), image
+    """Minibatch number `step` of one client, in [-1, 1], augmented."""
+    shuffle_key = prng.at(prng.named(key, "shuffle"), client.number)
+    slot, mask = batch_slots(
+        shuffle_key, step, client.size, client.index.shape[-1], batch_size
     )
-    return Batch(image=image, label=data.label[rows], mask=mask)
+    rows = client.index[slot]
+    augment_key = prng.at(prng.named(key, "augment"), step, client.number)
+    image = augment.to_signed(images.image[rows])
+    image = augment.augment(augmentation, augment_key, image)
+    return Batch(image=image, label=images.label[rows], mask=mask)
 
 
 def sgd_step(

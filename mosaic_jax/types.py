@@ -36,37 +36,47 @@ class Batch:
 
 
 @flax.struct.dataclass
-class FederatedDataset:
-    """All clients' data: images once, a client is a row of indices.
-
-    `image` uint8 [N, H, W, D], `label` int32 [N], `index` int32 [C, M] (row i holds
-    client i's `size[i]` image numbers, then padding), `size` int32 [C], `label_count`
-    int32 [C, K].
-    """
+class LabelledImages:
+    """`image` uint8 [N, H, W, D], `label` int32 [N]."""
 
     image: Array
     label: Array
+
+
+@flax.struct.dataclass
+class Client:
+    """What one client holds; with a leading axis C, what all hold.
+
+    `number` int32 [] names it, for random keys; `index` int32 [M] holds the numbers of
+    its `size` [] images, then padding; `label_count` int32 [K].
+    """
+
+    number: Array
     index: Array
     size: Array
     label_count: Array
 
+
+@flax.struct.dataclass
+class FederatedDataset:
+    """All clients' data: images once, a client is a row of indices.
+
+    `images` of all clients (on several devices, each holds those of its own clients);
+    `client` with leading axis C.
+    """
+
+    images: LabelledImages
+    client: Client
+
     @property
     def num_clients(self) -> int:
         """Number of clients C."""
-        return self.index.shape[0]
+        return self.client.index.shape[0]
 
     @property
     def num_classes(self) -> int:
         """Number of classes K."""
-        return self.label_count.shape[1]
-
-
-@flax.struct.dataclass
-class LabelledImages:
-    """A set to evaluate on: `image` uint8 [N, H, W, D], `label` int32 [N]."""
-
-    image: Array
-    label: Array
+        return self.client.label_count.shape[1]
 
 
 @flax.struct.dataclass
@@ -74,13 +84,14 @@ class ServerState:
     """All that a resumed federated round needs.
 
     `model` is the global model, `server` and `client` [C, ...] are states of the
-    algorithm, `client_model` [C, ...] the local models of the last round.
+    algorithm, `client_model` [C, ...] the local models of the last round where they
+    are kept, else empty.
     """
 
     model: ModelState
     server: Tree
     client: Tree
-    client_model: ModelState
+    client_model: Tree
 
 
 @flax.struct.dataclass

@@ -1,4 +1,4 @@
-"""Programs compile fast rather than run fast, and are kept between test runs."""
+"""Four devices; programs compile fast, not run fast, and are kept between runs."""
 
 import os
 import pathlib
@@ -6,7 +6,8 @@ import pathlib
 # Read when jax starts, here and in the processes that tests launch.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_force_host_platform_device_count=4",
 )
 
 import jax

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "types"},
-    {"trees", "prng", "losses", "gating"},
+    {"trees", "prng", "losses", "gating", "schedule"},
     {"aggregation", "settings"},
     {"models", "data", "tracking", "checkpoint", "environment"},
     {"parallel", "classifier", "prototypes", "evaluation", "loop"},

@@ -1,59 +1,11 @@
-"""Convolutions, masked batch-norm, heads."""
+"""Masked batch-norm, the GAN's sizes, heads."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
-from mosaic_jax.models import conv, dcgan, meta, norm
-
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-
-
-@pytest.mark.parametrize(
-    ("size", "stride", "padding"),
-    [(3, 1, 1), (3, 2, 1), (1, 2, 0), (4, 2, 1), (2, 2, 0)],
-)
-def test_patches_equal_the_native_convolution(size, stride, padding):
-    keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, 8, 8, 3))
-    kernel = jax.random.normal(keys[1], (size, size, 3, 5))
-
-    def native(x, kernel):
-        return lax.conv_general_dilated(
-            x, kernel, (stride,) * 2, [(padding,) * 2] * 2, dimension_numbers=DIMENSIONS
-        )
-
-    def ours(x, kernel):
-        return conv._by_patches(x, kernel, stride, padding)
-
-    out = native(x, kernel)
-    np.testing.assert_allclose(ours(x, kernel), out, rtol=1e-4, atol=1e-5)
-    weight = jax.random.normal(keys[2], out.shape)
-    for i in (0, 1):
-        expected = jax.grad(lambda *a: jnp.sum(native(*a) * weight), i)(x, kernel)
-        found = jax.grad(lambda *a: jnp.sum(ours(*a) * weight), i)(x, kernel)
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("size", "stride", "padding"), [(4, 1, 0), (4, 2, 1), (1, 1, 0)]
-)
-def test_transposed_convolution(size, stride, padding):
-    keys = jax.random.split(jax.random.key(1))
-    x = jax.random.normal(keys[0], (2, 4, 4, 3))
-    kernel = jax.random.normal(keys[1], (size, size, 5, 3))
-    expected = lax.conv_transpose(
-        x,
-        kernel,
-        (stride,) * 2,
-        [(size - 1 - padding,) * 2] * 2,
-        dimension_numbers=DIMENSIONS,
-        transpose_kernel=True,
-    )
-    found = conv.convolve_transpose(x, kernel, stride, padding)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+from mosaic_jax.models import dcgan, meta, norm
 
 
 def test_masked_batch_norm_equals_the_smaller_batch():

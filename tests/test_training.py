@@ -22,22 +22,34 @@ def close(a, b, rtol=1e-5):
     )
 
 
-def make_round(data, key=KEY):
+def make_round(data, key=KEY, **layout):
+    layout = {"num_devices": 1} | layout
+    axis = parallel.build(np.asarray(data.client.size), **layout)
     return jax.jit(
         federated.make_round(
             tiny.classifier(),
             algorithms.build("fedavg"),
             LOCAL,
-            data,
+            axis,
+            axis.place(data),
             key=key,
             augmentation="none",
+            keep_models=True,
         )
     )
 
 
 def start(data):
     model = tiny.classifier().init(prng.named(KEY, "model"), (16, 16, 1))
-    return federated.initial_state(Algorithm(), model, data.num_clients)
+    return federated.initial_state(
+        Algorithm(), model, data.num_clients, keep_models=True
+    )
+
+
+def client_batch(data, client, step, **settings):
+    client = trees.take(data.client, client)
+    settings = {"key": KEY, "batch_size": 4, "augmentation": "none"} | settings
+    return training.client_batch(client, data.images, step, **settings)
 
 
 @pytest.mark.parametrize("size", [1, 4, 6, 13])
@@ -61,17 +73,12 @@ def test_an_epoch_shows_every_image_once(size):
 def test_padding_changes_no_batch():
     short, long = tiny.dataset([5, 9]), tiny.dataset([5, 9], pad=7)
 
-    def batch(data, client, step):
-        return training.client_batch(
-            data, client, step, key=KEY, batch_size=4, augmentation="none"
-        )
-
     # The draw of an epoch's order depends on the padded length, its meaning does not:
     # every batch has the same mask and each epoch shows the same images.
     for client, steps in ((0, 2), (1, 3)):
         seen = {}
         for name, data in (("short", short), ("long", long)):
-            batches = [batch(data, client, step) for step in range(steps)]
+            batches = [client_batch(data, client, step) for step in range(steps)]
             seen[name] = sorted(
                 float(x)
                 for b in batches
@@ -109,9 +116,7 @@ def test_one_client_is_plain_sgd():
 
     params, batch_stats = model.params, model.batch_stats
     for step in range(2 * LOCAL.steps):
-        batch = training.client_batch(
-            data, 0, step, key=KEY, batch_size=LOCAL.batch_size, augmentation="none"
-        )
+        batch = client_batch(data, 0, step, batch_size=LOCAL.batch_size)
         params, batch_stats = plain_step(params, batch_stats, batch)
     close(state.model.params, params, rtol=1e-4)
     close(state.model.batch_stats, batch_stats, rtol=1e-4)
@@ -129,14 +134,7 @@ def test_batched_clients_equal_one_at_a_time():
             classifier,
             tx,
             state.model,
-            lambda step: training.client_batch(
-                data,
-                client,
-                step,
-                key=KEY,
-                batch_size=LOCAL.batch_size,
-                augmentation="none",
-            ),
+            lambda step: client_batch(data, client, step, batch_size=LOCAL.batch_size),
             LOCAL.steps,
         )
 
@@ -146,22 +144,14 @@ def test_batched_clients_equal_one_at_a_time():
         close(loss[client], alone_loss)
 
 
-def test_vmap_equals_the_sequential_map():
-    data = tiny.dataset([10, 19])
-    classifier = tiny.classifier()
-    state = start(data)
-    tx = training.sgd(0.1, 0.0)
-
-    def one(client, model):
-        batch = training.client_batch(
-            data, client, 0, key=KEY, batch_size=4, augmentation="crop_flip"
-        )
-        return training.sgd_step(classifier, tx, model, tx.init(model.params), batch)[0]
-
-    clients = jnp.arange(2)
-    mapped = jax.jit(lambda m: parallel.client_map(one, clients, m))
-    batched = jax.jit(lambda m: jax.vmap(one)(clients, m))
-    close(mapped(state.client_model), batched(state.client_model), rtol=1e-4)
+@pytest.mark.parametrize(
+    ("at_once", "num_devices"), [(2, 1), (3, 1), (5, 1), (1, 2), (2, 2), (1, 4)]
+)
+def test_layout_changes_no_result(at_once, num_devices):
+    data = tiny.dataset([10, 19, 8, 5, 6])
+    expected = make_round(data, at_once=1)(start(data), 0)
+    found = make_round(data, at_once=at_once, num_devices=num_devices)(start(data), 0)
+    close(found, expected)
 
 
 def test_same_seed_same_result_and_another_seed_another():

@@ -8,7 +8,7 @@ from configs import digits_mosaic
 from mosaic_jax import settings
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.models import norm, resnet
-from mosaic_jax.types import FederatedDataset
+from mosaic_jax.types import Client, FederatedDataset, LabelledImages
 
 FIELDS = {
     "data.num_clients": 3,
@@ -32,6 +32,7 @@ FIELDS = {
     "log.every_steps": 2,
     "log.checkpoint_seconds": 0.0,
     "log.tensorboard": False,
+    "compute.devices": 1,
 }
 
 
@@ -86,9 +87,11 @@ def dataset(sizes: list[int], num_classes: int = 4, pad: int = 0) -> FederatedDa
     index = np.stack([np.resize(part, max(sizes) + pad) for part in parts])
     count = np.stack([np.bincount(label[p], minlength=num_classes) for p in parts])
     return FederatedDataset(
-        image=jnp.asarray(image),
-        label=jnp.asarray(label),
-        index=jnp.asarray(index, jnp.int32),
-        size=jnp.asarray(sizes, jnp.int32),
-        label_count=jnp.asarray(count, jnp.int32),
+        LabelledImages(jnp.asarray(image), jnp.asarray(label)),
+        Client(
+            number=jnp.arange(len(sizes), dtype=jnp.int32),
+            index=jnp.asarray(index, jnp.int32),
+            size=jnp.asarray(sizes, jnp.int32),
+            label_count=jnp.asarray(count, jnp.int32),
+        ),
     )

@@ -1,12 +1,11 @@
 """What a federated algorithm may change; every hook defaults to FedAvg.
 
-All hooks are pure and about one client, except `aggregate`, which sees the stacked
-uploads. A new algorithm overrides what it needs in a file of its own.
+All hooks are pure and about one client, except `aggregate`, which sees the weighted
+mean of the uploads. A new algorithm overrides what it needs in a file of its own.
 """
 
 import jax.numpy as jnp
 
-from mosaic_jax import aggregation
 from mosaic_jax.types import Array, ModelState, Tree
 
 
@@ -46,8 +45,13 @@ class Algorithm:
         return local, client_state
 
     def aggregate(
-        self, server_state: Tree, model: ModelState, uploads: Tree, weight: Array
+        self, server_state: Tree, model: ModelState, mean_upload: Tree
     ) -> tuple[Tree, ModelState]:
-        """New server state and global model from uploads [C, ...] and n_i [C]."""
+        """New server state and global model from `sum_i n_i upload_i / sum_i n_i`.
+
+        Uploads are only ever summed, so that memory does not grow with the clients.
+        An algorithm that weighs parameters one by one uploads the weighted parameters
+        and the weights, and divides here.
+        """
         del model
-        return server_state, aggregation.federated_average(uploads, weight)
+        return server_state, mean_upload

@@ -4,17 +4,16 @@ import dataclasses
 import json
 import pathlib
 
-import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import errors, settings, trees
 from mosaic_jax.data import partition, sources
-from mosaic_jax.types import FederatedDataset, LabelledImages
+from mosaic_jax.types import Client, FederatedDataset, LabelledImages
 
 
 @dataclasses.dataclass(frozen=True)
 class StudyData:
-    """Everything that a study reads.
+    """Everything that a study reads, in host memory.
 
     `held_out` has "test" and, where images were held out, "validation". `test_index`
     [C, M'] deals the test images evenly to the clients, for the accuracy
@@ -75,11 +74,13 @@ def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData
     return StudyData(
         info=info,
         clients=FederatedDataset(
-            image=jnp.asarray(image),
-            label=jnp.asarray(label),
-            index=jnp.asarray(_padded(parts), jnp.int32),
-            size=jnp.asarray([len(part) for part in parts], jnp.int32),
-            label_count=jnp.asarray(label_count, jnp.int32),
+            images=_labelled(image, label),
+            client=Client(
+                number=np.arange(len(parts), dtype=np.int32),
+                index=_padded(parts).astype(np.int32),
+                size=np.array([len(part) for part in parts], np.int32),
+                label_count=label_count.astype(np.int32),
+            ),
         ),
         held_out=sets,
         test_index=order[: share * config.num_clients].reshape(-1, share),
@@ -101,7 +102,7 @@ def save_split(path: pathlib.Path, data: StudyData) -> None:
 
 
 def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
-    return LabelledImages(jnp.asarray(image), jnp.asarray(label, jnp.int32))
+    return LabelledImages(image, label.astype(np.int32))
 
 
 def _padded(parts: list[np.ndarray]) -> np.ndarray:

@@ -40,7 +40,7 @@ class Ensemble:
 
     def expert_logits(self, experts: Experts, image: Array) -> Array:
         """[B, E, K] logits of each expert."""
-        logits = parallel.client_map(
+        logits = parallel.expert_map(
             lambda model: self.classifier.logits(model, image), experts.model
         )
         return logits.transpose(1, 0, 2)

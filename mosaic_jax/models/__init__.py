@@ -7,6 +7,8 @@ from mosaic_jax.models import resnet
 Module = nn.Module
 
 
-def build_classifier(name: str, num_classes: int, width: int) -> Module:
+def build_classifier(
+    name: str, num_classes: int, *, width: int, dtype: str, lowering: str
+) -> Module:
     """The classifier called `name`, a key of `resnet.DEPTHS`."""
-    return resnet.ResNet(num_classes, name, width)
+    return resnet.ResNet(num_classes, name, width, dtype, lowering)

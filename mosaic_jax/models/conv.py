@@ -149,7 +149,9 @@ def _on_cpu() -> bool:
 
 
 def _by_patches(geometry: Geometry) -> bool:
-    return geometry.lowering == "patches" or geometry.size == 1
+    # On CPUs a map of one or two rows is better off as one matrix product (measured).
+    tiny = _on_cpu() and max(geometry.out) <= 2
+    return tiny or geometry.lowering == "patches" or geometry.size == 1
 
 
 def _native(x: Array, kernel: Array, stride: int, pads: list, /) -> Array:
@@ -171,8 +173,7 @@ def _on_input(geometry: Geometry, g: Array, kernel: Array) -> Array:
         # A generator's first layer, one vector to a map: a dense layer.
         rows = g[:, 0, 0] @ kernel.reshape(-1, kernel.shape[-1]).T
         return _place(geometry, rows.reshape(len(g), *kernel.shape[:3]))
-    # Flat or tiny maps: the phases below would be many small convolutions.
-    if _by_patches(geometry) and geometry.stride > 1 or max(geometry.out) <= 2:
+    if _by_patches(geometry) and geometry.stride > 1:
         matrix = kernel.reshape(-1, kernel.shape[-1])
         x = jax.ShapeDtypeStruct(shape, g.dtype)
         return jax.linear_transpose(lambda x: _patches(geometry, x) @ matrix, x)(g)[0]
@@ -242,18 +243,24 @@ def _on_kernel(geometry: Geometry, x: Array, g: Array) -> Array:
 
     def product(x: Array, g: Array) -> Array:
         samples = ((0, 1, 2), (0, 1, 2))
-        return lax.dot_general(_patches(geometry, x), g, (samples, ((), ())))
+        return lax.dot_general(
+            _patches(geometry, x),
+            g,
+            (samples, ((), ())),
+            preferred_element_type=jnp.float32,
+        )
 
     tile = _tile(geometry, x)
     if tile == len(x):
-        return product(x, g).reshape(shape)
+        return product(x, g).reshape(shape).astype(g.dtype)
 
     def body(i: Array, total: Array) -> Array:
         part = (lax.dynamic_slice_in_dim(v, i * tile, tile) for v in (x, g))
         return total + product(*part)
 
-    zero = jnp.zeros((geometry.size**2 * x.shape[-1], g.shape[-1]), g.dtype)
-    return lax.fori_loop(0, len(x) // tile, body, zero).reshape(shape)
+    zero = jnp.zeros((geometry.size**2 * x.shape[-1], g.shape[-1]))
+    total = lax.fori_loop(0, len(x) // tile, body, zero)
+    return total.reshape(shape).astype(g.dtype)
 
 
 def _tile(geometry: Geometry, x: Array) -> int:
@@ -282,7 +289,7 @@ def _patches(geometry: Geometry, x: Array) -> Array:
 
 
 class Conv(nn.Module):
-    """Convolution without bias; `kernel` [k, k, in, out], computed in the input's dtype."""
+    """Convolution without bias in the input's dtype; `kernel` [k, k, in, out]."""
 
     features: int
     size: int

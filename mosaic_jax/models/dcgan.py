@@ -33,23 +33,26 @@ class Generator(nn.Module):
     image_size: int = 32
     channels: int = 3
     width: int = 64
+    dtype: str = "float32"
+    lowering: str = "auto"
 
     def setup(self) -> None:
         """4 x 4 from noise, doublings, a 1 x 1 output layer."""
         count = _doublings(self.image_size)
         widths = [self.width * 2 ** (count - i) for i in range(count + 1)]
-        self.convs = [ConvTranspose(widths[0], 4, 1, 0, _NORMAL)] + [
-            ConvTranspose(width, 4, 2, 1, _NORMAL) for width in widths[1:]
+        self.convs = [ConvTranspose(widths[0], 4, 1, 0, _NORMAL, self.lowering)] + [
+            ConvTranspose(width, 4, 2, 1, _NORMAL, self.lowering)
+            for width in widths[1:]
         ]
         self.norms = [_batch_norm() for _ in widths]
-        self.out = ConvTranspose(self.channels, 1, 1, 0, _NORMAL)
+        self.out = ConvTranspose(self.channels, 1, 1, 0, _NORMAL, self.lowering)
 
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Images of noise `z` [B, nz] float32, standard normal."""
-        x = z[:, None, None, :]
+        x = z[:, None, None, :].astype(self.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = nn.relu(norm(conv(x), train=train))
-        return jnp.tanh(self.out(x))
+        return jnp.tanh(self.out(x).astype(jnp.float32))
 
 
 class Discriminator(nn.Module):
@@ -61,17 +64,19 @@ class Discriminator(nn.Module):
 
     image_size: int = 32
     width: int = 64
+    dtype: str = "float32"
+    lowering: str = "auto"
 
     def setup(self) -> None:
         """Halvings down to 2 x 2, then one number."""
         widths = [self.width * 2**i for i in range(_doublings(self.image_size) + 1)]
-        self.convs = [Conv(width, 4, 2, 1, _NORMAL) for width in widths]
+        self.convs = [Conv(width, 4, 2, 1, _NORMAL, self.lowering) for width in widths]
         self.norms = [_batch_norm() for _ in widths[1:]]
-        self.out = Conv(1, 2, 2, 0, _NORMAL)
+        self.out = Conv(1, 2, 2, 0, _NORMAL, self.lowering)
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Logits [B] of `x` [B, image_size, image_size, channels]."""
-        x = nn.leaky_relu(self.convs[0](x), 0.2)
+        x = nn.leaky_relu(self.convs[0](x.astype(self.dtype)), 0.2)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
             x = nn.leaky_relu(norm(conv(x), train=train, mask=mask), 0.2)
-        return self.out(x).reshape(len(x))
+        return self.out(x).reshape(len(x)).astype(jnp.float32)

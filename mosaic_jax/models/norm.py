@@ -13,8 +13,9 @@ class BatchNorm(nn.Module):
     """Normalise over all but the last axis.
 
     linen's own module keeps a biased running variance; the published networks keep
-    an unbiased one. The batch's own (biased) moments are sown into the collection
-    "moments", a tree like "batch_stats", for losses that match statistics.
+    an unbiased one. Moments are float32 whatever the input. The batch's own (biased)
+    moments are sown into the collection "moments", a tree like "batch_stats", for
+    losses that match statistics.
     """
 
     decay: float = 0.9
@@ -30,6 +31,7 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (size,))
 
+        dtype, x = x.dtype, x.astype(jnp.float32)
         mean, var, count = _moments(x, mask)
         if not self.is_initializing():
             self.sow("moments", "mean", mean, init_fn=lambda: None, reduce_fn=_latest)
@@ -40,7 +42,8 @@ class BatchNorm(nn.Module):
             unbiased = var * count / jnp.maximum(count - 1, 1)
             running_mean.value = self._blend(running_mean.value, mean)
             running_var.value = self._blend(running_var.value, unbiased)
-        return (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        x = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+        return x.astype(dtype)
 
     def _blend(self, old: Array, new: Array) -> Array:
         return self.decay * old + (1 - self.decay) * lax.stop_gradient(new)

@@ -26,9 +26,9 @@ def fan_in_uniform(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Arr
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def conv(features: int, size: int, stride: int = 1) -> Conv:
+def conv(features: int, size: int, stride: int = 1, lowering: str = "auto") -> Conv:
     """Bias-free convolution, padded to keep the side length at stride 1."""
-    return Conv(features, size, stride, (size - 1) // 2, fan_in_uniform)
+    return Conv(features, size, stride, (size - 1) // 2, fan_in_uniform, lowering)
 
 
 class Linear(nn.Module):
@@ -55,22 +55,23 @@ class Block(nn.Module):
     stride: int
     bottleneck: bool
     project: bool
+    lowering: str = "auto"
 
     def setup(self) -> None:
         """Name the layers as the published state dicts do."""
         out = self.width * (4 if self.bottleneck else 1)
         if self.bottleneck:
-            self.conv1 = conv(self.width, 1)
-            self.conv2 = conv(self.width, 3, self.stride)
-            self.conv3 = conv(out, 1)
+            self.conv1 = conv(self.width, 1, lowering=self.lowering)
+            self.conv2 = conv(self.width, 3, self.stride, lowering=self.lowering)
+            self.conv3 = conv(out, 1, lowering=self.lowering)
             self.bn3 = BatchNorm()
         else:
-            self.conv1 = conv(self.width, 3, self.stride)
-            self.conv2 = conv(out, 3)
+            self.conv1 = conv(self.width, 3, self.stride, lowering=self.lowering)
+            self.conv2 = conv(out, 3, lowering=self.lowering)
         self.bn1 = BatchNorm()
         self.bn2 = BatchNorm()
         if self.project:
-            self.shortcut_conv = conv(out, 1, self.stride)
+            self.shortcut_conv = conv(out, 1, self.stride, lowering=self.lowering)
             self.shortcut_bn = BatchNorm()
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
@@ -91,17 +92,21 @@ class ResNet(nn.Module):
       num_classes: size of the output.
       depth: a key of `DEPTHS`.
       width: channels of the first group; the others have 2, 4 and 8 times as many.
+      dtype: of activations; parameters, moments and logits are float32.
+      lowering: of convolutions, one of `conv.LOWERINGS`.
     """
 
     num_classes: int
     depth: str = "resnet18"
     width: int = 64
+    dtype: str = "float32"
+    lowering: str = "auto"
 
     def setup(self) -> None:
         """Stem, four groups of blocks, classifier."""
         kind, counts = DEPTHS[self.depth]
         bottleneck = kind == "bottleneck"
-        self.conv1 = conv(self.width, 3)
+        self.conv1 = conv(self.width, 3, lowering=self.lowering)
         self.bn1 = BatchNorm()
         blocks, channels = {}, self.width
         for group, count in enumerate(counts):
@@ -110,7 +115,7 @@ class ResNet(nn.Module):
             for i in range(count):
                 stride = 2 if group > 0 and i == 0 else 1
                 project = stride != 1 or channels != out
-                block = Block(width, stride, bottleneck, project)
+                block = Block(width, stride, bottleneck, project, self.lowering)
                 blocks[f"layer{group + 1}_{i}"] = block
                 channels = out
         self.blocks = blocks
@@ -118,10 +123,11 @@ class ResNet(nn.Module):
 
     def features(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Pooled penultimate features [B, F] of normalised images `x` [B, H, W, D]."""
-        x = nn.relu(self.bn1(self.conv1(x), train=train, mask=mask))
+        x = self.conv1(x.astype(self.dtype))
+        x = nn.relu(self.bn1(x, train=train, mask=mask))
         for block in self.blocks.values():
             x = block(x, train=train, mask=mask)
-        return jnp.mean(x, axis=(1, 2))
+        return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
     def head(self, features: Array) -> Array:
         """Logits [B, K] of features [B, F]."""

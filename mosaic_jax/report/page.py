@@ -7,7 +7,6 @@ import json
 import pathlib
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -131,13 +130,13 @@ def _per_class(data: StudyData, finished: dict[str, Done]) -> dict[str, np.ndarr
 def _generator_figure(study: Experiment, done: Done) -> tuple[str, str, Figure]:
     data, config = study.data, study.settings
     generators = done.artifacts()["client_generators"]
-    model_gan = gan.build(config.generators, data.info, study.classifier)
+    model_gan = gan.build(config, data.info, study.classifier)
     key = prng.named(prng.root(config.seed), "report")
     generated = np.asarray(
         sample_grid(model_gan, generators.model, key, NUM_GRID_IMAGES)
     )[:NUM_GRID_CLIENTS]
-    rows = data.clients.index[:NUM_GRID_CLIENTS, :NUM_GRID_IMAGES]
-    real = np.asarray(jnp.take(data.clients.image, rows, axis=0))
+    rows = data.clients.client.index[:NUM_GRID_CLIENTS, :NUM_GRID_IMAGES]
+    real = data.clients.images.image[rows]
     titles = [
         f"client {i}" + ("" if alive else " (collapsed)")
         for i, alive in enumerate(generators.alive.tolist())

@@ -8,19 +8,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import evaluation, settings
+from mosaic_jax import evaluation, parallel, settings
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.loop import Loop
-from mosaic_jax.types import Array, LabelledImages, Tree
+from mosaic_jax.types import Array, FederatedDataset, LabelledImages, Tree
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What every stage may read; `key` is the stage's own."""
+    """What every stage may read.
+
+    Attributes:
+      settings: of the study.
+      data: in host memory.
+      clients: the clients' data on the devices.
+      held_out: `data.held_out` on the devices.
+      axis: where clients run.
+      classifier: of the study.
+      key: the stage's own.
+      loop: runs its steps.
+    """
 
     settings: settings.Settings
     data: StudyData
+    clients: FederatedDataset
+    held_out: dict[str, LabelledImages]
+    axis: parallel.ClientAxis
     classifier: Classifier
     key: Array
     loop: Loop
@@ -92,7 +106,7 @@ def assess(
     Returns:
       "test_accuracy", ..., "predictions"; in a dict by name where `function` gives one.
     """
-    held_out = context.data.held_out
+    held_out = context.held_out
 
     @jax.jit
     def predict(state: Tree, held_out: dict[str, LabelledImages]) -> dict[str, Tree]:
@@ -110,7 +124,7 @@ def assess(
     def describe(predicted: dict[str, np.ndarray]) -> dict[str, Any]:
         result = {
             f"{name}_accuracy": float(np.mean(predicted[name] == images.label))
-            for name, images in held_out.items()
+            for name, images in context.data.held_out.items()
         }
         return result | {"predictions": predicted["test"].tolist()}
 

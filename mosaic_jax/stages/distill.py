@@ -45,7 +45,7 @@ def generate(
         z = jax.random.normal(prng.at(key, i), (count, model_gan.latent_dim))
         return model_gan.sample(generator, z)
 
-    images = parallel.client_map(one, generators, jnp.arange(num_clients))
+    images = parallel.expert_map(one, generators, jnp.arange(num_clients))
     return images.reshape(-1, *images.shape[2:])
 
 
@@ -70,11 +70,11 @@ def _run(
     tx = optax.adam(rate)
     weight = client_generators.alive.astype(jnp.float32)
     if config.weighting == "size":
-        weight *= data.clients.size
-    model_gan = gan.build(settings.generators, data.info, context.classifier)
+        weight *= data.clients.client.size
+    model_gan = gan.build(settings, data.info, context.classifier)
     batch_at = _batches(context, model_gan)
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnames="state")
     def chunk(teacher, generators, weight, held_out, key, state, first, end):
         def body(step, carry):
             step_key = prng.at(prng.named(key, "step"), step)
@@ -95,7 +95,7 @@ def _run(
             teacher,
             client_generators.model,
             weight,
-            data.held_out,
+            context.held_out,
             context.key,
         ),
         StudentState(model=global_model, opt_state=tx.init(global_model.params)),

@@ -12,15 +12,17 @@ from mosaic_jax import (
     parallel,
     prng,
     prototypes,
-    training,
     trees,
 )
 from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.stages import local
 from mosaic_jax.stages.base import Context, Outcome, Stage
 from mosaic_jax.types import (
     Array,
+    Client,
     Experts,
     FederatedDataset,
+    LabelledImages,
     ModelState,
     Prototypes,
 )
@@ -58,10 +60,13 @@ def _run_experts(
     data, settings = context.data.clients, context.settings
     up = {}
     if settings.experts.local_steps:
-        client_models = _train_further(context, client_models)
+        steps = np.full(data.num_clients, settings.experts.local_steps)
+        client_models = context.axis.gather(
+            local.train(context, "local", client_models, steps, key=context.key)
+        )
         up["specialised_models"] = trees.num_bytes(client_models)
     experts = jax.jit(aggregation.class_experts)(
-        client_models, data.label_count, global_model
+        client_models, data.client.label_count, global_model
     )
 
     @jax.jit
@@ -74,14 +79,14 @@ def _run_experts(
             )
             return jnp.argmax(logits, axis=-1)
 
-        return parallel.client_map(one, experts.model)
+        return parallel.expert_map(one, experts.model)
 
     test = context.data.held_out["test"]
     per_class = [
         evaluation.per_class_accuracy(
             np.asarray(row), np.asarray(test.label), data.num_classes
         ).tolist()
-        for row in predict(experts, test.image)
+        for row in predict(experts, context.held_out["test"].image)
     ]
     absent = [k for k, held in enumerate(experts.present.tolist()) if not held]
     return Outcome(
@@ -91,55 +96,19 @@ def _run_experts(
     )
 
 
-def _train_further(context: Context, client_models: ModelState) -> ModelState:
-    settings, data = context.settings, context.data.clients
-    local = settings.local
-    tx = training.sgd(local.learning_rate, local.weight_decay)
-
-    @jax.jit
-    def chunk(data, key, models, first, end):
-        def one(i, model):
-            def batch_at(step):
-                return training.client_batch(
-                    data,
-                    i,
-                    first + step,
-                    key=key,
-                    batch_size=local.batch_size,
-                    augmentation=context.data.info.augmentation,
-                )
-
-            return training.local_training(
-                context.classifier, tx, model, batch_at, end - first
-            )
-
-        models, loss = parallel.client_map(one, jnp.arange(data.num_clients), models)
-        return models, {"loss": jnp.mean(loss)}
-
-    return context.loop(
-        "local",
-        functools.partial(chunk, data, context.key),
-        client_models,
-        settings.experts.local_steps,
-        every=settings.log.every_steps,
-        samples_per_step=data.num_clients * local.batch_size,
-    )
-
-
 def _run_prototypes(
     context: Context,
     client_models: ModelState,
     global_model: ModelState,
     experts: Experts,
 ) -> Outcome:
-    config, data = context.settings.prototypes, context.data.clients
+    config, data = context.settings.prototypes, context.clients
     run = jax.jit(functools.partial(client_prototypes, context))
     clustered_by = client_models
     if config.space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
-    feature, gate_feature, held = jax.device_get(
-        run(data, clustered_by, global_model, experts.model, context.key)
-    )
+    found = run(data, clustered_by, global_model, experts.model, context.key)
+    feature, gate_feature, held = jax.device_get(context.axis.gather(found))
     # Only clusters that exist are sent; which ones is known once they are computed.
     client, label, _ = np.nonzero(held)
     result = Prototypes(
@@ -188,10 +157,10 @@ def client_prototypes(
             lambda x: classifier.features(model, x), image, batch_size=size
         )
 
-    def one(i: Array, model: ModelState):
-        rows = data.index[i]
-        mine = jnp.arange(len(rows)) < data.size[i]
-        image = data.image[rows]
+    def one(client: Client, model: ModelState, images: LabelledImages):
+        rows = client.index
+        mine = jnp.arange(len(rows)) < client.size
+        image, label = images.image[rows], images.label[rows]
         own = features(model, image)
         on_global = features(global_model, image)
         spaces = own[None]
@@ -199,9 +168,9 @@ def client_prototypes(
             spaces = jax.lax.map(lambda expert: features(expert, image), expert_model)
 
         def one_class(k: Array):
-            mask = mine & (data.label[rows] == k)
+            mask = mine & (label == k)
             cluster, held = prototypes.kmeans(
-                prng.at(key, i, k),
+                prng.at(key, client.number, k),
                 own,
                 mask,
                 num_clusters=config.clusters,
@@ -214,4 +183,4 @@ def client_prototypes(
 
         return jax.lax.map(one_class, jnp.arange(data.num_classes))
 
-    return parallel.client_map(one, jnp.arange(data.num_clients), clustered_by)
+    return context.axis.map(one, data.client, clustered_by, shared=(data.images,))

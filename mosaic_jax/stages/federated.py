@@ -8,13 +8,22 @@ import jax
 import jax.numpy as jnp
 from clu import parameter_overview
 
-from mosaic_jax import algorithms, evaluation, parallel, prng, training, trees
+from mosaic_jax import (
+    aggregation,
+    algorithms,
+    evaluation,
+    parallel,
+    prng,
+    training,
+    trees,
+)
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
 from mosaic_jax.types import (
     Array,
+    Client,
     FederatedDataset,
     LabelledImages,
     ModelState,
@@ -30,7 +39,13 @@ def init_stage(settings: Settings) -> Stage:
         key = prng.named(context.key, "model")
         init = jax.jit(context.classifier.init, static_argnums=1)
         model = init(key, context.data.info.image_shape)
-        outcome = _run_rounds(context, model, settings.init.rounds, settings.local)
+        outcome = _run_rounds(
+            context,
+            model,
+            settings.init.rounds,
+            settings.local,
+            keep_models=_keeps_models(settings),
+        )
         outcome.results["num_parameters"] = int(
             parameter_overview.count_parameters(model.params)
         )
@@ -41,7 +56,7 @@ def init_stage(settings: Settings) -> Stage:
     return Stage(
         name="init",
         needs=(),
-        provides=("global_model", "client_models"),
+        provides=_provides(settings),
         depends=_depends(settings, settings.init.rounds, settings.local),
         run=run,
     )
@@ -51,13 +66,18 @@ def warmup_stage(settings: Settings) -> Stage:
     """Stage 3: further rounds after the generators have been sent."""
 
     def run(context: Context, global_model: ModelState) -> Outcome:
-        rounds = settings.warmup.rounds
-        return _run_rounds(context, global_model, rounds, settings.local)
+        return _run_rounds(
+            context,
+            global_model,
+            settings.warmup.rounds,
+            settings.local,
+            keep_models=_keeps_models(settings),
+        )
 
     return Stage(
         name="warmup",
         needs=("global_model",),
-        provides=("global_model", "client_models"),
+        provides=_provides(settings),
         depends=_depends(settings, settings.warmup.rounds, settings.local),
         run=run,
     )
@@ -70,7 +90,8 @@ def finetune_stage(settings: Settings) -> Stage:
     )
 
     def run(context: Context, student: ModelState) -> Outcome:
-        outcome = _run_rounds(context, student, settings.finetune.rounds, local)
+        rounds = settings.finetune.rounds
+        outcome = _run_rounds(context, student, rounds, local, keep_models=False)
         artifacts = {"final_model": outcome.artifacts["global_model"]}
         return dataclasses.replace(outcome, artifacts=artifacts)
 
@@ -81,6 +102,16 @@ def finetune_stage(settings: Settings) -> Stage:
         depends=_depends(settings, settings.finetune.rounds, local),
         run=run,
     )
+
+
+def _keeps_models(settings: Settings) -> bool:
+    """Mosaic needs the models of all clients; others never hold them all at once."""
+    return settings.method == "mosaic"
+
+
+def _provides(settings: Settings) -> tuple[str, ...]:
+    kept = ("client_models",) if _keeps_models(settings) else ()
+    return ("global_model", *kept)
 
 
 def _depends(settings: Settings, rounds: int, local: Local) -> dict:
@@ -95,10 +126,12 @@ def make_round(
     classifier: Classifier,
     algorithm: Algorithm,
     local: Local,
+    axis: parallel.ClientAxis,
     data: FederatedDataset,
     *,
     key: Array,
     augmentation: str,
+    keep_models: bool,
 ) -> Callable[[ServerState, Array], tuple[ServerState, Array]]:
     """A federated round as a pure function of the state and the round number.
 
@@ -106,80 +139,79 @@ def make_round(
       `round(state, number) -> state, mean loss of each client [C]`.
     """
     tx = training.sgd(local.learning_rate, local.weight_decay)
-
-    def client_update(
-        model: ModelState, client: Array, client_state: Tree, number: Array
-    ):
-        start = algorithm.receive(model, client_state)
-        label_count = data.label_count[client]
-
-        def batch_at(step: Array):
-            return training.client_batch(
-                data,
-                client,
-                number * local.steps + step,
-                key=key,
-                batch_size=local.batch_size,
-                augmentation=augmentation,
-            )
-
-        trained, loss = training.local_training(
-            classifier,
-            tx,
-            start,
-            batch_at,
-            local.steps,
-            adjust_logits=lambda logits: algorithm.logits(logits, label_count),
-            penalty=lambda p: algorithm.penalty(p, model.params, client_state),
-        )
-        upload, client_state = algorithm.upload(model, trained, client_state)
-        return upload, client_state, trained, loss
+    total_size = jnp.sum(data.client.size)
 
     def federated_round(state: ServerState, number: Array):
-        uploads, client, client_model, loss = parallel.client_map(
-            lambda i, s: client_update(state.model, i, s, number),
-            jnp.arange(data.num_clients),
-            state.client,
+        def client_update(client: Client, client_state: Tree, images: LabelledImages):
+            def batch_at(step: Array):
+                return training.client_batch(
+                    client,
+                    images,
+                    number * local.steps + step,
+                    key=key,
+                    batch_size=local.batch_size,
+                    augmentation=augmentation,
+                )
+
+            trained, loss = training.local_training(
+                classifier,
+                tx,
+                algorithm.receive(state.model, client_state),
+                batch_at,
+                local.steps,
+                adjust_logits=lambda logits: algorithm.logits(
+                    logits, client.label_count
+                ),
+                penalty=lambda params: algorithm.penalty(
+                    params, state.model.params, client_state
+                ),
+            )
+            upload, client_state = algorithm.upload(state.model, trained, client_state)
+            kept = trained if keep_models else ()
+            weighted = aggregation.weighted(upload, client.size / total_size)
+            return (client_state, kept, loss), weighted
+
+        (client, client_model, loss), mean_upload = axis.map_and_sum(
+            client_update, data.client, state.client, shared=(data.images,)
         )
-        weight = data.size.astype(jnp.float32)
-        server, model = algorithm.aggregate(state.server, state.model, uploads, weight)
+        server, model = algorithm.aggregate(state.server, state.model, mean_upload)
         return ServerState(model, server, client, client_model), loss
 
     return federated_round
 
 
 def initial_state(
-    algorithm: Algorithm, model: ModelState, num_clients: int
+    algorithm: Algorithm, model: ModelState, num_clients: int, *, keep_models: bool
 ) -> ServerState:
     """State before the first round."""
     return ServerState(
         model=model,
         server=algorithm.init_server(model),
         client=trees.broadcast(algorithm.init_client(model), num_clients),
-        client_model=trees.broadcast(model, num_clients),
+        client_model=trees.broadcast(model, num_clients) if keep_models else (),
     )
 
 
 def _run_rounds(
-    context: Context, model: ModelState, rounds: int, local: Local
+    context: Context, model: ModelState, rounds: int, local: Local, *, keep_models: bool
 ) -> Outcome:
-    data = context.data.clients
+    data, axis, classifier = context.clients, context.axis, context.classifier
     algorithm = algorithms.build(context.settings.init.method)
-    classifier = context.classifier
-    held_out = context.data.held_out
     augmentation = context.data.info.augmentation
 
     # Images and key are arguments: closed over, they would be constants of the
     # program, which would be huge, and compiled anew for each seed.
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnames="state")
     def chunk(data, held_out, key, state: ServerState, first: Array, end: Array):
         federated_round = make_round(
             classifier,
             algorithm,
             local,
+            axis,
             data,
             key=key,
             augmentation=augmentation,
+            keep_models=keep_models,
         )
 
         def body(number, carry):
@@ -196,39 +228,40 @@ def _run_rounds(
 
     state = context.loop(
         "round",
-        functools.partial(chunk, data, held_out, context.key),
-        initial_state(algorithm, model, data.num_clients),
+        functools.partial(chunk, data, context.held_out, context.key),
+        initial_state(algorithm, model, data.num_clients, keep_models=keep_models),
         rounds,
         every=context.settings.evaluation.every,
         samples_per_step=data.num_clients * local.steps * local.batch_size,
     )
     payload = rounds * data.num_clients * trees.num_bytes(model)
+    artifacts = {"global_model": state.model}
+    results = assess(context, classifier.logits, state.model)
+    if keep_models:
+        artifacts["client_models"] = axis.gather(state.client_model)
+        results["client_test_accuracy"] = _client_accuracy(context, state.client_model)
     return Outcome(
-        artifacts={"global_model": state.model, "client_models": state.client_model},
-        results=_results(context, state),
+        artifacts=artifacts,
+        results=results,
         up={"models": payload},
         down={"models": payload},
     )
 
 
-def _results(context: Context, state: ServerState) -> dict:
-    classifier = context.classifier
+def _client_accuracy(context: Context, client_model: ModelState) -> list[float]:
+    """Accuracy of each client's own model on its share of the test images."""
 
     @jax.jit
-    def client_accuracy(client_model: ModelState, test: LabelledImages) -> Array:
+    def run(client_model: ModelState, rows: Array, test: LabelledImages) -> Array:
         def one(model: ModelState, rows: Array) -> Array:
             logits = evaluation.predict(
-                lambda x: classifier.logits(model, x),
+                lambda x: context.classifier.logits(model, x),
                 test.image[rows],
                 batch_size=context.settings.evaluation.batch_size,
             )
             return evaluation.accuracy(logits, test.label[rows])
 
-        rows = jnp.asarray(context.data.test_index)
-        return parallel.client_map(one, client_model, rows)
+        return context.axis.map(one, client_model, rows)
 
-    per_client = client_accuracy(state.client_model, context.data.held_out["test"])
-    return {
-        **assess(context, classifier.logits, state.model),
-        "client_test_accuracy": per_client.tolist(),
-    }
+    found = run(client_model, context.data.test_index, context.held_out["test"])
+    return context.axis.gather(found).tolist()

@@ -1,16 +1,18 @@
 """Stage 2: each client trains a GAN on its own images and sends the generator."""
 
-import functools
 import logging
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mosaic_jax import gan, parallel, prng, training, trees
 from mosaic_jax.data import augment
 from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.stages import local
 from mosaic_jax.stages.base import Context, Outcome, Stage
-from mosaic_jax.types import Array, Generators, ModelState
+from mosaic_jax.types import Array, GanState, Generators, ModelState, Tree
 
 _log = logging.getLogger(__name__)
 
@@ -39,11 +41,11 @@ def stage(settings: Settings) -> Stage:
     )
 
 
-def num_steps(epochs: int, steps: int, size: Array, batch_size: int) -> Array:
-    """[C] int32: steps of each client, `epochs` passes over its images or `steps`."""
+def num_steps(epochs: int, steps: int, size: np.ndarray, batch_size: int) -> np.ndarray:
+    """[C] int: steps of each client, `epochs` passes over its images or `steps`."""
     if epochs:
-        return epochs * training.steps_per_epoch(size, batch_size)
-    return jnp.full_like(size, steps)
+        return epochs * np.asarray(training.steps_per_epoch(size, batch_size))
+    return np.full_like(size, steps)
 
 
 def class_shares(label_count: Array, target: str) -> Array:
@@ -70,15 +72,16 @@ def _run(
         client_models = _fresh_classifiers(context)
     if global_model is None:  # only read when the inversion loss is on
         global_model = trees.take(client_models, 0)
-    model_gan = gan.build(
-        context.settings.generators, context.data.info, context.classifier
-    )
-    state = _train(context, model_gan, client_models, global_model)
+    model_gan = gan.build(context.settings, context.data.info, context.classifier)
+    sizes = context.data.clients.client.size
+    steps = num_steps(config.epochs, config.steps, sizes, config.batch_size)
+    state = _train(context, model_gan, client_models, global_model, steps)
     generators = state.average if config.ema_decay else state.generator
+    generators = context.axis.gather(generators)
 
     @jax.jit
     def deviations(generators: ModelState, key: Array) -> Array:
-        return parallel.client_map(lambda g: deviation(model_gan, g, key), generators)
+        return parallel.expert_map(lambda g: deviation(model_gan, g, key), generators)
 
     spread = deviations(generators, prng.named(context.key, "collapse"))
     alive = spread >= config.collapse_below
@@ -90,122 +93,95 @@ def _run(
         results={
             "deviation": spread.tolist(),
             "collapsed_clients": collapsed,
+            "padding_waste": _padding_waste(context, steps),
         },
         up={"generators": trees.num_bytes(generators)},
     )
 
 
-def _train(context: Context, model_gan, client_models, global_model):
-    config, data = context.settings.generators, context.data.clients
-    steps = num_steps(config.epochs, config.steps, data.size, config.batch_size)
-    shares = class_shares(data.label_count, config.diversity_target)
-    inverts = data.size < config.inversion_below
-    clients = jnp.arange(data.num_clients)
+def _padding_waste(context: Context, steps: np.ndarray) -> float:
+    """Samples processed for each that was asked for: short batches and idle lanes."""
+    config, sizes = context.settings.generators, context.data.clients.client.size
+    every = context.settings.log.every_steps
+    processed = context.axis.plan(steps, every).processed(every) * config.batch_size
+    asked = config.epochs * sizes.sum() or steps.sum() * config.batch_size
+    waste = processed / float(asked)
+    _log.info("generators: padding waste %.3f", waste)
+    return waste
 
-    def train_step(data, key, i, state, step, client_model, global_model):
+
+def _train(
+    context: Context,
+    model_gan: gan.Gan,
+    client_models: ModelState,
+    global_model: ModelState,
+    steps: np.ndarray,
+) -> GanState:
+    config, data = context.settings.generators, context.clients
+    each = (
+        client_models,
+        class_shares(data.client.label_count, config.diversity_target),
+        data.client.size < config.inversion_below,
+    )
+
+    def step(state, number, client, each, global_model, images, key):
+        client_model, class_share, inverts = each
         batch = training.client_batch(
-            data,
-            i,
-            step,
+            client,
+            images,
+            number,
             key=key,
             batch_size=config.batch_size,
             augmentation="none",
         )
         return model_gan.step(
             state,
-            prng.at(prng.named(key, "step"), step, i),
+            prng.at(prng.named(key, "step"), number, client.number),
             batch.image,
             batch.mask,
             client_model=client_model,
-            class_share=shares[i],
-            inverts=inverts[i],
+            class_share=class_share,
+            inverts=inverts,
             statistics=global_model,
         )
 
-    @jax.jit
-    def chunk(data, client_models, global_model, key, state, first, end):
-        def one(i, state, client_model):
-            # A client with fewer steps stops early instead of idling along.
-            def body(step, carry):
-                state, metrics = train_step(
-                    data, key, i, carry[0], step, client_model, global_model
-                )
-                return state, jax.tree.map(jnp.add, carry[1], metrics)
-
-            shape = jax.eval_shape(
-                lambda s: train_step(data, key, i, s, 0, client_model, global_model)[1],
-                state,
-            )
-            zero = jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), shape)
-            last = jnp.minimum(end, steps[i])
-            state, total = jax.lax.fori_loop(first, last, body, (state, zero))
-            return state, total, jnp.maximum(last - first, 0)
-
-        state, total, count = parallel.client_map(one, clients, state, client_models)
-        done = jnp.maximum(jnp.sum(count), 1)
-        return state, jax.tree.map(lambda m: jnp.sum(m) / done, total)
-
-    @jax.jit
-    def init(key):
-        shape = context.data.info.image_shape
-        return parallel.client_map(
-            lambda i: model_gan.init(prng.at(key, i), shape), clients
-        )
-
-    return context.loop(
+    return local.run(
+        context,
         "gan",
-        functools.partial(chunk, data, client_models, global_model, context.key),
-        init(prng.named(context.key, "networks")),
-        int(steps.max()),
-        every=context.settings.log.every_steps,
-        samples_per_step=data.num_clients * config.batch_size,
+        step,
+        _init_each(context, "networks", model_gan.init),
+        steps,
+        key=context.key,
+        batch_size=config.batch_size,
+        each=each,
+        shared=global_model,
     )
 
 
 def _fresh_classifiers(context: Context) -> ModelState:
     """Train a new classifier per client on its own images."""
-    config, local = context.settings.generators, context.settings.local
-    data = context.data.clients
-    steps = num_steps(config.classifier_epochs, 0, data.size, local.batch_size)
-    clients = jnp.arange(data.num_clients)
-    tx = training.sgd(local.learning_rate, local.weight_decay)
-    key = prng.named(context.key, "fresh")
+    epochs = context.settings.generators.classifier_epochs
+    sizes = context.data.clients.client.size
+    return local.train(
+        context,
+        "classifier",
+        _init_each(context, "fresh", context.classifier.init),
+        num_steps(epochs, 0, sizes, context.settings.local.batch_size),
+        key=prng.named(context.key, "fresh"),
+    )
+
+
+def _init_each(
+    context: Context, name: str, init: Callable[[Array, tuple[int, int, int]], Tree]
+) -> Tree:
+    """Fresh networks [C, ...]."""
+    key, shape = prng.named(context.key, name), context.data.info.image_shape
 
     @jax.jit
-    def chunk(data, key, models, first, end):
-        def one(i, model):
-            def batch_at(step):
-                return training.client_batch(
-                    data,
-                    i,
-                    first + step,
-                    key=key,
-                    batch_size=local.batch_size,
-                    augmentation=context.data.info.augmentation,
-                )
+    def run(key: Array, number: Array) -> Tree:
+        return context.axis.map(lambda i: init(prng.at(key, i), shape), number)
 
-            count = jnp.maximum(jnp.minimum(end, steps[i]) - first, 0)
-            return training.local_training(
-                context.classifier, tx, model, batch_at, count
-            )
-
-        models, loss = parallel.client_map(one, clients, models)
-        return models, {"loss": jnp.sum(loss) / jnp.maximum(jnp.sum(loss > 0), 1)}
-
-    shape = context.data.info.image_shape
-    init = jax.jit(
-        lambda key: parallel.client_map(
-            lambda i: context.classifier.init(prng.at(key, i), shape), clients
-        )
-    )
-    return context.loop(
-        "classifier",
-        functools.partial(chunk, data, key),
-        init(key),
-        int(steps.max()),
-        every=context.settings.log.every_steps,
-        samples_per_step=data.num_clients * local.batch_size,
-    )
+    return run(key, context.clients.client.number)
 
 
 def sample_grid(
@@ -214,6 +190,6 @@ def sample_grid(
     """`count` images per client from the same noise, uint8 [C, count, H, W, D]."""
     z = jax.random.normal(key, (count, model_gan.latent_dim))
     sample = jax.jit(
-        lambda g: parallel.client_map(lambda one: model_gan.sample(one, z), g)
+        lambda g: parallel.expert_map(lambda one: model_gan.sample(one, z), g)
     )
     return augment.to_uint8(sample(generators))

@@ -88,7 +88,7 @@ def _train(
         )
         return MetaState(params, ema_params, opt_state), loss
 
-    @jax.jit
+    @functools.partial(jax.jit, donate_argnames="state")
     def chunk(expert_logits, label, key, state, first, end):
         def body(step, carry):
             state, loss = train_step(expert_logits, label, key, step, carry[0])

@@ -66,7 +66,7 @@ def test_summary_is_complete_and_measured(finished):
     assert summary["peak_memory_bytes"] > 1e6
     counts = np.array(summary["partition"]["label_counts"])
     assert counts.shape == (3, 10)
-    assert counts.sum() == len(study.data.clients.label)
+    assert counts.sum() == len(study.data.clients.images.label)
 
 
 def test_communication_is_counted(finished):
@@ -118,7 +118,7 @@ def test_metrics_and_split_are_on_disk(finished):
     split = json.loads((study.workdir / "split.json").read_text())
     assert split["sha256"] == study.data.sha256
     assert sorted(itertools.chain(*split["clients"])) == list(
-        range(len(study.data.clients.label))
+        range(len(study.data.clients.images.label))
     )
 
 

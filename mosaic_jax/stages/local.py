@@ -1,0 +1,118 @@
+"""Steps of all clients on their own data, outside of federated rounds."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax import training
+from mosaic_jax.stages.base import Context
+from mosaic_jax.types import Array, Client, LabelledImages, ModelState, Tree
+
+# (state, step, client, arguments, shared, images, key) -> state, metrics
+LocalStep = Callable[..., tuple[Tree, dict[str, Array]]]
+
+
+def run(
+    context: Context,
+    name: str,
+    step: LocalStep,
+    state: Tree,
+    num_steps: np.ndarray,
+    *,
+    key: Array,
+    batch_size: int,
+    each: Tree = (),
+    shared: Tree = (),
+) -> Tree:
+    """Bring the state [C, ...] of every client through its own number of steps.
+
+    Args:
+      context: of the stage.
+      name: of the loop.
+      step: of one client.
+      state: at step 0.
+      num_steps: [C] int, may differ: a client that is done costs nothing more.
+      key: of the loop.
+      batch_size: for the progress bar.
+      each: arguments of each client, [C, ...].
+      shared: arguments that all clients share.
+    """
+    data, axis = context.clients, context.axis
+    every = context.settings.log.every_steps
+    plan = axis.plan(num_steps, every)
+
+    # `each` and `shared` are arguments so that they are no constants of the program.
+    @functools.partial(jax.jit, donate_argnames="state")
+    def chunk(data, each, shared, key, state, pieces):
+        def one(state: Tree, number: Array, client: Client, each: Tree, images):
+            return step(state, number, client, each, shared, images, key)
+
+        state, total = axis.advance(
+            one, state, data.client, each, pieces=pieces, shared=(data.images,)
+        )
+        done = jnp.sum(jnp.where(pieces.client >= 0, pieces.count[..., None], 0))
+        return state, jax.tree.map(lambda metric: metric / done, total)
+
+    def window(state: Tree, first: int, end: int) -> tuple[Tree, dict[str, Any]]:
+        return chunk(data, each, shared, key, state, plan.pieces(first, end))
+
+    return context.loop(
+        name,
+        window,
+        state,
+        plan.length,
+        every=every,
+        samples_per_step=batch_size * plan.lanes * axis.num_devices,
+    )
+
+
+def train(
+    context: Context,
+    name: str,
+    models: ModelState,
+    num_steps: np.ndarray,
+    *,
+    key: Array,
+) -> ModelState:
+    """Plain local SGD by the settings `local`, without a server."""
+    local, augmentation = context.settings.local, context.data.info.augmentation
+    tx = training.sgd(local.learning_rate, local.weight_decay)
+
+    def step(
+        model: ModelState,
+        number: Array,
+        client: Client,
+        each: Tree,
+        shared: Tree,
+        images: LabelledImages,
+        key: Array,
+    ):
+        del each, shared
+        batch = training.client_batch(
+            client,
+            images,
+            number,
+            key=key,
+            batch_size=local.batch_size,
+            augmentation=augmentation,
+        )
+        # Plain SGD has no state to keep.
+        opt_state = tx.init(model.params)
+        model, _, loss = training.sgd_step(
+            context.classifier, tx, model, opt_state, batch
+        )
+        return model, {"loss": loss}
+
+    return run(
+        context,
+        name,
+        step,
+        models,
+        num_steps,
+        key=key,
+        batch_size=local.batch_size,
+    )

@@ -1,0 +1,78 @@
+"""Plans of unequal work: everything once, in order, and next to no idle lanes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mosaic_jax import parallel, schedule
+
+# Images of the ten clients in the published CIFAR-10 split (alpha 0.01).
+SEED_TABLE = [9999, 5000, 5000, 4923, 72, 9995, 5011, 5000, 2500, 2500]
+
+
+def run(plan, num_clients, every):
+    """Carry a plan out; returns steps done and steps processed."""
+    done, processed = np.zeros(num_clients, int), 0
+    for start in range(0, plan.length, every):
+        window = plan.pieces(start, min(start + every, plan.length))
+        assert len(window.count) <= plan.capacity
+        for who, first, count in zip(
+            window.client, window.first, window.count, strict=True
+        ):
+            live = who >= 0
+            assert len(set(who[live])) == live.sum(), "a client on two lanes at once"
+            np.testing.assert_array_equal(done[who[live]], first[live])
+            done[who[live]] += count
+            processed += count * len(who)
+    return done, processed
+
+
+@given(
+    st.lists(st.integers(0, 60), min_size=1, max_size=12),
+    st.integers(1, 6),
+    st.integers(1, 20),
+)
+def test_every_step_once_and_in_order(steps, at_once, every):
+    lanes = schedule.num_lanes(np.array(steps), at_once)
+    plan = schedule.Plan(np.array(steps), lanes, every)
+    done, processed = run(plan, len(steps), every)
+    np.testing.assert_array_equal(done, steps)
+    assert processed <= sum(steps) + lanes
+
+
+def test_two_lanes_by_hand():
+    plan = schedule.Plan(np.array([3, 2, 1]), 2, 10)
+    window = plan.pieces(0, 3)
+    # Client 0 fills the first lane; 1 and 2 share the second.
+    assert plan.length == 3
+    np.testing.assert_array_equal(window.client, [[0, 1], [0, 2]])
+    np.testing.assert_array_equal(window.first, [[0, 0], [2, 0]])
+    np.testing.assert_array_equal(window.count, [2, 1])
+
+
+@pytest.mark.parametrize("at_once", [1, 10])
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_the_published_split_wastes_less_than_a_fifth(at_once, num_devices):
+    size = np.array(SEED_TABLE)
+    each = -(-len(size) // num_devices)
+    at_once = parallel.balanced(each, at_once)
+    slots = parallel.deal(size, num_devices, -(-each // at_once) * at_once)
+    axis = parallel.ClientAxis(None, slots, at_once)
+    steps = -(-size // 64)
+    processed = axis.plan(steps, 50).processed(50) * 64
+    assert 1 <= processed / size.sum() < 1.2
+
+
+def test_deal_balances_images_and_numbers():
+    slots = parallel.deal(np.array(SEED_TABLE), 2, 5)
+    assert sorted(slots.reshape(-1)) == list(range(10))
+    load = np.array(SEED_TABLE)[slots].sum(axis=1)
+    assert abs(load[0] - load[1]) < 0.1 * load.sum()
+
+
+@pytest.mark.parametrize(
+    ("count", "at_most", "size"), [(10, 4, 4), (10, 3, 3), (9, 6, 5), (1000, 300, 250)]
+)
+def test_groups_are_balanced(count, at_most, size):
+    assert parallel.balanced(count, at_most) == size
