@@ -16,6 +16,11 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Run directory; by default runs/CO
 _REUSE = flags.DEFINE_multi_string(
     "reuse_from", [], "Run directory whose finished stages may be used."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0, where several run one study."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "Processes in all.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "Of this one, from 0.")
 
 
 def main(_: list[str]) -> None:
@@ -29,6 +34,7 @@ def main(_: list[str]) -> None:
             pathlib.Path(_WORKDIR.value or default_workdir(config_argument(sys.argv))),
             reuse_from=_REUSE.value,
             command=sys.argv,
+            processes=(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         )
     )
 

@@ -11,6 +11,7 @@ def get_config() -> config_dict.ConfigDict:
     """The defaults; other configs start from them."""
     config = config_dict.ConfigDict()
     config.method = "mosaic"  # mosaic, or federated: rounds of init.method only
+    config.profile = ""  # a stage: trace a chunk of its steps, for Perfetto
     config.seed = 0  # of everything; the split is drawn from seed + data.split_seed
 
     config.data = data = config_dict.ConfigDict()
@@ -26,6 +27,7 @@ def get_config() -> config_dict.ConfigDict:
     config.model = model = config_dict.ConfigDict()
     model.name = "resnet18"  # resnet18, 34, 50, 101, 152 with a CIFAR stem
     model.width = 64  # channels of the first group
+    model.norm = "batch"  # or group, which keeps no statistics
     model.dtype = "float32"  # of activations; or bfloat16. Parameters are float32
 
     config.local = local = config_dict.ConfigDict()
@@ -112,7 +114,6 @@ def get_config() -> config_dict.ConfigDict:
     log.every_steps = 50  # steps between log lines, and the unit of resuming
     log.checkpoint_seconds = 60.0  # least time between checkpoints within a stage
     log.tensorboard = True
-    log.profile = ""  # stage whose second chunk is traced, for TensorBoard or Perfetto
     return config
 
 

@@ -27,13 +27,29 @@ class Checkpoints:
     def __init__(self, directory: str | pathlib.Path) -> None:
         """Open or create `directory`."""
         self._directory = pathlib.Path(directory).resolve()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        # Trees are whole in every process: each reads for itself, one writes.
+        me = jax.process_index()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=2, enable_async_checkpointing=False
+            max_to_keep=2,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=ocp.options.MultiprocessingOptions(
+                primary_host=me, active_processes={me}, barrier_sync_key_prefix=str(me)
+            )
+            if jax.process_count() > 1
+            else ocp.options.MultiprocessingOptions(),
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, tree: Tree) -> None:
-        """Write `tree` as number `step`, in place of an older writing of it."""
+        """Write `tree` as number `step`, in place of an older writing of it.
+
+        Of several processes the first alone writes.
+        """
+        if jax.process_index():
+            return
+        tree = jax.device_get(tree)
         if step in self._manager.all_steps():
             self._manager.delete(step)
         nested = flax.traverse_util.unflatten_dict(trees.flatten(tree), sep="/")
@@ -55,8 +71,9 @@ class Checkpoints:
             except Exception as error:  # orbax raises many kinds on damage
                 reason = str(error).split("\n")[0]
                 _log.warning("%s/%s is damaged (%s)", self._directory, step, reason)
-                shutil.rmtree(self._directory / str(step), ignore_errors=True)
-                self._manager.reload()
+                if jax.process_index() == 0:
+                    shutil.rmtree(self._directory / str(step), ignore_errors=True)
+                    self._manager.reload()
         return None
 
     def close(self) -> None:

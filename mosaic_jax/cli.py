@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from mosaic_jax import errors, experiment, report, settings, tracking
+from mosaic_jax import environment, errors, experiment, report, settings, tracking
 from mosaic_jax.loop import Interrupted
 
 _log = logging.getLogger(__name__)
@@ -21,10 +21,15 @@ def run(
     *,
     reuse_from: Sequence[str] = (),
     command: Sequence[str] = (),
+    processes: tuple[str, int, int] = ("", 1, 0),
 ) -> int:
-    """Run a study; returns the exit code: 0, 2 for a user's error, 128 + signal."""
+    """Run a study; returns the exit code: 0, 2 for a user's error, 128 + signal.
+
+    `processes` are the arguments of `environment.join`.
+    """
     prepare()
     try:
+        environment.join(*processes)
         study = experiment.Experiment(
             settings.from_mapping(config),
             workdir,
@@ -32,7 +37,7 @@ def run(
             command=command,
         )
         summary = study.run()
-        page = report.write(study)
+        page = report.write(study) if environment.is_primary() else None
     except errors.MosaicError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -40,6 +45,8 @@ def run(
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signum
+    if page is None:
+        return 0
     print_summary(summary)
     print(f"summary  {workdir / 'summary.json'}\nreport   {page}")
     return 0

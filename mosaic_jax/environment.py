@@ -1,4 +1,4 @@
-"""Where a run happens: lock, device, versions, memory, compile time."""
+"""Where a run happens: processes, lock, device, versions, memory, compile time."""
 
 import contextlib
 import fcntl
@@ -14,10 +14,54 @@ from typing import Any
 
 import jax
 import jax.monitoring
+import numpy as np
+from jax.experimental import multihost_utils
 
 from mosaic_jax import errors
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def join(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Join the other processes of this study, before any device is used.
+
+    Without arguments, SLURM's environment tells; outside SLURM this is the only one.
+
+    Raises:
+      ConfigError: the arguments contradict each other or nobody answers.
+    """
+    if not coordinator:
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            jax.distributed.initialize()
+        return
+    if not 0 <= process_id < num_processes:
+        raise errors.ConfigError(
+            f"--process_id = {process_id}: must be in [0, {num_processes - 1}] for"
+            f" --num_processes = {num_processes}"
+        )
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise errors.ConfigError(f"--coordinator = {coordinator}: {reason}") from error
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes files."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(point: str) -> None:
+    """Return once every process has come to `point`: what was written is there."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)
+
+
+def highest(value: int) -> int:
+    """The highest `value` of all processes."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 @contextlib.contextmanager
@@ -27,6 +71,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       ConfigError: another process holds the lock.
     """
+    if not is_primary():
+        yield
+        return
     with (workdir / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,6 +111,14 @@ def peak_memory() -> int:
         return int(stats["peak_bytes_in_use"])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def free_memory() -> int | None:
+    """Bytes that the first device has left; None where it does not tell."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return None
+    return int(stats["bytes_limit"] - stats["bytes_in_use"])
 
 
 def device() -> str:

@@ -98,6 +98,11 @@ class Experiment:
             )
         self.settings = config
         self.workdir = pathlib.Path(workdir)
+        known = [stage.name for stage in stages.pipeline(config)]
+        if config.profile and config.profile not in known:
+            raise errors.ConfigError(
+                f"profile = {config.profile!r}: {settings.near(config.profile, known)}"
+            )
         self.reuse_from = [pathlib.Path(path) for path in reuse_from]
         for path in self.reuse_from:
             if not (path / "stages").is_dir():
@@ -124,10 +129,14 @@ class Experiment:
         """
         self.workdir.mkdir(parents=True, exist_ok=True)
         with environment.locked(self.workdir), Interruption() as interruption:
-            self._write_config()
-            federated.save_split(self.workdir / "split.json", self.data)
+            if environment.is_primary():
+                self._write_config()
+                federated.save_split(self.workdir / "split.json", self.data)
+            environment.wait_for_all("start")
             tracker = tracking.Tracker(
-                self.workdir, tensorboard=self.settings.log.tensorboard
+                self.workdir,
+                tensorboard=self.settings.log.tensorboard,
+                writes=environment.is_primary(),
             )
             with contextlib.closing(tracker):
                 return self._run_stages(tracker, interruption)
@@ -180,10 +189,13 @@ class Experiment:
                     produced = done.artifacts()
                 except errors.CheckpointError as error:
                     _log.warning("%s; stage %s runs again", error, stage.name)
-                    shutil.rmtree(done.directory)
+                    environment.wait_for_all(f"{stage.name} damaged")
+                    if environment.is_primary():
+                        shutil.rmtree(done.directory)
             if produced is None:
-                if interruption.signum:
-                    raise Interrupted(interruption.signum)
+                signum = environment.highest(interruption.signum)
+                if signum:
+                    raise Interrupted(signum)
                 inputs = {name: artifacts[name] for name in stage.needs}
                 done, produced = self._compute(
                     stage, fingerprint, inputs, tracker, interruption
@@ -191,7 +203,8 @@ class Experiment:
             artifacts |= produced
             finished.append(done)
             summary = self.summarise(finished)
-            tracking.write_json(self.workdir / "summary.json", summary)
+            if environment.is_primary():
+                tracking.write_json(self.workdir / "summary.json", summary)
         return summary
 
     def _load(
@@ -204,12 +217,10 @@ class Experiment:
             _log.info("%s: reused from %s", stage.name, done.directory)
             if root != self.workdir:
                 target = _stage_directory(self.workdir, stage.name, fingerprint)
-                partial = target.with_name(target.name + ".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.copytree(done.directory, partial)
-                shutil.rmtree(target, ignore_errors=True)
-                partial.rename(target)
+                if environment.is_primary():
+                    _copy_whole(done.directory, target)
                 done = dataclasses.replace(done, directory=target)
+            environment.wait_for_all(f"{stage.name} found")
             tracker.replace(stage.name, done.record["history"])
             return done
         return None
@@ -232,6 +243,9 @@ class Experiment:
             tracker=tracker,
             interruption=interruption,
             checkpoint_seconds=self.settings.log.checkpoint_seconds,
+            profile=self.workdir / "profile"
+            if self.settings.profile == stage.name
+            else None,
         )
         context = Context(
             settings=self.settings,
@@ -255,8 +269,10 @@ class Experiment:
             "compile_seconds": compile_time.seconds,
             "peak_memory_bytes": environment.peak_memory(),
         }
-        tracking.write_json(directory / "done.json", record)
-        shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        if environment.is_primary():
+            tracking.write_json(directory / "done.json", record)
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        environment.wait_for_all(f"{stage.name} done")
         _log.info("%s: done in %.1f s", stage.name, seconds)
         return Done(stage.name, directory, record), outcome.artifacts
 
@@ -325,6 +341,7 @@ def build_classifier(config: settings.Settings, info: Info) -> Classifier:
         width=config.model.width,
         dtype=config.model.dtype,
         lowering=config.compute.convolution,
+        norm=config.model.norm,
     )
     return Classifier(module, info.mean, info.std)
 
@@ -360,6 +377,15 @@ def _check_fits(config: settings.Settings, data: federated.StudyData) -> None:
             f"meta.gate_experts = {config.meta.gate_experts}: must be <= {num_classes},"
             f" the classes of {config.data.name}"
         )
+
+
+def _copy_whole(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copy a folder so that `target` is never there in part."""
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
 
 
 def _stage_directory(root: pathlib.Path, name: str, fingerprint: str) -> pathlib.Path:

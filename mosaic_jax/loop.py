@@ -1,5 +1,6 @@
 """The one loop around jitted steps: checkpoints, resume, metrics, interruption."""
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax import checkpoint, errors, tracking
+from mosaic_jax import checkpoint, environment, errors, tracking
 from mosaic_jax.types import Tree
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Loop:
       tracker: of the run.
       interruption: asked between chunks.
       checkpoint_seconds: least time between two checkpoints.
+      profile: folder for a trace of one chunk, None for none.
     """
 
     stage: str
@@ -73,6 +75,7 @@ class Loop:
     tracker: tracking.Tracker
     interruption: Interruption
     checkpoint_seconds: float
+    profile: pathlib.Path | None = None
 
     def __call__(
         self,
@@ -114,22 +117,36 @@ class Loop:
         try:
             while step < num_steps:
                 end = min(step + every, num_steps)
-                state, metrics = chunk(state, step, end)
+                with self._traced(name, step, every, num_steps):
+                    state, metrics = chunk(state, step, end)
                 # The previous chunk's metrics are read while this one computes.
                 self._report(name, bar, pending)
                 pending, step = (end, metrics), end
                 due = time.monotonic() - last_save >= self.checkpoint_seconds
-                if self.interruption.signum or due or step == num_steps:
+                signum = environment.highest(self.interruption.signum)
+                if signum or due or step == num_steps:
                     self._report(name, bar, pending)
                     pending = None
                     saved.save(step, state)
                     last_save = time.monotonic()
-                if self.interruption.signum:
-                    raise Interrupted(self.interruption.signum)
+                if signum:
+                    raise Interrupted(signum)
         finally:
             bar.close()
             saved.close()
         return state
+
+    @contextlib.contextmanager
+    def _traced(self, name: str, step: int, every: int, num_steps: int):
+        """Profile the second chunk, which compiles nothing; the only one, if so."""
+        if self.profile is None or step != min(every, (num_steps - 1) // every * every):
+            yield
+            return
+        folder = self.profile / self.stage / name
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            yield
+            jax.effects_barrier()
+        _log.info("profile of %s %s in %s", self.stage, name, folder)
 
     def _resume(
         self, saved: checkpoint.Checkpoints, name: str, state: Tree

@@ -24,9 +24,9 @@ AXIS = "clients"
 # Experts of an ensemble that an accelerator runs at once.
 _EXPERTS_AT_ONCE = 16
 
-# function(*one client's entries) -> (its own results, what is summed over clients)
+# function(*entries, *shared, *placed) -> (a client's results, what is summed)
 ClientFunction = Callable[..., tuple[Tree, Tree]]
-# function(state, step, *args, *shared) -> (state, metrics)
+# function(state, step, *entries, *shared, *placed) -> (state, metrics)
 StepFunction = Callable[..., tuple[Tree, Tree]]
 
 
@@ -85,26 +85,38 @@ class ClientAxis:
         """Devices of all processes."""
         return len(self.slots)
 
-    def map(self, function: Callable[..., Tree], *args: Tree, shared: Tree = ()):
-        """`function(*entries, *shared)` of each client; results are [C, ...].
+    def map(
+        self,
+        function: Callable[..., Tree],
+        *args: Tree,
+        shared: Tree = (),
+        placed: Tree = (),
+    ) -> Tree:
+        """`function(*entries, *shared, *placed)` of each client; results [C, ...].
 
         Args:
-          function: of one client.
+          function: of one client. It may close over keys and settings; arrays of any
+            size come as arguments.
           args: leaves [C, ...].
-          shared: placed by `place`: each device passes its own part.
+          shared: the same for all clients.
+          placed: by `place`: each device passes its own part.
         """
         each, _ = self.map_and_sum(
-            lambda *args: (function(*args), ()), *args, shared=shared
+            lambda *args: (function(*args), ()), *args, shared=shared, placed=placed
         )
         return each
 
     def map_and_sum(
-        self, function: ClientFunction, *args: Tree, shared: Tree = ()
+        self,
+        function: ClientFunction,
+        *args: Tree,
+        shared: Tree = (),
+        placed: Tree = (),
     ) -> tuple[Tree, Tree]:
         """`map`, and the sum of each client's second result, which is never stacked."""
         live = self.slots.reshape(-1) >= 0
         run = functools.partial(_run_groups, function, self.at_once)
-        return self._run(run, args, (live, shared))
+        return self._run(run, args, shared, (live, placed))
 
     def advance(
         self,
@@ -113,6 +125,7 @@ class ClientAxis:
         *args: Tree,
         pieces: schedule.Pieces,
         shared: Tree = (),
+        placed: Tree = (),
     ) -> tuple[Tree, Tree]:
         """Run `pieces` of the clients' steps; returns the new state and summed metrics.
 
@@ -121,10 +134,11 @@ class ClientAxis:
           state: leaves [C, ...].
           args: further leaves [C, ...] that stay.
           pieces: of a `Plan`.
-          shared: placed by `place`.
+          shared: the same for all clients.
+          placed: by `place`: each device passes its own part.
         """
         run = functools.partial(_run_pieces, function)
-        return self._run(run, (state, args), (pieces, shared))
+        return self._run(run, (state, args), shared, (pieces, placed))
 
     def plan(self, steps: np.ndarray, every: int) -> "Plan":
         """Plan unequal numbers of `steps` [C], in windows of `every`."""
@@ -133,32 +147,39 @@ class ClientAxis:
         return Plan([schedule.Plan(row, lanes, every) for row in steps], lanes)
 
     def _run(
-        self, run: Callable[..., tuple[Tree, Tree]], args: Tree, split: Tree
+        self,
+        run: Callable[..., tuple[Tree, Tree]],
+        args: Tree,
+        shared: Tree,
+        placed: Tree,
     ) -> tuple[Tree, Tree]:
-        """`run(args, *split) -> each, total` on each device's slots and part."""
+        """`run(args, shared, placed) -> each, total` on each device's part."""
         slots = self.slots.reshape(-1)
         identity = np.array_equal(slots, np.arange(self.num_clients))
         if not identity:
             args = trees.take(args, np.maximum(slots, 0))
         if self.num_devices > 1:
-            per_device = run
+            per_device, split, whole = run, PartitionSpec(AXIS), PartitionSpec()
 
-            def run(args: Tree, *split: Tree) -> tuple[Tree, Tree]:
-                each, total = per_device(args, *split)
+            def run(args: Tree, shared: Tree, placed: Tree) -> tuple[Tree, Tree]:
+                each, total = per_device(args, shared, placed)
                 return each, jax.lax.psum(total, AXIS)
 
             run = jax.shard_map(
                 run,
                 mesh=self.mesh,
-                in_specs=PartitionSpec(AXIS),
-                out_specs=(PartitionSpec(AXIS), PartitionSpec()),
+                in_specs=(split, whole, split),
+                out_specs=(split, whole),
                 check_vma=False,
             )
-        each, total = run(args, *split)
+        each, total = run(args, shared, placed)
         if not identity:
             # Slots of clients 0, 1, ...; those of nobody come last.
             order = np.argsort(np.where(slots >= 0, slots, len(slots)), kind="stable")
             each = trees.take(each, order[: self.num_clients])
+        if jax.process_count() > 1:
+            # Checkpoints need all of it in the process that writes.
+            each = jax.lax.with_sharding_constraint(each, self._sharding())
         return each, total
 
     def place(self, data: FederatedDataset) -> FederatedDataset:
@@ -213,12 +234,13 @@ class ClientAxis:
 
 
 def _run_groups(
-    function: ClientFunction, at_once: int, args: Tree, live: Array, shared: Tree
+    function: ClientFunction, at_once: int, args: Tree, shared: Tree, placed: Tree
 ) -> tuple[Tree, Tree]:
     """One device's clients [S, ...], `at_once` at a time."""
+    live, placed = placed
 
     def group(args: Tree, live: Array) -> tuple[Tree, Tree]:
-        each, summand = _batched(lambda *a: function(*a, *shared))(*args)
+        each, summand = _batched(lambda *a: function(*a, *shared, *placed))(*args)
         return each, _sum(summand, live)
 
     count = len(live) // at_once
@@ -238,12 +260,12 @@ def _run_groups(
 
 
 def _run_pieces(
-    function: StepFunction, args: Tree, pieces: schedule.Pieces, shared: Tree
+    function: StepFunction, args: Tree, shared: Tree, placed: Tree
 ) -> tuple[Tree, Tree]:
     """One device's pieces [1, S, ...] of work on its clients' state [slots, ...]."""
-    state, rest = args
+    (state, rest), (pieces, placed) = args, placed
     client, first, count = pieces.client[0], pieces.first[0], pieces.count[0]
-    step = _batched(lambda state, step, rest: function(state, step, *rest, *shared))
+    step = _batched(lambda state, i, rest: function(state, i, *rest, *shared, *placed))
 
     def piece(i: Array, carry: Tree) -> Tree:
         state, total = carry

@@ -18,6 +18,7 @@ from mosaic_jax import errors, gating, losses
 DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
 SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NORMS = ("batch", "group")
 DTYPES = ("float32", "bfloat16")
 LOWERINGS = ("auto", "grouped", "dense", "patches")
 HEADS = ("transformer", "linear", "diagonal", "mean")
@@ -79,6 +80,7 @@ class Model:
 
     name: str = _one_of(*NETWORKS)
     width: int = _at_least(1)
+    norm: str = _one_of(*NORMS)
     dtype: str = _one_of(*DTYPES)
 
 
@@ -213,7 +215,6 @@ class Log:
     every_steps: int = _at_least(1)
     checkpoint_seconds: float = _at_least(0)
     tensorboard: bool = _any()
-    profile: str = _any()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,7 @@ class Settings:
 
     method: str = _one_of("mosaic", "federated")
     seed: int = _between(0, 2**31 - 1)
+    profile: str = _any()
     data: Data = _any()
     model: Model = _any()
     local: Local = _any()
@@ -333,6 +335,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"generators.inversion_weight = {generators.inversion_weight}: must be 0"
             " for generators.when = 'before_init', when no global model exists"
+        )
+    if settings.model.norm == "group" and generators.inversion_weight > 0:
+        problems.append(
+            f"generators.inversion_weight = {generators.inversion_weight}: must be 0"
+            " for model.norm = 'group', which has no statistics to match"
         )
     if settings.distill.source == "validation" and settings.data.validation == 0:
         problems.append(

@@ -33,11 +33,14 @@ def to_python(metrics: dict[str, Any]) -> dict[str, float]:
 class Tracker:
     """Records of one run: `metrics.jsonl`, and TensorBoard where asked."""
 
-    def __init__(self, workdir: pathlib.Path, *, tensorboard: bool) -> None:
-        """Append to what `workdir` holds."""
+    def __init__(
+        self, workdir: pathlib.Path, *, tensorboard: bool, writes: bool = True
+    ) -> None:
+        """Append to what `workdir` holds, unless another process `writes`."""
         self._path = workdir / "metrics.jsonl"
+        self._writes = writes
         self._writer = None
-        if tensorboard:
+        if tensorboard and writes:
             self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
 
     def history(self, stage: str) -> list[dict[str, Any]]:
@@ -62,6 +65,8 @@ class Tracker:
         self, stage: str, loop: str, step: int, metrics: dict[str, float]
     ) -> None:
         """Append one record."""
+        if not self._writes:
+            return
         entry = {"stage": stage, "loop": loop, "step": step, "time": time.time()}
         with self._path.open("a") as file:
             file.write(json.dumps({**entry, **metrics}) + "\n")
@@ -88,6 +93,8 @@ class Tracker:
         return records
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
+        if not self._writes:
+            return
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in records))
         partial.replace(self._path)

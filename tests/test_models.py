@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaic_jax.models import dcgan, meta, norm
+from mosaic_jax.models import dcgan, meta, norm, resnet
 
 
 def test_masked_batch_norm_equals_the_smaller_batch():
@@ -57,3 +57,26 @@ def test_untrained_heads_by_hand():
     np.testing.assert_allclose(diagonal, np.log([[0.7, 0.4]]), rtol=1e-5)
     mean = meta.build("mean", 2).apply({}, expert_logits, train=False)
     np.testing.assert_allclose(mean, expert_logits.mean(axis=1), rtol=1e-5)
+
+
+def test_group_norm_by_hand():
+    module = norm.GroupNorm(groups=2)
+    x = jnp.array([1.0, 3.0, 10.0, 10.0, 5.0, 7.0, 10.0, 14.0]).reshape(1, 2, 1, 4)
+    variables = module.init(jax.random.key(0), x, train=True)
+    out = module.apply(variables, x, train=True)
+    # First group 1, 3, 5, 7: mean 4, variance 5; second 10, 10, 10, 14: 11, 3.
+    expected = jnp.array([-3, -1, 1, 3]) / jnp.sqrt(5), jnp.array([-1, -1, -1, 3])
+    first, second = out[..., :2].reshape(-1), out[..., 2:].reshape(-1)
+    np.testing.assert_allclose(first, expected[0], rtol=1e-5)
+    np.testing.assert_allclose(second, expected[1] / jnp.sqrt(3), rtol=1e-5)
+    assert "batch_stats" not in variables
+
+
+def test_bfloat16_keeps_parameters_and_logits_in_float32():
+    module = resnet.ResNet(3, width=2, dtype="bfloat16")
+    x = jnp.ones((2, 8, 8, 1))
+    logits, variables = jax.eval_shape(
+        lambda: module.init_with_output(jax.random.key(0), x, train=False)
+    )
+    assert logits.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))

@@ -8,7 +8,7 @@ Module = nn.Module
 
 
 def build_classifier(
-    name: str, num_classes: int, *, width: int, dtype: str, lowering: str
+    name: str, num_classes: int, *, width: int, dtype: str, lowering: str, norm: str
 ) -> Module:
     """The classifier called `name`, a key of `resnet.DEPTHS`."""
-    return resnet.ResNet(num_classes, name, width, dtype, lowering)
+    return resnet.ResNet(num_classes, name, width, dtype, lowering, norm)

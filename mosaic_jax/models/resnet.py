@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mosaic_jax.models.conv import Conv
-from mosaic_jax.models.norm import BatchNorm
+from mosaic_jax.models.norm import NORMS
 from mosaic_jax.types import Array
 
 # name: (block, blocks per group)
@@ -56,6 +56,7 @@ class Block(nn.Module):
     bottleneck: bool
     project: bool
     lowering: str = "auto"
+    norm: str = "batch"
 
     def setup(self) -> None:
         """Name the layers as the published state dicts do."""
@@ -64,15 +65,15 @@ class Block(nn.Module):
             self.conv1 = conv(self.width, 1, lowering=self.lowering)
             self.conv2 = conv(self.width, 3, self.stride, lowering=self.lowering)
             self.conv3 = conv(out, 1, lowering=self.lowering)
-            self.bn3 = BatchNorm()
+            self.bn3 = NORMS[self.norm]()
         else:
             self.conv1 = conv(self.width, 3, self.stride, lowering=self.lowering)
             self.conv2 = conv(out, 3, lowering=self.lowering)
-        self.bn1 = BatchNorm()
-        self.bn2 = BatchNorm()
+        self.bn1 = NORMS[self.norm]()
+        self.bn2 = NORMS[self.norm]()
         if self.project:
             self.shortcut_conv = conv(out, 1, self.stride, lowering=self.lowering)
-            self.shortcut_bn = BatchNorm()
+            self.shortcut_bn = NORMS[self.norm]()
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """[B, H, W, in] to [B, H/stride, W/stride, out]."""
@@ -94,6 +95,7 @@ class ResNet(nn.Module):
       width: channels of the first group; the others have 2, 4 and 8 times as many.
       dtype: of activations; parameters, moments and logits are float32.
       lowering: of convolutions, one of `conv.LOWERINGS`.
+      norm: a key of `norm.NORMS`.
     """
 
     num_classes: int
@@ -101,13 +103,14 @@ class ResNet(nn.Module):
     width: int = 64
     dtype: str = "float32"
     lowering: str = "auto"
+    norm: str = "batch"
 
     def setup(self) -> None:
         """Stem, four groups of blocks, classifier."""
         kind, counts = DEPTHS[self.depth]
         bottleneck = kind == "bottleneck"
         self.conv1 = conv(self.width, 3, lowering=self.lowering)
-        self.bn1 = BatchNorm()
+        self.bn1 = NORMS[self.norm]()
         blocks, channels = {}, self.width
         for group, count in enumerate(counts):
             width = self.width * 2**group
@@ -115,7 +118,8 @@ class ResNet(nn.Module):
             for i in range(count):
                 stride = 2 if group > 0 and i == 0 else 1
                 project = stride != 1 or channels != out
-                block = Block(width, stride, bottleneck, project, self.lowering)
+                shape = (width, stride, bottleneck, project)
+                block = Block(*shape, self.lowering, self.norm)
                 blocks[f"layer{group + 1}_{i}"] = block
                 channels = out
         self.blocks = blocks

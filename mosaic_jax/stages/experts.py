@@ -157,7 +157,13 @@ def client_prototypes(
             lambda x: classifier.features(model, x), image, batch_size=size
         )
 
-    def one(client: Client, model: ModelState, images: LabelledImages):
+    def one(
+        client: Client,
+        model: ModelState,
+        global_model: ModelState,
+        expert_model: ModelState,
+        images: LabelledImages,
+    ):
         rows = client.index
         mine = jnp.arange(len(rows)) < client.size
         image, label = images.image[rows], images.label[rows]
@@ -183,4 +189,10 @@ def client_prototypes(
 
         return jax.lax.map(one_class, jnp.arange(data.num_classes))
 
-    return context.axis.map(one, data.client, clustered_by, shared=(data.images,))
+    return context.axis.map(
+        one,
+        data.client,
+        clustered_by,
+        shared=(global_model, expert_model),
+        placed=(data.images,),
+    )

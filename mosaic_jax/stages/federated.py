@@ -142,7 +142,12 @@ def make_round(
     total_size = jnp.sum(data.client.size)
 
     def federated_round(state: ServerState, number: Array):
-        def client_update(client: Client, client_state: Tree, images: LabelledImages):
+        def client_update(
+            client: Client,
+            client_state: Tree,
+            model: ModelState,
+            images: LabelledImages,
+        ):
             def batch_at(step: Array):
                 return training.client_batch(
                     client,
@@ -156,23 +161,27 @@ def make_round(
             trained, loss = training.local_training(
                 classifier,
                 tx,
-                algorithm.receive(state.model, client_state),
+                algorithm.receive(model, client_state),
                 batch_at,
                 local.steps,
                 adjust_logits=lambda logits: algorithm.logits(
                     logits, client.label_count
                 ),
                 penalty=lambda params: algorithm.penalty(
-                    params, state.model.params, client_state
+                    params, model.params, client_state
                 ),
             )
-            upload, client_state = algorithm.upload(state.model, trained, client_state)
+            upload, client_state = algorithm.upload(model, trained, client_state)
             kept = trained if keep_models else ()
             weighted = aggregation.weighted(upload, client.size / total_size)
             return (client_state, kept, loss), weighted
 
         (client, client_model, loss), mean_upload = axis.map_and_sum(
-            client_update, data.client, state.client, shared=(data.images,)
+            client_update,
+            data.client,
+            state.client,
+            shared=(state.model,),
+            placed=(data.images,),
         )
         server, model = algorithm.aggregate(state.server, state.model, mean_upload)
         return ServerState(model, server, client, client_model), loss
@@ -253,7 +262,7 @@ def _client_accuracy(context: Context, client_model: ModelState) -> list[float]:
 
     @jax.jit
     def run(client_model: ModelState, rows: Array, test: LabelledImages) -> Array:
-        def one(model: ModelState, rows: Array) -> Array:
+        def one(model: ModelState, rows: Array, test: LabelledImages) -> Array:
             logits = evaluation.predict(
                 lambda x: context.classifier.logits(model, x),
                 test.image[rows],
@@ -261,7 +270,7 @@ def _client_accuracy(context: Context, client_model: ModelState) -> list[float]:
             )
             return evaluation.accuracy(logits, test.label[rows])
 
-        return context.axis.map(one, client_model, rows)
+        return context.axis.map(one, client_model, rows, shared=(test,))
 
     found = run(client_model, context.data.test_index, context.held_out["test"])
     return context.axis.gather(found).tolist()

@@ -48,11 +48,17 @@ def run(
     # `each` and `shared` are arguments so that they are no constants of the program.
     @functools.partial(jax.jit, donate_argnames="state")
     def chunk(data, each, shared, key, state, pieces):
-        def one(state: Tree, number: Array, client: Client, each: Tree, images):
+        def one(state, number, client, each, shared, images):
             return step(state, number, client, each, shared, images, key)
 
         state, total = axis.advance(
-            one, state, data.client, each, pieces=pieces, shared=(data.images,)
+            one,
+            state,
+            data.client,
+            each,
+            pieces=pieces,
+            shared=(shared,),
+            placed=(data.images,),
         )
         done = jnp.sum(jnp.where(pieces.client >= 0, pieces.count[..., None], 0))
         return state, jax.tree.map(lambda metric: metric / done, total)
