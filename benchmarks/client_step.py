@@ -1,0 +1,268 @@
+"""One local step of all clients: ways to lower it, and a PyTorch loop, side by side.
+
+    python -m benchmarks.client_step --width 16 --clients 10 --batch 64
+    python -m benchmarks.client_step --network gan --width 16
+
+Prints milliseconds per client-step (median, low to high over the repeats) and the ratio
+of each rival to `mosaic_jax`; writes benchmarks/results/client_step_NETWORK_WIDTH.json.
+The rivals:
+
+    mosaic_jax       what this library runs on this backend
+    vmap, LOWERING   all clients in one `vmap`, by each lowering of the convolution
+    naive vmap       the same with plain lax convolutions: grouped ones
+    naive loop       a Python loop over jitted steps of one client, plain convolutions
+    PyTorch loop     a Python loop over clients in PyTorch, where it is installed
+    PyTorch loop, channels last   the same in its faster memory layout
+"""
+
+import argparse
+import functools
+import importlib.util
+from collections.abc import Callable
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import timing
+from mosaic_jax import cli, gan, parallel, training, trees
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.models import conv, dcgan, resnet
+from mosaic_jax.types import Array, Batch, Tree
+
+SIDE, DEPTH, CLASSES, LATENT = 32, 3, 10, 100
+LEARNING_RATE = 0.01
+# (state, image, label, key) -> state
+Step = Callable[[Tree, Array, Array, Array], Tree]
+
+
+def resnet_step(width: int, lowering: str) -> tuple[Tree, Step]:
+    """State and SGD step of one client's ResNet-18."""
+    module = resnet.ResNet(CLASSES, width=width, lowering=lowering)
+    classifier = Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH)
+    tx = training.sgd(LEARNING_RATE, 1e-4)
+    model = jax.jit(classifier.init, static_argnums=1)(
+        jax.random.key(0), (SIDE, SIDE, DEPTH)
+    )
+
+    def step(model: Tree, image: Array, label: Array, key: Array) -> Tree:
+        del key
+        batch = Batch(image, label, jnp.ones(len(label), bool))
+        return training.sgd_step(classifier, tx, model, tx.init(model.params), batch)[0]
+
+    return model, step
+
+
+def gan_step(width: int, lowering: str) -> tuple[Tree, Step]:
+    """State and step (both players) of one client's GAN, without classifier losses."""
+    model_gan = gan.Gan(
+        generator=dcgan.Generator(SIDE, DEPTH, width, lowering=lowering),
+        discriminator=dcgan.Discriminator(SIDE, width, lowering=lowering),
+        classifier=None,
+        tx=optax.adam(2e-4, b1=0.5, b2=0.999),
+        latent_dim=LATENT,
+        entropy_weight=0.0,
+        diversity_weight=0.0,
+        inversion_weight=0.0,
+        classifier_train_mode=False,
+        normalised_range=False,
+        ema_decay=0.0,
+        translate=0,
+    )
+    shape = (SIDE, SIDE, DEPTH)
+    state = jax.jit(model_gan.init, static_argnums=1)(jax.random.key(0), shape)
+
+    def step(state: Tree, image: Array, label: Array, key: Array) -> Tree:
+        mask = jnp.ones(len(label), bool)
+        unused = {"client_model": None, "class_share": None, "statistics": None}
+        return model_gan.step(state, key, image, mask, inverts=None, **unused)[0]
+
+    return state, step
+
+
+NETWORKS = {"resnet18": resnet_step, "gan": gan_step}
+
+
+def plain(x: Array, kernel: Array, stride: int, padding: int, _: str) -> Array:
+    """What everybody writes first."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+
+def plain_transpose(
+    x: Array, kernel: Array, stride: int, padding: int, _: str
+) -> Array:
+    """Likewise."""
+    return jax.lax.conv_transpose(
+        x,
+        kernel,
+        (stride, stride),
+        [(len(kernel) - 1 - padding,) * 2] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        transpose_kernel=True,
+    )
+
+
+def jax_rivals(network: str, width: int, data: tuple, only: set[str]) -> dict:
+    """Name to a call that runs one step of all clients."""
+    clients = len(data[0])
+    axis = parallel.build(np.ones(clients, int), num_devices=1)
+    batched = {
+        "mosaic_jax": ("auto", axis.map),
+        **{
+            f"vmap, {lowering}": (lowering, lambda step, *args: jax.vmap(step)(*args))
+            for lowering in ("dense", "patches")
+        },
+        "naive vmap": (None, lambda step, *args: jax.vmap(step)(*args)),
+    }
+    rivals = {}
+    for name, (lowering, run) in batched.items():
+        state, step = NETWORKS[network](width, lowering or "auto")
+        program = jax.jit(functools.partial(run, step), donate_argnums=0)
+        rivals[name] = _keeping(program, trees.broadcast(state, clients), data, lowering)
+    state, step = NETWORKS[network](width, "auto")
+    alone = jax.jit(step, donate_argnums=0)
+
+    def loop(states: list[Tree], *data: Array) -> list[Tree]:
+        return [
+            alone(state, *(array[i] for array in data))
+            for i, state in enumerate(states)
+        ]
+
+    copies = [jax.tree.map(jnp.copy, state) for _ in range(clients)]
+    rivals["naive loop"] = _keeping(loop, copies, data, None)
+    return {name: run for name, run in rivals.items() if not only or name in only}
+
+
+def _keeping(program, state: Tree, data: tuple, lowering: str | None):
+    """A call that runs `program` on the state of the call before."""
+    state = jax.tree.map(jnp.copy, state)
+
+    def run() -> None:
+        nonlocal state
+        if lowering is None:
+            with (
+                mock.patch.object(conv, "convolve", plain),
+                mock.patch.object(conv, "convolve_transpose", plain_transpose),
+            ):
+                state = program(state, *data)
+        else:
+            state = program(state, *data)
+        jax.block_until_ready(state)
+
+    return run
+
+
+def torch_rivals(network: str, width: int, data: tuple) -> dict:
+    """The PyTorch loops; none without PyTorch."""
+    if importlib.util.find_spec("torch") is None:
+        return {}
+    import torch
+    from torch.nn import functional
+
+    from benchmarks import torch_models
+
+    images = [torch_models.batch(np.asarray(image)) for image in data[0]]
+    labels = [torch.tensor(np.asarray(label)).long() for label in data[1]]
+
+    def resnet_client(layout):
+        net = torch_models.ResNet18(width).to(memory_format=layout)
+        sgd = torch.optim.SGD(net.parameters(), LEARNING_RATE, weight_decay=1e-4)
+
+        def step(image, label):
+            sgd.zero_grad()
+            functional.cross_entropy(net(image), label).backward()
+            sgd.step()
+
+        return step
+
+    def gan_client(layout):
+        generator = torch_models.Generator(width).to(memory_format=layout)
+        discriminator = torch_models.Discriminator(width).to(memory_format=layout)
+        adam = [
+            torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999))
+            for net in (generator, discriminator)
+        ]
+        judge = functional.binary_cross_entropy_with_logits
+        one, zero = torch.ones(len(labels[0])), torch.zeros(len(labels[0]))
+
+        def step(image, label):
+            fake = generator(torch.randn(len(label), LATENT))
+            adam[1].zero_grad()
+            loss = judge(discriminator(image), one)
+            (loss + judge(discriminator(fake.detach()), zero)).backward()
+            adam[1].step()
+            adam[0].zero_grad()
+            judge(discriminator(fake), one).backward()
+            adam[0].step()
+
+        return step
+
+    make = {"resnet18": resnet_client, "gan": gan_client}[network]
+
+    def rival(layout):
+        steps = [make(layout) for _ in images]
+        laid = [image.contiguous(memory_format=layout) for image in images]
+
+        def run():
+            for step, image, label in zip(steps, laid, labels, strict=True):
+                step(image, label)
+
+        return run
+
+    return {
+        "PyTorch loop": rival(torch.contiguous_format),
+        "PyTorch loop, channels last": rival(torch.channels_last),
+    }
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--network", choices=NETWORKS, default="resnet18")
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--clients", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="names of rivals, by ;")
+    args = parser.parse_args()
+    cli.prepare()
+    np_rng = np.random.RandomState(0)
+    shape = (args.clients, args.batch)
+    data = (
+        jnp.asarray(np_rng.uniform(-1, 1, (*shape, SIDE, SIDE, DEPTH)), jnp.float32),
+        jnp.asarray(np_rng.randint(0, CLASSES, shape)),
+        jax.random.split(jax.random.key(1), args.clients),
+    )
+    only = set(filter(None, args.only.split(";")))
+    rivals = jax_rivals(args.network, args.width, data, only)
+    rivals |= torch_rivals(args.network, args.width, data)
+    seconds = timing.take_turns(rivals, args.repeats)
+    result = {
+        name: timing.spread([1e3 * s / args.clients for s in values])
+        for name, values in seconds.items()
+    }
+    ours = result["mosaic_jax"]["median"]
+    rows = [
+        (
+            name,
+            f"{found['median']:.1f} ({found['low']:.1f} to {found['high']:.1f})",
+            f"{ours / found['median']:.2f}",
+        )
+        for name, found in result.items()
+    ]
+    print(timing.table(["", "ms per client-step", "mosaic_jax / this"], rows))
+    timing.save(f"client_step_{args.network}_{args.width}", result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The networks in plain PyTorch, as today's simulators have them: the yardstick.
+
+Names of the parameters are those of the published state dicts, so that
+`mosaic_jax.interop.torch` carries weights to and fro.
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mosaic_jax.interop import torch as interop
+from mosaic_jax.types import ModelState
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(min(8, channels), channels)
+
+
+class Block(nn.Module):
+    """Basic residual block."""
+
+    def __init__(self, into: int, out: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(into, out, 3, stride, 1, bias=False)
+        self.bn1 = _norm(norm, out)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.bn2 = _norm(norm, out)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or into != out:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(into, out, 1, stride, bias=False), _norm(norm, out)
+            )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = functional.relu(self.bn1(self.conv1(x)))
+        return functional.relu(self.bn2(self.conv2(h)) + self.shortcut(x))
+
+
+class ResNet18(nn.Module):
+    """With a CIFAR stem."""
+
+    def __init__(self, width: int, norm: str = "batch", channels: int = 3) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = _norm(norm, width)
+        into = width
+        for group in range(4):
+            out, stride = width * 2**group, 1 if group == 0 else 2
+            blocks = Block(into, out, stride, norm), Block(out, out, 1, norm)
+            setattr(self, f"layer{group + 1}", nn.Sequential(*blocks))
+            into = out
+        self.linear = nn.Linear(into, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.linear(x.mean((2, 3)))
+
+
+class Generator(nn.Module):
+    """DCGAN for 32 pixels."""
+
+    def __init__(self, width: int, channels: int = 3, latent: int = 100) -> None:
+        super().__init__()
+        widths = [width * 8, width * 4, width * 2, width]
+        layers = [nn.ConvTranspose2d(latent, widths[0], 4, 1, 0, bias=False)]
+        layers += [nn.BatchNorm2d(widths[0]), nn.ReLU(True)]
+        for a, b in zip(widths, widths[1:], strict=False):
+            layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)]
+            layers += [nn.BatchNorm2d(b), nn.ReLU(True)]
+        layers += [nn.ConvTranspose2d(width, channels, 1, 1, 0, bias=False), nn.Tanh()]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.main(z[:, :, None, None])
+
+
+class Discriminator(nn.Module):
+    """DCGAN for 32 pixels, up to logits."""
+
+    def __init__(self, width: int, channels: int = 3) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2)]
+        for i in range(3):
+            a, b = width * 2**i, width * 2 ** (i + 1)
+            layers += [nn.Conv2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b)]
+            layers += [nn.LeakyReLU(0.2)]
+        layers += [nn.Conv2d(width * 8, 1, 2, 2, 0, bias=False)]
+        self.main = nn.Sequential(*layers)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.main(x).reshape(-1)
+
+
+def state_dict(model: ModelState) -> dict[str, np.ndarray]:
+    """The published names of our ResNet-18's variables, group-norm or batch-norm."""
+    variables = dict(model.variables)
+    if not model.batch_stats:
+        variables["batch_stats"] = _absent_statistics(model.params)
+    found = interop.save("resnet18", variables)
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    if model.batch_stats:
+        return found
+    return {name: v for name, v in found.items() if not name.endswith(kept)}
+
+
+def load(network: nn.Module, model: ModelState) -> None:
+    """Copy our variables into the PyTorch network."""
+    arrays = {name: torch.tensor(v) for name, v in state_dict(model).items()}
+    network.load_state_dict(arrays)
+
+
+def _absent_statistics(params: dict) -> dict:
+    if "scale" in params:
+        return {"mean": np.zeros(len(params["scale"])), "var": np.ones(1)}
+    return {k: _absent_statistics(v) for k, v in params.items() if isinstance(v, dict)}
+
+
+def batch(image: np.ndarray) -> torch.Tensor:
+    """NHWC array to NCHW tensor."""
+    return torch.tensor(np.ascontiguousarray(np.moveaxis(image, -1, 1)))
