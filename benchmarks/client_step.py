@@ -126,7 +126,9 @@ def jax_rivals(network: str, width: int, data: tuple, only: set[str]) -> dict:
     for name, (lowering, run) in batched.items():
         state, step = NETWORKS[network](width, lowering or "auto")
         program = jax.jit(functools.partial(run, step), donate_argnums=0)
-        rivals[name] = _keeping(program, trees.broadcast(state, clients), data, lowering)
+        rivals[name] = _keeping(
+            program, trees.broadcast(state, clients), data, lowering
+        )
     state, step = NETWORKS[network](width, "auto")
     alone = jax.jit(step, donate_argnums=0)
 

@@ -1,0 +1,177 @@
+"""A federated round against a PyTorch loop, pfl and Flower, side by side.
+
+    pip install -r requirements-benchmarks.txt
+    python -m benchmarks.round --norm group
+    python -m benchmarks.round --norm batch
+
+Ten clients, ten local SGD steps of 64 images each, FedAvg: every rival gets the same
+initial weights, images, batch order and number of samples, and their final weights are
+compared with those of the PyTorch loop. Flower and pfl run as their documentation
+advises for one machine: pfl in one process with its simulated back end, Flower with one
+actor per core and one thread each, data kept by the actors. Prints seconds per round
+(median, low to high, after one round that is not counted) and the ratio to
+`mosaic_jax`; writes benchmarks/results/round_NORM.json.
+"""
+
+import argparse
+import functools
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from benchmarks import rivals, timing, torch_models
+from mosaic_jax import algorithms, cli, parallel, prng, training, trees
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.data import augment
+from mosaic_jax.models import resnet
+from mosaic_jax.settings import Local
+from mosaic_jax.stages import federated
+from mosaic_jax.types import Client, FederatedDataset, LabelledImages, ModelState
+
+SIDE, DEPTH, CLASSES = 32, 3, 10
+CLIENTS, STEPS, BATCH = 10, 10, rivals.BATCH
+SIZE = STEPS * BATCH
+LOCAL = Local(
+    steps=STEPS,
+    batch_size=BATCH,
+    learning_rate=rivals.LEARNING_RATE,
+    weight_decay=rivals.WEIGHT_DECAY,
+)
+KEY = prng.root(0)
+
+
+def dataset() -> FederatedDataset:
+    """Random images; what a client holds makes one epoch of a round."""
+    np_rng = np.random.RandomState(0)
+    shape = (CLIENTS * SIZE, SIDE, SIDE, DEPTH)
+    index = np.arange(CLIENTS * SIZE, dtype=np.int32).reshape(CLIENTS, SIZE)
+    return FederatedDataset(
+        LabelledImages(
+            np_rng.randint(0, 256, shape).astype(np.uint8),
+            np_rng.randint(0, CLASSES, len(index) * SIZE).astype(np.int32),
+        ),
+        Client(
+            number=np.arange(CLIENTS, dtype=np.int32),
+            index=index,
+            size=np.full(CLIENTS, SIZE, np.int32),
+            label_count=np.full((CLIENTS, CLASSES), SIZE // CLASSES, np.int32),
+        ),
+    )
+
+
+def batch_order(data: FederatedDataset, rounds: int) -> np.ndarray:
+    """Image numbers [rounds, clients, SIZE] in the order in which we use them."""
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def order(client: Client, size: int) -> jax.Array:
+        key = prng.at(prng.named(KEY, "shuffle"), client.number)
+
+        def slots(step: jax.Array) -> jax.Array:
+            return training.batch_slots(key, step, client.size, size, BATCH)[0]
+
+        steps = jax.vmap(slots)(jnp.arange(rounds * STEPS))
+        return client.index[steps].reshape(rounds, size)
+
+    clients = [trees.take(data.client, i) for i in range(CLIENTS)]
+    return np.stack([np.asarray(order(client, SIZE)) for client in clients], axis=1)
+
+
+def run_ours(
+    classifier: Classifier, model: ModelState, data: FederatedDataset, rounds: int
+) -> tuple[list[float], ModelState]:
+    """Seconds of each round, and the final global model."""
+    axis = parallel.build(data.client.size, num_devices=1)
+    placed = axis.place(data)
+    algorithm = algorithms.build("fedavg")
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def program(data: FederatedDataset, state, number):
+        return federated.make_round(
+            classifier,
+            algorithm,
+            LOCAL,
+            axis,
+            data,
+            key=KEY,
+            augmentation="none",
+            keep_models=False,
+        )(state, number)
+
+    state = federated.initial_state(algorithm, model, CLIENTS, keep_models=False)
+    state = jax.tree.map(jnp.copy, state)
+    seconds = []
+    for number in range(rounds):
+        start = time.perf_counter()
+        state, _ = jax.block_until_ready(program(placed, state, number))
+        seconds.append(time.perf_counter() - start)
+    return seconds, state.model
+
+
+def as_tensors(data: FederatedDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images, normalised as the classifier does, and labels."""
+    image = np.asarray(augment.to_signed(data.images.image))
+    image = ((image + 1) / 2 - 0.5) / 0.25
+    return torch_models.batch(image), torch.tensor(data.images.label).long()
+
+
+def distance(a: dict, b: dict) -> float:
+    """Largest difference of trained parameters, relative to the largest parameter."""
+    names = [n for n in a if "running" not in n and "num_batches" not in n]
+    gap = max(float(np.abs(np.asarray(a[n]) - np.asarray(b[n])).max()) for n in names)
+    return gap / max(float(np.abs(np.asarray(a[n])).max()) for n in names)
+
+
+def main() -> None:
+    """Measure, compare, print, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--norm", choices=("batch", "group"), default="group")
+    parser.add_argument("--rounds", type=int, default=3, help="timed, after one more")
+    parser.add_argument("--repeats", type=int, default=2)
+    args = parser.parse_args()
+    cli.prepare()
+    rounds = args.rounds + 1
+    data = dataset()
+    classifier = Classifier(
+        resnet.ResNet(CLASSES, width=rivals.WIDTH, norm=args.norm),
+        (0.5,) * DEPTH,
+        (0.25,) * DEPTH,
+    )
+    init = jax.jit(classifier.init, static_argnums=1)
+    model = init(jax.random.key(1), (SIDE, SIDE, DEPTH))
+    weights = {
+        name: torch.tensor(value)
+        for name, value in torch_models.state_dict(model).items()
+    }
+    order, tensors = batch_order(data, rounds), as_tensors(data)
+    seconds: dict[str, list[float]] = {
+        "mosaic_jax": [],
+        **{n: [] for n in rivals.RIVALS},
+    }
+    final = {}
+    for _ in range(args.repeats):
+        found, ours = run_ours(classifier, model, data, rounds)
+        seconds["mosaic_jax"] += found[1:]
+        final["mosaic_jax"] = torch_models.state_dict(ours)
+        for name, run in rivals.RIVALS.items():
+            found, final[name] = run(weights, args.norm, tensors, order)
+            seconds[name] += found[1:]
+    ours = timing.spread(seconds["mosaic_jax"])["median"]
+    result, rows = {}, []
+    for name, values in seconds.items():
+        found = timing.spread(values)
+        gap = distance(final["PyTorch loop"], final[name])
+        result[name] = {"seconds": found, "distance_from_pytorch_loop": gap}
+        shown = f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+        rows.append((name, shown, f"{ours / found['median']:.2f}", f"{gap:.1e}"))
+    header = ["", "s per round", "mosaic_jax / this", "weights differ by"]
+    print(timing.table(header, rows))
+    timing.save(f"round_{args.norm}", result)
+
+
+if __name__ == "__main__":
+    main()
