@@ -4,6 +4,8 @@ Names of the parameters are those of the published state dicts, so that
 `mosaic_jax.interop.torch` carries weights to and fro.
 """
 
+import itertools
+
 import numpy as np
 import torch
 from torch import nn
@@ -68,7 +70,7 @@ class Generator(nn.Module):
         widths = [width * 8, width * 4, width * 2, width]
         layers = [nn.ConvTranspose2d(latent, widths[0], 4, 1, 0, bias=False)]
         layers += [nn.BatchNorm2d(widths[0]), nn.ReLU(True)]
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)]
             layers += [nn.BatchNorm2d(b), nn.ReLU(True)]
         layers += [nn.ConvTranspose2d(width, channels, 1, 1, 0, bias=False), nn.Tanh()]

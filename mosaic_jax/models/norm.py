@@ -57,6 +57,7 @@ class GroupNorm(nn.Module):
     """
 
     groups: int = 8
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
@@ -66,12 +67,18 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (size,))
         bias = self.param("bias", nn.initializers.zeros, (size,))
         groups = min(self.groups, size)
-        grouped = x.astype(jnp.float32).reshape(*x.shape[:-1], groups, -1)
-        axes = (1, 2, 4)
-        mean = jnp.mean(grouped, axes, keepdims=True)
-        var = jnp.var(grouped, axes, keepdims=True)
-        normal = ((grouped - mean) * lax.rsqrt(var + 1e-5)).reshape(x.shape)
-        return (normal * scale + bias).astype(x.dtype)
+        dtype, x = x.dtype, x.astype(jnp.float32)
+
+        def mean(x: Array) -> Array:
+            # Over pixels first: those sums are the fast ones.
+            channel = jnp.mean(x, (1, 2)).reshape(len(x), groups, -1)
+            group = jnp.mean(channel, -1, keepdims=True)
+            whole = jnp.broadcast_to(group, channel.shape)
+            return whole.reshape(len(x), 1, 1, size)
+
+        centred = x - mean(x)
+        inverse = lax.rsqrt(mean(centred**2) + self.epsilon)
+        return (centred * (inverse * scale) + bias).astype(dtype)
 
 
 NORMS = {"batch": BatchNorm, "group": GroupNorm}

@@ -1,0 +1,233 @@
+"""What more clients and more devices cost.
+
+    python -m benchmarks.scaling
+    python -m benchmarks.scaling --clients 10,100 --devices 1,2
+
+A FedAvg round of a width-16 ResNet-18 (two local steps of 16 images, 32 x 32) over the
+same 10,000 images, dealt to 1 up to 1,000 clients. Prints, and writes to
+benchmarks/results/scaling.json:
+
+- time per client, the client counts taking turns in one process;
+- peak memory of a fresh process that runs two rounds, and of the compiled program;
+- time per client over the cores of this machine forced into 1 up to 8 devices, and how
+  far the resulting weights are from those of one device;
+- padding waste of the GAN stage for the published CIFAR-10 split (72 to 9,999 images):
+  samples processed for each that counts, by lanes and devices.
+"""
+
+import argparse
+import functools
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+from mosaic_jax import algorithms, cli, environment, parallel, prng, training
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.data import partition
+from mosaic_jax.models import resnet
+from mosaic_jax.settings import Local
+from mosaic_jax.stages import federated
+from mosaic_jax.types import Client, FederatedDataset, LabelledImages, ServerState
+
+SIDE, DEPTH, CLASSES, IMAGES = 32, 3, 10, 10_000
+LOCAL = Local(steps=2, batch_size=16, learning_rate=0.01, weight_decay=1e-4)
+GAN_EPOCHS, GAN_BATCH, EVERY = 200, 64, 50
+
+
+def dataset(num_clients: int) -> FederatedDataset:
+    """The same random images for any number of clients."""
+    np_rng = np.random.RandomState(0)
+    size = IMAGES // num_clients
+    return FederatedDataset(
+        LabelledImages(
+            np_rng.randint(0, 256, (IMAGES, SIDE, SIDE, DEPTH)).astype(np.uint8),
+            np_rng.randint(0, CLASSES, IMAGES).astype(np.int32),
+        ),
+        Client(
+            number=np.arange(num_clients, dtype=np.int32),
+            index=np.arange(IMAGES, dtype=np.int32).reshape(num_clients, size),
+            size=np.full(num_clients, size, np.int32),
+            label_count=np.ones((num_clients, CLASSES), np.int32),
+        ),
+    )
+
+
+def federated_round(num_clients: int) -> tuple[Callable[[], ServerState], int]:
+    """A call that runs the next round on all devices, and the program's bytes."""
+    classifier = Classifier(
+        resnet.ResNet(CLASSES, width=16), (0.5,) * DEPTH, (0.25,) * DEPTH
+    )
+    data = dataset(num_clients)
+    axis = parallel.build(data.client.size)
+    placed = axis.place(data)
+    algorithm = algorithms.build("fedavg")
+    init = jax.jit(classifier.init, static_argnums=1)
+    model = init(prng.root(1), (SIDE, SIDE, DEPTH))
+    state = federated.initial_state(algorithm, model, num_clients, keep_models=False)
+    state = axis.replicate(jax.device_get(state))
+
+    @functools.partial(jax.jit, donate_argnums=1)
+    def program(data: FederatedDataset, state: ServerState, number: jax.Array):
+        return federated.make_round(
+            classifier,
+            algorithm,
+            LOCAL,
+            axis,
+            data,
+            key=prng.root(0),
+            augmentation="crop_flip",
+            keep_models=False,
+        )(state, number)[0]
+
+    number = jnp.zeros((), jnp.int32)
+    compiled = program.lower(placed, state, number).compile()
+    memory = compiled.memory_analysis()
+    used = memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+    def run() -> ServerState:
+        nonlocal state
+        state = jax.block_until_ready(compiled(placed, state, number))
+        return state
+
+    return run, used
+
+
+def worker(num_clients: int) -> None:
+    """Of a fresh process: two rounds; prints what it took as JSON."""
+    run, used = federated_round(num_clients)
+    run()
+    start = time.perf_counter()
+    state = run()
+    seconds = time.perf_counter() - start
+    sums = [float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(state.model)]
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "peak_bytes": environment.peak_memory(),
+                "program_bytes": used,
+                "sums": sums,
+            }
+        )
+    )
+
+
+def fresh(num_clients: int, num_devices: int = 1) -> dict:
+    """What `worker` prints."""
+    flags = f"--xla_force_host_platform_device_count={num_devices}"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", "--worker", str(num_clients)],
+        env=os.environ | {"XLA_FLAGS": flags} if num_devices > 1 else None,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def padding_waste(lanes: int, num_devices: int) -> float:
+    """Samples processed for each image of each epoch, in the published split."""
+    labels = np.repeat(np.arange(CLASSES), 5000)
+    parts = partition.split(
+        labels, mode="dirichlet_unbalanced", num_clients=10, alpha=0.01, seed=5363
+    )
+    size = np.array([len(part) for part in parts])
+    each = -(-len(size) // num_devices)
+    at_once = parallel.balanced(each, lanes)
+    slots = parallel.deal(size, num_devices, -(-each // at_once) * at_once)
+    axis = parallel.ClientAxis(None, slots, at_once)
+    steps = GAN_EPOCHS * np.asarray(training.steps_per_epoch(size, GAN_BATCH))
+    processed = axis.plan(steps, EVERY).processed(EVERY) * GAN_BATCH
+    return processed / float(GAN_EPOCHS * size.sum())
+
+
+def by_clients(counts: list[int], repeats: int) -> list[dict]:
+    """Time and memory for each number of clients."""
+    rounds = {str(count): federated_round(count)[0] for count in counts}
+    seconds = timing.take_turns(rounds, repeats)
+    cells = []
+    for count in counts:
+        each = timing.spread([1e3 * s / count for s in seconds[str(count)]])
+        cells.append({"clients": count, "ms_per_client": each, **fresh(count)})
+    print(
+        timing.table(
+            ["clients", "ms per client and round", "peak MB", "program MB"],
+            [
+                (
+                    cell["clients"],
+                    f"{cell['ms_per_client']['median']:.1f}"
+                    f" ({cell['ms_per_client']['low']:.1f} to"
+                    f" {cell['ms_per_client']['high']:.1f})",
+                    f"{cell['peak_bytes'] / 1e6:.0f}",
+                    f"{cell['program_bytes'] / 1e6:.0f}",
+                )
+                for cell in cells
+            ],
+        )
+    )
+    return cells
+
+
+def by_devices(counts: list[int], num_clients: int = 20) -> list[dict]:
+    """Time for each number of devices that share this machine's cores."""
+    cells = [{"devices": n, **fresh(num_clients, n)} for n in counts]
+    reference = np.array(cells[0]["sums"])
+    for cell in cells:
+        gap = np.abs(np.array(cell["sums"]) / np.maximum(reference, 1e-9) - 1)
+        cell["relative_gap"] = float(gap.max())
+    print(
+        timing.table(
+            ["devices", "ms per client and round", "weights differ by"],
+            [
+                (
+                    cell["devices"],
+                    f"{1e3 * cell['seconds'] / num_clients:.1f}",
+                    f"{cell['relative_gap']:.0e}",
+                )
+                for cell in cells
+            ],
+        )
+    )
+    return cells
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--clients", default="1,10,100,1000")
+    parser.add_argument("--devices", default="1,2,4,8")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    cli.prepare()
+    if args.worker:
+        worker(args.worker)
+        return
+    waste = [
+        {"lanes": lanes, "devices": n, "padding_waste": padding_waste(lanes, n)}
+        for lanes in (1, 10)
+        for n in (1, 2, 4, 8)
+    ]
+    header = ["clients at once", "devices", "padding waste"]
+    rows = [(w["lanes"], w["devices"], f"{w['padding_waste']:.3f}") for w in waste]
+    print(timing.table(header, rows))
+    result = {
+        "clients": by_clients([int(n) for n in args.clients.split(",")], args.repeats),
+        "devices": by_devices([int(n) for n in args.devices.split(",")]),
+        "padding": waste,
+    }
+    timing.save("scaling", result)
+
+
+if __name__ == "__main__":
+    main()
