@@ -12,6 +12,7 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.method = "mosaic"  # mosaic, or federated: rounds of init.method only
     config.profile = ""  # a stage: trace a chunk of its steps, for Perfetto
+    config.seeds = 1  # studies with seeds seed, seed + 1, ...: mean and spread
     config.seed = 0  # of everything; the split is drawn from seed + data.split_seed
 
     config.data = data = config_dict.ConfigDict()

@@ -6,6 +6,7 @@ import json
 import logging
 import pathlib
 import shutil
+import statistics
 import time
 import typing
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from mosaic_jax import (
     checkpoint,
     environment,
     errors,
+    memory,
     models,
     parallel,
     prng,
@@ -113,7 +115,7 @@ class Experiment:
         self.classifier = build_classifier(config, self.data.info)
         self.axis = parallel.build(
             self.data.clients.client.size,
-            at_once=config.compute.clients_at_once,
+            at_once=memory.clients_at_once(config, self.data.info, self.classifier),
             num_devices=config.compute.devices,
         )
         self._clients = self.axis.place(self.data.clients)
@@ -243,6 +245,7 @@ class Experiment:
             tracker=tracker,
             interruption=interruption,
             checkpoint_seconds=self.settings.log.checkpoint_seconds,
+            place=self.axis.replicate,
             profile=self.workdir / "profile"
             if self.settings.profile == stage.name
             else None,
@@ -331,6 +334,35 @@ class Experiment:
                 "git_revision": environment.git_revision(),
             },
         )
+
+
+def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and spread (standard deviation of a sample) over studies of several seeds.
+
+    Accuracies become {"mean": ..., "spread": ...}; what differs otherwise is listed by
+    seed.
+    """
+
+    def merge(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: merge([v[name] for v in values]) for name in values[0]}
+        return {"mean": statistics.mean(values), "spread": statistics.stdev(values)}
+
+    first = summaries[0]
+    accuracies = [name for name in first if name.endswith("_accuracy")]
+    return {
+        "method": first["method"],
+        "dataset": first["dataset"],
+        "seeds": [summary["seed"] for summary in summaries],
+        **{name: merge([s[name] for s in summaries]) for name in accuracies},
+        "rounds": first["rounds"],
+        "communication_bytes": first["communication_bytes"],
+        "seconds": merge([s["seconds"] for s in summaries]),
+        "compile_seconds": sum(s["compile_seconds"] for s in summaries),
+        "peak_memory_bytes": max(s["peak_memory_bytes"] for s in summaries),
+        "device": first["device"],
+        "versions": first["versions"],
+    }
 
 
 def build_classifier(config: settings.Settings, info: Info) -> Classifier:

@@ -67,6 +67,7 @@ class Loop:
       tracker: of the run.
       interruption: asked between chunks.
       checkpoint_seconds: least time between two checkpoints.
+      place: puts a state on the devices.
       profile: folder for a trace of one chunk, None for none.
     """
 
@@ -75,6 +76,7 @@ class Loop:
     tracker: tracking.Tracker
     interruption: Interruption
     checkpoint_seconds: float
+    place: Callable[[Tree], Tree]
     profile: pathlib.Path | None = None
 
     def __call__(
@@ -108,7 +110,7 @@ class Loop:
         saved = checkpoint.Checkpoints(self.directory / name)
         step, state = self._resume(saved, name, state)
         # Chunks donate their state; the caller's arrays must live on.
-        state = jax.tree.map(jnp.copy, state)
+        state = jax.tree.map(jnp.copy, self.place(state))
         bar = tracking.Progress(
             f"{self.stage} {name}", step, num_steps, samples_per_step
         )

@@ -177,8 +177,9 @@ class ClientAxis:
             # Slots of clients 0, 1, ...; those of nobody come last.
             order = np.argsort(np.where(slots >= 0, slots, len(slots)), kind="stable")
             each = trees.take(each, order[: self.num_clients])
-        if jax.process_count() > 1:
-            # Checkpoints need all of it in the process that writes.
+        if self.num_devices > 1:
+            # Whole everywhere, as `replicate` leaves it: what goes in comes out, so a
+            # program compiles once, and the process that writes has all of it.
             each = jax.lax.with_sharding_constraint(each, self._sharding())
         return each, total
 
@@ -189,7 +190,7 @@ class ClientAxis:
         """
         index, size = np.asarray(data.client.index), np.asarray(data.client.size)
         if self.num_devices == 1:
-            return jax.device_put(data, self._sharding())
+            return self.replicate(data)
         held = [
             np.concatenate([index[i, : size[i]] for i in row if i >= 0] or [[0]])
             for row in self.slots
@@ -215,7 +216,9 @@ class ClientAxis:
         return FederatedDataset(images, self.replicate(client))
 
     def replicate(self, tree: Tree) -> Tree:
-        """Host arrays, the same in every process, on all devices."""
+        """Arrays that are the same in every process, on all devices."""
+        if self.num_devices == 1:
+            return jax.tree.map(jnp.asarray, tree)
         return jax.tree.map(
             lambda leaf: jax.make_array_from_callback(
                 np.shape(leaf), self._sharding(), lambda where: np.asarray(leaf)[where]

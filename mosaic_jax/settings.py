@@ -223,6 +223,7 @@ class Settings:
 
     method: str = _one_of("mosaic", "federated")
     seed: int = _between(0, 2**31 - 1)
+    seeds: int = _at_least(1)
     profile: str = _any()
     data: Data = _any()
     model: Model = _any()

@@ -13,7 +13,7 @@ LEVELS = [
     {"models", "data", "tracking", "checkpoint", "environment"},
     {"parallel", "classifier", "prototypes", "evaluation", "loop"},
     {"training", "gan"},
-    {"algorithms", "distillation"},
+    {"algorithms", "distillation", "memory"},
     {"stages"},
     {"experiment"},
     {"report", "interop"},

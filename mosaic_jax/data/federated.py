@@ -106,6 +106,12 @@ def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
 
 
 def _padded(parts: list[np.ndarray]) -> np.ndarray:
-    """Rows of equal length: each client's image numbers, repeated to the longest."""
+    """Rows of equal length: each client's image numbers, repeated past the longest.
+
+    Lengths are multiples of half a client's fair share, so that the splits of several
+    seeds mostly have the same shape and share their compiled programs.
+    """
     longest = max(len(part) for part in parts)
-    return np.stack([np.resize(part, longest) for part in parts])
+    unit = max(1, sum(len(part) for part in parts) // len(parts) // 2)
+    length = -(-longest // unit) * unit
+    return np.stack([np.resize(part, length) for part in parts])

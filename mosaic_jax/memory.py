@@ -1,0 +1,82 @@
+"""How many clients fit on a device at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax import environment, gan, settings, training
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.data.sources import Info
+from mosaic_jax.types import Batch, Tree
+
+# Of the memory that is free before a stage; the rest is for models, images, XLA.
+SHARE = 0.7
+
+
+def clients_at_once(
+    config: settings.Settings, info: Info, classifier: Classifier
+) -> int:
+    """`compute.clients_at_once`, or as many as free memory holds; 0: it does not tell.
+
+    One client's steps are compiled alone and XLA asked what they need; clients in one
+    `vmap` need that much each.
+    """
+    if config.compute.clients_at_once:
+        return config.compute.clients_at_once
+    free = environment.free_memory()
+    if free is None:
+        return 0
+    needed = [classifier_bytes(config, info, classifier)]
+    if config.method == "mosaic":
+        needed.append(gan_bytes(config, info, classifier))
+    return max(1, int(SHARE * free) // max(needed))
+
+
+def classifier_bytes(
+    config: settings.Settings, info: Info, classifier: Classifier
+) -> int:
+    """Bytes that one client's local step needs."""
+    tx = training.sgd(config.local.learning_rate, config.local.weight_decay)
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+
+    def step(model: Tree, batch: Batch) -> Tree:
+        return training.sgd_step(classifier, tx, model, tx.init(model.params), batch)
+
+    return _program_bytes(step, model, _batch(info, config.local.batch_size))
+
+
+def gan_bytes(config: settings.Settings, info: Info, classifier: Classifier) -> int:
+    """Bytes that one client's GAN step needs."""
+    model_gan = gan.build(config, info, classifier)
+    state = jax.eval_shape(lambda: model_gan.init(jax.random.key(0), info.image_shape))
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+
+    def step(state: Tree, model: Tree, batch: Batch) -> Tree:
+        return model_gan.step(
+            state,
+            jax.random.key(0),
+            batch.image,
+            batch.mask,
+            client_model=model,
+            class_share=jnp.full(info.num_classes, 1 / info.num_classes),
+            inverts=jnp.array(True),
+            statistics=model,
+        )
+
+    return _program_bytes(
+        step, state, model, _batch(info, config.generators.batch_size)
+    )
+
+
+def _batch(info: Info, size: int) -> Batch:
+    return Batch(
+        image=jax.ShapeDtypeStruct((size, *info.image_shape), jnp.float32),
+        label=jax.ShapeDtypeStruct((size,), jnp.int32),
+        mask=jax.ShapeDtypeStruct((size,), bool),
+    )
+
+
+def _program_bytes(function: Callable[..., Tree], *shapes: Tree) -> int:
+    memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)

@@ -1,0 +1,106 @@
+"""Several processes, devices and seeds; traces."""
+
+import contextlib
+import dataclasses
+import json
+import socket
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+
+from mosaic_jax import cli, experiment
+from tests import tiny
+from tests.end_to_end import test_launch
+
+FIELDS = {"method": "federated", "init__rounds": 2, "evaluation__every": 1}
+ROUNDS = tiny.study(**FIELDS, warmup__rounds=0, finetune__rounds=0)
+
+
+def final(workdir, settings=ROUNDS):
+    study = experiment.Experiment(settings, workdir)
+    return study.finished()[-1].artifacts()["global_model"]
+
+
+def close(found, expected):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        found,
+        expected,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    summary = experiment.Experiment(ROUNDS, workdir).run()
+    return workdir, summary
+
+
+def test_two_processes_equal_one(alone, tmp_path):
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    more = [
+        "--config.method=federated",
+        "--config.init.rounds=2",
+        "--config.evaluation.every=1",
+        "--config.warmup.rounds=0",
+        "--config.finetune.rounds=0",
+        "--config.compute.devices=0",
+        f"--coordinator=127.0.0.1:{port}",
+        "--num_processes=2",
+    ]
+    flags = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
+    processes = [
+        subprocess.Popen(
+            test_launch.command(tmp_path / "run", *more, f"--process_id={i}"),
+            cwd=test_launch.ROOT,
+            env=test_launch.environment() | {"XLA_FLAGS": flags},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    output = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], output
+    assert "accuracy" in output[0].splitlines()[-5]
+    assert "report" not in output[1]
+    close(final(tmp_path / "run"), final(alone[0]))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["device"].startswith("2 x")
+    assert summary["test_accuracy"] == alone[1]["test_accuracy"]
+
+
+def test_four_devices_equal_one(alone, tmp_path):
+    compute = dataclasses.replace(ROUNDS.compute, devices=4)
+    many = dataclasses.replace(ROUNDS, compute=compute)
+    experiment.Experiment(many, tmp_path).run()
+    close(final(tmp_path, many), final(alone[0]))
+
+
+def test_profile_of_a_stage(tmp_path):
+    experiment.Experiment(dataclasses.replace(ROUNDS, profile="init"), tmp_path).run()
+    assert list(tmp_path.glob("profile/init/round/**/perfetto_trace.json.gz"))
+    assert list(tmp_path.glob("profile/init/round/**/*.xplane.pb"))
+
+
+def test_seeds(alone, tmp_path, capsys):
+    fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
+    config = tiny.config(**fields, seeds=2)
+    assert cli.run(config.to_dict(), tmp_path) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1]
+    finals = [
+        json.loads((tmp_path / f"seed_{seed}" / "summary.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert finals[0]["test_accuracy"] == alone[1]["test_accuracy"]
+    found = [one["test_accuracy"]["final"] for one in finals]
+    expected = {"mean": np.mean(found), "spread": np.std(found, ddof=1)}
+    assert summary["test_accuracy"]["final"] == pytest.approx(expected)
+    assert f"{np.mean(found):.4f} ± " in capsys.readouterr().out
