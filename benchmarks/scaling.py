@@ -21,6 +21,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
@@ -100,37 +101,35 @@ def federated_round(num_clients: int) -> tuple[Callable[[], ServerState], int]:
     return run, used
 
 
-def worker(num_clients: int) -> None:
-    """Of a fresh process: two rounds; prints what it took as JSON."""
+def worker(num_clients: int, weights: str) -> None:
+    """Of a fresh process: two rounds; prints what they took as JSON.
+
+    The parameters after the first round go to the file `weights`.
+    """
     run, used = federated_round(num_clients)
-    run()
+    leaves = jax.tree.leaves(run().model.params)
+    np.save(weights, np.concatenate([np.asarray(leaf).ravel() for leaf in leaves]))
     start = time.perf_counter()
-    state = run()
+    run()
     seconds = time.perf_counter() - start
-    sums = [float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(state.model)]
-    print(
-        json.dumps(
-            {
-                "seconds": seconds,
-                "peak_bytes": environment.peak_memory(),
-                "program_bytes": used,
-                "sums": sums,
-            }
-        )
-    )
+    peak = environment.peak_memory()
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "program_bytes": used}))
 
 
-def fresh(num_clients: int, num_devices: int = 1) -> dict:
-    """What `worker` prints."""
+def fresh(num_clients: int, num_devices: int = 1) -> tuple[dict, np.ndarray]:
+    """What `worker` prints, and the parameters that it saves."""
     flags = f"--xla_force_host_platform_device_count={num_devices}"
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.scaling", "--worker", str(num_clients)],
-        env=os.environ | {"XLA_FLAGS": flags} if num_devices > 1 else None,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as folder:
+        weights = f"{folder}/weights.npy"
+        module = [sys.executable, "-m", "benchmarks.scaling"]
+        done = subprocess.run(
+            [*module, "--worker", str(num_clients), "--weights", weights],
+            env=os.environ | {"XLA_FLAGS": flags},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return json.loads(done.stdout.splitlines()[-1]), np.load(weights)
 
 
 def padding_waste(lanes: int, num_devices: int) -> float:
@@ -156,7 +155,7 @@ def by_clients(counts: list[int], repeats: int) -> list[dict]:
     cells = []
     for count in counts:
         each = timing.spread([1e3 * s / count for s in seconds[str(count)]])
-        cells.append({"clients": count, "ms_per_client": each, **fresh(count)})
+        cells.append({"clients": count, "ms_per_client": each, **fresh(count)[0]})
     print(
         timing.table(
             ["clients", "ms per client and round", "peak MB", "program MB"],
@@ -178,11 +177,12 @@ def by_clients(counts: list[int], repeats: int) -> list[dict]:
 
 def by_devices(counts: list[int], num_clients: int = 20) -> list[dict]:
     """Time for each number of devices that share this machine's cores."""
-    cells = [{"devices": n, **fresh(num_clients, n)} for n in counts]
-    reference = np.array(cells[0]["sums"])
-    for cell in cells:
-        gap = np.abs(np.array(cell["sums"]) / np.maximum(reference, 1e-9) - 1)
-        cell["relative_gap"] = float(gap.max())
+    cells, reference = [], None
+    for count in counts:
+        found, weights = fresh(num_clients, count)
+        reference = weights if reference is None else reference
+        gap = float(np.abs(weights - reference).max() / np.abs(reference).max())
+        cells.append({"devices": count, "relative_gap": gap, **found})
     print(
         timing.table(
             ["devices", "ms per client and round", "weights differ by"],
@@ -208,10 +208,11 @@ def main() -> None:
     parser.add_argument("--devices", default="1,2,4,8")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()
     cli.prepare()
     if args.worker:
-        worker(args.worker)
+        worker(args.worker, args.weights)
         return
     waste = [
         {"lanes": lanes, "devices": n, "padding_waste": padding_waste(lanes, n)}

@@ -39,10 +39,9 @@ def small(config):
     config.init.rounds = 40
     config.warmup.rounds = 0
     config.generators.epochs = 0
-    config.generators.steps = 1500
+    config.generators.steps = 500
     config.generators.batch_size = 32
-    config.generators.width = 16
-    config.generators.ema_decay = 0.99
+    config.generators.width = 8
     config.generators.learning_rate = 1e-3
     config.distill.steps = 200
     config.distill.samples_per_generator = 8

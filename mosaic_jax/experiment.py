@@ -314,6 +314,11 @@ class Experiment:
             .get("results", {})
             .get("collapsed_clients", []),
             "rounds": config.total_rounds,
+            "padding_waste": {
+                name: record["results"]["padding_waste"]
+                for name, record in records.items()
+                if "padding_waste" in record["results"]
+            },
             "communication_bytes": {"up": up, "down": down},
             "seconds": {name: r["seconds"] for name, r in records.items()},
             "compile_seconds": sum(r["compile_seconds"] for r in records.values()),

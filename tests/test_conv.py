@@ -95,6 +95,23 @@ def test_over_clients(shape, lowering):
         )
 
 
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The forms that run on accelerators, on this CPU."""
+    monkeypatch.setattr(conv, "_on_cpu", lambda: False)
+    conv._op.cache_clear()
+    yield
+    conv._op.cache_clear()
+
+
+@pytest.mark.parametrize("lowering", conv.LOWERINGS)
+def test_as_on_accelerators(accelerator, lowering):
+    # The second is larger than the maps that take one product over all clients.
+    for shape in ((3, 2, 1, 7), (3, 1, 1, 9), (4, 1, 0, 4)):
+        test_alone(shape, lowering)
+        test_over_clients(shape, lowering)
+
+
 def test_over_seeds_and_clients():
     args = [jnp.stack([array, -array]) for array in arrays(3, 1, 1, 6)]
     ours = with_gradients(conv.convolve, 1, 1, "auto")
@@ -120,7 +137,6 @@ def test_tiles_of_the_batch_change_no_gradient(monkeypatch):
     run = with_gradients(conv.convolve, 1, 1, "auto")
     expected = run(x, kernel, g)
     monkeypatch.setattr(conv, "_TILE_BYTES", 1)
-    conv._op.cache_clear()
     close(run(x, kernel, g), expected)
 
 

@@ -99,6 +99,13 @@ def test_sums_leave_out_what_fills_up_a_group():
     assert float(total) == 15
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_experts_some_at_once(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x = jnp.arange(37.0)  # not a multiple of what runs at once
+    np.testing.assert_array_equal(parallel.expert_map(lambda x: 2 * x, x), 2 * x)
+
+
 def test_too_many_devices():
     message = r"compute.devices = 9: must be <= 4, the devices there are"
     with pytest.raises(errors.ConfigError, match=message):

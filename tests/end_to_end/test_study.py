@@ -28,6 +28,7 @@ SUMMARY = {
     "validation_accuracy",
     "collapsed_generators",
     "rounds",
+    "padding_waste",
     "communication_bytes",
     "seconds",
     "compile_seconds",
@@ -64,6 +65,8 @@ def test_summary_is_complete_and_measured(finished):
     assert all(0 <= value <= 1 for value in summary["test_accuracy"].values())
     assert summary["rounds"] == 4 + 2 + 4
     assert summary["peak_memory_bytes"] > 1e6
+    # The tiny study counts its GAN stage in steps, which nobody idles through.
+    assert summary["padding_waste"] == {"generators": 1.0}
     counts = np.array(summary["partition"]["label_counts"])
     assert counts.shape == (3, 10)
     assert counts.sum() == len(study.data.clients.images.label)
