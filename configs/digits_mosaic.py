@@ -2,8 +2,8 @@
 
 python launch.py --config configs/digits_mosaic.py
 
-About four minutes. Each field below that differs from the defaults was chosen on the
-validation images; docs/ablation.md has what it is worth.
+Two and a half minutes. Each field below that differs from the defaults was chosen on
+the validation images; docs/ablation.md has what it is worth.
 """
 
 from configs import base

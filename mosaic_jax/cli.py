@@ -113,4 +113,5 @@ def prepare() -> None:
         cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
         path = pathlib.Path(cache) / "mosaic_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(path))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # The small ones too: by default programs that compile within a second are left out.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -241,23 +241,20 @@ def _on_kernel(geometry: Geometry, x: Array, g: Array) -> Array:
         transpose = jax.linear_transpose(lambda k: _forward(geometry, x, k), kernel)
         return transpose(g)[0]
 
-    def product(x: Array, g: Array) -> Array:
-        # [O, size * size * I]: XLA transposes the left operand, so the smaller one.
+    def product(a: Array, b: Array) -> Array:
         samples = ((0, 1, 2), (0, 1, 2))
         return lax.dot_general(
-            g,
-            _patches(geometry, x),
-            (samples, ((), ())),
-            preferred_element_type=jnp.float32,
+            a, b, (samples, ((), ())), preferred_element_type=jnp.float32
         )
 
     tile = _tile(geometry, x)
     if tile == len(x):
-        return product(x, g).T.reshape(shape).astype(g.dtype)
+        return product(_patches(geometry, x), g).reshape(shape).astype(g.dtype)
 
     def body(i: Array, total: Array) -> Array:
-        part = (lax.dynamic_slice_in_dim(v, i * tile, tile) for v in (x, g))
-        return total + product(*part)
+        x_part, g_part = (lax.dynamic_slice_in_dim(v, i * tile, tile) for v in (x, g))
+        # XLA transposes the left operand: the smaller one.
+        return total + product(g_part, _patches(geometry, x_part))
 
     zero = jnp.zeros((g.shape[-1], geometry.size**2 * x.shape[-1]))
     total = lax.fori_loop(0, len(x) // tile, body, zero)
