@@ -22,16 +22,16 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from benchmarks import rivals, timing, torch_models
+from benchmarks import random_data, rivals, timing, torch_models
+from benchmarks.random_data import CLASSES, DEPTH, SIDE
 from mosaic_jax import algorithms, cli, parallel, prng, training, trees
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
 from mosaic_jax.models import resnet
 from mosaic_jax.settings import Local
 from mosaic_jax.stages import federated
-from mosaic_jax.types import Client, FederatedDataset, LabelledImages, ModelState
+from mosaic_jax.types import Client, FederatedDataset, ModelState
 
-SIDE, DEPTH, CLASSES = 32, 3, 10
 CLIENTS, STEPS, BATCH = 10, 10, rivals.BATCH
 SIZE = STEPS * BATCH
 LOCAL = Local(
@@ -41,25 +41,6 @@ LOCAL = Local(
     weight_decay=rivals.WEIGHT_DECAY,
 )
 KEY = prng.root(0)
-
-
-def dataset() -> FederatedDataset:
-    """Random images; what a client holds makes one epoch of a round."""
-    np_rng = np.random.RandomState(0)
-    shape = (CLIENTS * SIZE, SIDE, SIDE, DEPTH)
-    index = np.arange(CLIENTS * SIZE, dtype=np.int32).reshape(CLIENTS, SIZE)
-    return FederatedDataset(
-        LabelledImages(
-            np_rng.randint(0, 256, shape).astype(np.uint8),
-            np_rng.randint(0, CLASSES, len(index) * SIZE).astype(np.int32),
-        ),
-        Client(
-            number=np.arange(CLIENTS, dtype=np.int32),
-            index=index,
-            size=np.full(CLIENTS, SIZE, np.int32),
-            label_count=np.full((CLIENTS, CLASSES), SIZE // CLASSES, np.int32),
-        ),
-    )
 
 
 def batch_order(data: FederatedDataset, rounds: int) -> np.ndarray:
@@ -135,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     cli.prepare()
     rounds = args.rounds + 1
-    data = dataset()
+    data = random_data.dataset(CLIENTS, SIZE)
     classifier = Classifier(
         resnet.ResNet(CLASSES, width=rivals.WIDTH, norm=args.norm),
         (0.5,) * DEPTH,

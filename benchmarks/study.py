@@ -133,7 +133,7 @@ def client_steps(context: Context, name: str, timed: dict) -> None:
     at_work = len(sizes) if plan.lanes == 1 else lanes
     timed["seconds_per_step"] /= at_work
     timed["samples_per_step"] = batch
-    timed["steps"] = plan.processed(every)
+    timed["steps"] = plan.processed
 
 
 def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:

@@ -118,6 +118,24 @@ def get_config() -> config_dict.ConfigDict:
     return config
 
 
+def for_two_cores(config: config_dict.ConfigDict) -> None:
+    """Shrink networks, rounds and steps to minutes on two CPU cores, in place."""
+    config.model.width = 8
+    config.local.batch_size = 32
+    config.local.learning_rate = 0.05
+    config.init.rounds = 40
+    config.warmup.rounds = 0
+    config.generators.epochs = 0
+    config.generators.steps = 500
+    config.generators.batch_size = 32
+    config.generators.learning_rate = 1e-3
+    config.distill.steps = 200
+    config.distill.learning_rate = 1e-3
+    config.distill.schedule = "cosine"
+    config.finetune.rounds = 6
+    config.finetune.learning_rate = 0.01
+
+
 def federated(config: config_dict.ConfigDict, method: str) -> config_dict.ConfigDict:
     """Turn a Mosaic study into rounds of `method` alone, as many in total."""
     config.method = "federated"

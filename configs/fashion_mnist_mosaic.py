@@ -33,20 +33,7 @@ def small(config):
     """Shrink networks and rounds, in place."""
     config.data.max_images = 6000
     config.data.validation = 0.1
-    config.model.width = 8
-    config.local.batch_size = 32
-    config.local.learning_rate = 0.05
-    config.init.rounds = 40
-    config.warmup.rounds = 0
-    config.generators.epochs = 0
-    config.generators.steps = 500
-    config.generators.batch_size = 32
+    base.for_two_cores(config)
     config.generators.width = 8
-    config.generators.learning_rate = 1e-3
-    config.distill.steps = 200
     config.distill.samples_per_generator = 8
-    config.distill.learning_rate = 1e-3
-    config.distill.schedule = "cosine"
-    config.finetune.rounds = 6
-    config.finetune.learning_rate = 0.01
     config.evaluation.every = 20

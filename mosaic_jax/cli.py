@@ -32,10 +32,22 @@ def run(
     try:
         environment.join(*processes)
         study = settings.from_mapping(config)
-        if study.seeds == 1:
-            summary = _run_one(study, workdir, reuse_from, command)
-        else:
-            summary = _run_seeds(study, workdir, reuse_from, command)
+        _check_seeds(workdir, study.seeds)
+        folders = {study.seed: workdir}
+        if study.seeds > 1:
+            seeds = range(study.seed, study.seed + study.seeds)
+            folders = {seed: workdir / f"seed_{seed}" for seed in seeds}
+        # All are made before the first runs: what is wrong with one shows at once.
+        works = [
+            experiment.Experiment(
+                dataclasses.replace(study, seed=seed, seeds=1),
+                folder,
+                reuse_from=_same_seed(reuse_from, seed),
+                command=command,
+            )
+            for seed, folder in folders.items()
+        ]
+        summary, pages = _run_all(works, workdir)
     except errors.MosaicError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -46,48 +58,48 @@ def run(
     if environment.is_primary():
         print_summary(summary)
         print(f"summary  {workdir / 'summary.json'}")
-        pages = sorted(workdir.glob("report.html")) or workdir.glob("seed_*/*.html")
         for page in pages:
             print(f"report   {page}")
     return 0
 
 
-def _run_one(
-    study: settings.Settings,
-    workdir: pathlib.Path,
-    reuse_from: Sequence[str],
-    command: Sequence[str],
-) -> dict[str, Any]:
-    """Run and report the study of one seed; returns its summary."""
-    work = experiment.Experiment(study, workdir, reuse_from=reuse_from, command=command)
-    summary = work.run()
-    if environment.is_primary():
-        report.write(work)
-    return summary
+def _check_seeds(workdir: pathlib.Path, seeds: int) -> None:
+    """One seed's files lie in `workdir`, those of several in folders of it."""
+    if seeds > 1 and (workdir / "config.json").exists():
+        raise errors.ConfigError(
+            f"--workdir = {workdir}: holds a study of one seed: must be another folder"
+            f" for seeds = {seeds}"
+        )
+    if seeds == 1 and any(workdir.glob("seed_*/config.json")):
+        raise errors.ConfigError(
+            f"--workdir = {workdir}: holds studies of several seeds: must be another"
+            " folder for seeds = 1"
+        )
 
 
-def _run_seeds(
-    study: settings.Settings,
-    workdir: pathlib.Path,
-    reuse_from: Sequence[str],
-    command: Sequence[str],
-) -> dict[str, Any]:
-    """One seed after the other in WORKDIR/seed_N; returns what they have in common."""
-    summaries = []
-    for seed in range(study.seed, study.seed + study.seeds):
-        name = f"seed_{seed}"
-        one = dataclasses.replace(study, seed=seed, seeds=1)
-        # Of a run of several seeds, the same seed's stages.
-        earlier = [
-            path if (pathlib.Path(path) / "stages").is_dir() else f"{path}/{name}"
-            for path in reuse_from
-        ]
-        _log.info("seed %d", seed)
-        summaries.append(_run_one(one, workdir / name, earlier, command))
+def _same_seed(folders: Sequence[str], seed: int) -> list[pathlib.Path]:
+    """Of a run of several seeds, the folder of `seed`."""
+    paths = [pathlib.Path(folder) for folder in folders]
+    return [
+        path / f"seed_{seed}" if any(path.glob("seed_*")) else path for path in paths
+    ]
+
+
+def _run_all(
+    works: Sequence[experiment.Experiment], workdir: pathlib.Path
+) -> tuple[dict[str, Any], list[pathlib.Path]]:
+    """One after the other; the summary over all, and their reports."""
+    summaries, pages = [], []
+    for work in works:
+        summaries.append(work.run())
+        if environment.is_primary():
+            pages.append(report.write(work))
+    if len(works) == 1:
+        return summaries[0], pages
     summary = experiment.over_seeds(summaries)
     if environment.is_primary():
         tracking.write_json(workdir / "summary.json", summary)
-    return summary
+    return summary, pages
 
 
 def print_summary(summary: dict[str, Any]) -> None:

@@ -32,7 +32,13 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
       ConfigError: the arguments contradict each other or nobody answers.
     """
     if not coordinator:
-        if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        if num_processes != 1:
+            raise errors.ConfigError(
+                f"--coordinator = '': must be HOST:PORT for --num_processes ="
+                f" {num_processes}"
+            )
+        # Of an srun step: an allocation alone starts no other process.
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
             jax.distributed.initialize()
         return
     if not 0 <= process_id < num_processes:

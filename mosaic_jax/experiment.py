@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import pathlib
@@ -113,14 +114,26 @@ class Experiment:
         self.data = federated.load(config.data, config.seed)
         _check_fits(config, self.data)
         self.classifier = build_classifier(config, self.data.info)
-        self.axis = parallel.build(
+        parallel.first_devices(config.compute.devices)
+        self._command = list(command)
+
+    @functools.cached_property
+    def _axis(self) -> parallel.ClientAxis:
+        """Where clients run; not looked for where every stage is done already."""
+        config = self.settings
+        return parallel.build(
             self.data.clients.client.size,
             at_once=memory.clients_at_once(config, self.data.info, self.classifier),
             num_devices=config.compute.devices,
         )
-        self._clients = self.axis.place(self.data.clients)
-        self._held_out = self.axis.replicate(self.data.held_out)
-        self._command = list(command)
+
+    @functools.cached_property
+    def _placed(self) -> dict[str, types.Tree]:
+        """The data on the devices, as a `Context` names them."""
+        return {
+            "clients": self._axis.place(self.data.clients),
+            "held_out": self._axis.replicate(self.data.held_out),
+        }
 
     def run(self) -> dict[str, Any]:
         """Run, resume or load every stage; returns the summary.
@@ -245,7 +258,7 @@ class Experiment:
             tracker=tracker,
             interruption=interruption,
             checkpoint_seconds=self.settings.log.checkpoint_seconds,
-            place=self.axis.replicate,
+            place=self._axis.replicate,
             profile=self.workdir / "profile"
             if self.settings.profile == stage.name
             else None,
@@ -253,9 +266,8 @@ class Experiment:
         context = Context(
             settings=self.settings,
             data=self.data,
-            clients=self._clients,
-            held_out=self._held_out,
-            axis=self.axis,
+            axis=self._axis,
+            **self._placed,
             classifier=self.classifier,
             key=prng.named(prng.root(self.settings.seed), stage.name),
             loop=loop,

@@ -1,6 +1,5 @@
 """The one loop around jitted steps: checkpoints, resume, metrics, interruption."""
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -119,8 +118,10 @@ class Loop:
         try:
             while step < num_steps:
                 end = min(step + every, num_steps)
-                with self._traced(name, step, every, num_steps):
-                    state, metrics = chunk(state, step, end)
+                # The second chunk compiles nothing; there may be but one.
+                recorded = self.profile and step == (every if num_steps > every else 0)
+                run = self._traced(name, chunk) if recorded else chunk
+                state, metrics = run(state, step, end)
                 # The previous chunk's metrics are read while this one computes.
                 self._report(name, bar, pending)
                 pending, step = (end, metrics), end
@@ -138,17 +139,17 @@ class Loop:
             saved.close()
         return state
 
-    @contextlib.contextmanager
-    def _traced(self, name: str, step: int, every: int, num_steps: int):
-        """Profile the second chunk, which compiles nothing; the only one, if so."""
-        if self.profile is None or step != min(every, (num_steps - 1) // every * every):
-            yield
-            return
+    def _traced(self, name: str, chunk: Chunk) -> Chunk:
+        """`chunk`, recorded from its start until its results are there."""
         folder = self.profile / self.stage / name
-        with jax.profiler.trace(folder, create_perfetto_trace=True):
-            yield
-            jax.effects_barrier()
-        _log.info("profile of %s %s in %s", self.stage, name, folder)
+
+        def run(state: Tree, first: int, end: int) -> tuple[Tree, dict[str, Any]]:
+            with jax.profiler.trace(folder, create_perfetto_trace=True):
+                result = jax.block_until_ready(chunk(state, first, end))
+            _log.info("profile of %s %s in %s", self.stage, name, folder)
+            return result
+
+        return run
 
     def _resume(
         self, saved: checkpoint.Checkpoints, name: str, state: Tree

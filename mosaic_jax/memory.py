@@ -27,6 +27,8 @@ def clients_at_once(
     free = environment.free_memory()
     if free is None:
         return 0
+    # The least of all processes: they must run the same program.
+    free = -environment.highest(-free)
     needed = [classifier_bytes(config, info, classifier)]
     if config.method == "mosaic":
         needed.append(gan_bytes(config, info, classifier))

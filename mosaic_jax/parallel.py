@@ -39,7 +39,7 @@ class Plan:
       lanes: of each device.
     """
 
-    devices: list[schedule.Plan]
+    devices: list[schedule.DevicePlan]
     lanes: int
 
     @property
@@ -53,11 +53,10 @@ class Plan:
         found = [one.pieces(first, end) for one in self.devices]
         return schedule.stack(found, capacity)
 
-    def processed(self, every: int) -> int:
-        """Steps computed in all windows, those of idle lanes included."""
-        starts = range(0, self.length, every)
-        windows = (self.pieces(i, min(i + every, self.length)) for i in starts)
-        return sum(int(window.count.sum()) for window in windows) * self.lanes
+    @property
+    def processed(self) -> int:
+        """Steps that are computed, those of idle lanes included."""
+        return sum(one.processed for one in self.devices)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +139,11 @@ class ClientAxis:
         run = functools.partial(_run_pieces, function)
         return self._run(run, (state, args), shared, (pieces, placed))
 
-    def plan(self, steps: np.ndarray, every: int) -> "Plan":
+    def plan(self, steps: np.ndarray, every: int) -> Plan:
         """Plan unequal numbers of `steps` [C], in windows of `every`."""
         steps = np.where(self.slots >= 0, np.asarray(steps)[self.slots], 0)
         lanes = min(schedule.num_lanes(row, self.at_once) for row in steps)
-        return Plan([schedule.Plan(row, lanes, every) for row in steps], lanes)
+        return Plan([schedule.DevicePlan(row, lanes, every) for row in steps], lanes)
 
     def _run(
         self,
@@ -179,7 +178,7 @@ class ClientAxis:
             each = trees.take(each, order[: self.num_clients])
         if self.num_devices > 1:
             # Whole everywhere, as `replicate` leaves it: what goes in comes out, so a
-            # program compiles once, and the process that writes has all of it.
+            # program compiles once, and every process can read all of it.
             each = jax.lax.with_sharding_constraint(each, self._sharding())
         return each, total
 
@@ -226,12 +225,6 @@ class ClientAxis:
             tree,
         )
 
-    def gather(self, tree: Tree) -> Tree:
-        """Whole on every device, and so readable by every process."""
-        if self.num_devices == 1:
-            return tree
-        return jax.jit(lambda tree: tree, out_shardings=self._sharding())(tree)
-
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
@@ -257,7 +250,8 @@ def _run_groups(
         each, summand = group(*entry)
         return jax.tree.map(jnp.add, total, summand), each
 
-    zero = _zeros_like_result(lambda entry: group(*entry)[1], (args, live))
+    first = trees.take((args, live), 0)
+    zero = _zeros(jax.eval_shape(lambda entry: group(*entry)[1], first))
     total, each = jax.lax.scan(body, zero, (args, live))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), each), total
 
@@ -319,10 +313,6 @@ def _sum(tree: Tree, live: Array) -> Tree:
     )
 
 
-def _zeros_like_result(function: Callable[[Tree], Tree], entries: Tree) -> Tree:
-    return _zeros(jax.eval_shape(lambda e: function(trees.take(e, 0)), entries))
-
-
 def _zeros(shapes: Tree) -> Tree:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
@@ -352,13 +342,7 @@ def build(size: np.ndarray, *, at_once: int = 0, num_devices: int = 0) -> Client
     Raises:
       ConfigError: there are fewer devices.
     """
-    devices = jax.devices()
-    if num_devices > len(devices):
-        raise errors.ConfigError(
-            f"compute.devices = {num_devices}: must be <= {len(devices)}, the devices"
-            " there are"
-        )
-    devices = devices[: num_devices or len(devices)]
+    devices = first_devices(num_devices)
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     each = -(-len(size) // len(devices))
     if not at_once:
@@ -366,6 +350,21 @@ def build(size: np.ndarray, *, at_once: int = 0, num_devices: int = 0) -> Client
     at_once = balanced(each, at_once)
     slots = deal(size, len(devices), -(-each // at_once) * at_once)
     return ClientAxis(mesh, slots, at_once)
+
+
+def first_devices(num_devices: int) -> list[jax.Device]:
+    """The first so many devices of all processes; 0: all.
+
+    Raises:
+      ConfigError: there are fewer.
+    """
+    devices = jax.devices()
+    if num_devices > len(devices):
+        raise errors.ConfigError(
+            f"compute.devices = {num_devices}: must be <= {len(devices)}, the devices"
+            " there are"
+        )
+    return devices[: num_devices or len(devices)]
 
 
 def balanced(count: int, at_most: int) -> int:

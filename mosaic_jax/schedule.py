@@ -30,7 +30,7 @@ def num_lanes(steps: np.ndarray, at_once: int) -> int:
     return max(1, min(at_once, int(np.sum(steps)) // max(longest, 1)))
 
 
-class Plan:
+class DevicePlan:
     """Who runs on each lane of one device, over a time axis cut into windows.
 
     On one lane time is counted in each client's own steps: clients take turns and
@@ -38,6 +38,7 @@ class Plan:
 
     Attributes:
       length: of the time axis.
+      processed: steps that are computed, those of idle lanes included.
       capacity: pieces that a window has at most.
     """
 
@@ -47,6 +48,8 @@ class Plan:
         self._lanes = lanes
         longest, total = int(np.max(steps, initial=0)), int(np.sum(steps))
         self.length = longest if lanes == 1 else max(longest, -(-total // lanes))
+        # The first lane is never idle.
+        self.processed = total if lanes == 1 else lanes * self.length
         self._parts = _wrap_around(self._steps, max(self.length, 1))
         _, _, start, _, count = self._parts
         self._edges = np.unique([*start, *(start + count)])
@@ -70,8 +73,7 @@ class Plan:
             rows = (begin >= start) & (begin < start + count)
             who[rows, lane] = client
             at[rows, lane] = step + begin[rows] - start
-        busy = (who >= 0).any(axis=1)
-        return _pieces(who[busy], at[busy], size[busy])
+        return _pieces(who, at, size)
 
 
 def _wrap_around(steps: np.ndarray, span: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from mosaic_jax import errors, gating, losses
 DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
 SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+MAX_SEED = 2**31 - 1
 NORMS = ("batch", "group")
 DTYPES = ("float32", "bfloat16")
 LOWERINGS = ("auto", "grouped", "dense", "patches")
@@ -222,7 +223,7 @@ class Settings:
     """Everything that a study depends on."""
 
     method: str = _one_of("mosaic", "federated")
-    seed: int = _between(0, 2**31 - 1)
+    seed: int = _between(0, MAX_SEED)
     seeds: int = _at_least(1)
     profile: str = _any()
     data: Data = _any()
@@ -322,6 +323,11 @@ def _check(field: dataclasses.Field, value: Any, full: str, problems: list[str])
 def _contradictions(settings: Settings) -> list[str]:
     problems = []
     generators = settings.generators
+    if settings.seed + settings.seeds > MAX_SEED + 1:
+        problems.append(
+            f"seeds = {settings.seeds}: must be <= {MAX_SEED + 1 - settings.seed} for"
+            f" seed = {settings.seed}"
+        )
     if (generators.epochs == 0) == (generators.steps == 0):
         problems.append(
             f"generators.steps = {generators.steps}: must be 0 where"

@@ -23,6 +23,15 @@ def test_weighted_mean_by_hand():
     assert mean.batch_stats["m"] == pytest.approx(0.75)
 
 
+def test_summed_weighted_trees_are_the_mean():
+    weight = jnp.array([0.25, 0.75, 0.0])
+    lost = CLIENTS.replace(batch_stats={"m": jnp.array([0.0, 1.0, jnp.nan])})
+    each = jax.vmap(aggregation.weighted)(lost, weight)
+    total = jax.tree.map(lambda x: x.sum(axis=0), each)
+    np.testing.assert_allclose(total.params["w"], [2.5, 5.0])
+    assert total.batch_stats["m"] == pytest.approx(0.75)
+
+
 def test_order_scale_and_weight_zero_do_not_matter():
     weight = jnp.array([1.0, 3.0, 2.0])
     mean = aggregation.federated_average(CLIENTS, weight)

@@ -36,14 +36,14 @@ def run(plan, num_clients, every):
 )
 def test_every_step_once_and_in_order(steps, at_once, every):
     lanes = schedule.num_lanes(np.array(steps), at_once)
-    plan = schedule.Plan(np.array(steps), lanes, every)
+    plan = schedule.DevicePlan(np.array(steps), lanes, every)
     done, processed = run(plan, len(steps), every)
     np.testing.assert_array_equal(done, steps)
-    assert processed <= sum(steps) + lanes
+    assert processed == plan.processed <= sum(steps) + lanes
 
 
 def test_two_lanes_by_hand():
-    plan = schedule.Plan(np.array([3, 2, 1]), 2, 10)
+    plan = schedule.DevicePlan(np.array([3, 2, 1]), 2, 10)
     window = plan.pieces(0, 3)
     # Client 0 fills the first lane; 1 and 2 share the second.
     assert plan.length == 3
@@ -61,7 +61,7 @@ def test_the_published_split_wastes_less_than_a_fifth(at_once, num_devices):
     slots = parallel.deal(size, num_devices, -(-each // at_once) * at_once)
     axis = parallel.ClientAxis(None, slots, at_once)
     steps = -(-size // 64)
-    processed = axis.plan(steps, 50).processed(50) * 64
+    processed = axis.plan(steps, 50).processed * 64
     assert 1 <= processed / size.sum() < 1.2
 
 

@@ -128,8 +128,8 @@ def test_wrong_download_is_not_kept(tmp_path, monkeypatch):
     assert not (tmp_path / "data" / "cifar-10-binary.tar.gz").exists()
 
 
-def test_digits():
-    arrays = sources.load("digits", "unused_folder")
+def test_digits(tmp_path):
+    arrays = sources.load("digits", tmp_path)
     assert arrays.train_image.shape == (1437, 16, 16, 1)
     assert arrays.test_image.shape == (360, 16, 16, 1)
     assert np.bincount(arrays.train_label).min() > 100

@@ -67,7 +67,7 @@ def convolve(
 ) -> Array:
     """Cross-correlate `x` [B, H, W, I] with `kernel` [k, k, I, O], zero padded."""
     geometry = Geometry(x.shape[1:3], len(kernel), stride, padding, lowering)
-    return _convolve(geometry, x, kernel)
+    return _linear(False, geometry, x, kernel)
 
 
 def convolve_transpose(
@@ -81,39 +81,26 @@ def convolve_transpose(
     reach = len(kernel) - 2 * padding
     side = tuple((n - 1) * stride + reach for n in x.shape[1:3])
     geometry = Geometry(side, len(kernel), stride, padding, lowering)
-    return _convolve_transpose(geometry, x, kernel)
+    return _linear(True, geometry, x, kernel)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    return _op(_forward, geometry)(x, kernel)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _linear(transposed: bool, geometry: Geometry, a: Array, kernel: Array) -> Array:
+    return _op(_on_input if transposed else _forward, geometry)(a, kernel)
 
 
-def _convolve_bwd(geometry: Geometry, saved: tuple[Array, Array], g: Array):
-    x, kernel = saved
-    return _op(_on_input, geometry)(g, kernel), _op(_on_kernel, geometry)(x, g)
+def _linear_fwd(transposed: bool, geometry: Geometry, a: Array, kernel: Array):
+    return _linear(transposed, geometry, a, kernel), (a, kernel)
 
 
-_convolve.defvjp(
-    lambda geometry, x, kernel: (_convolve(geometry, x, kernel), (x, kernel)),
-    _convolve_bwd,
-)
+def _linear_bwd(transposed: bool, geometry: Geometry, saved: tuple, g: Array):
+    a, kernel = saved
+    x, y = (g, a) if transposed else (a, g)
+    on_a = _linear(not transposed, geometry, g, kernel)
+    return on_a, _op(_on_kernel, geometry)(x, y)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _convolve_transpose(geometry: Geometry, x: Array, kernel: Array) -> Array:
-    return _op(_on_input, geometry)(x, kernel)
-
-
-def _convolve_transpose_bwd(geometry: Geometry, saved: tuple[Array, Array], g: Array):
-    x, kernel = saved
-    return _op(_forward, geometry)(g, kernel), _op(_on_kernel, geometry)(g, x)
-
-
-_convolve_transpose.defvjp(
-    lambda geometry, x, kernel: (_convolve_transpose(geometry, x, kernel), (x, kernel)),
-    _convolve_transpose_bwd,
-)
+_linear.defvjp(_linear_fwd, _linear_bwd)
 
 
 @functools.cache
@@ -149,12 +136,13 @@ def _on_cpu() -> bool:
 
 
 def _by_patches(geometry: Geometry) -> bool:
-    # On CPUs a map of one or two rows is better off as one matrix product (measured).
-    tiny = _on_cpu() and max(geometry.out) <= 2
-    return tiny or geometry.lowering == "patches" or geometry.size == 1
+    if geometry.lowering == "patches" or geometry.size == 1 or geometry.out == (1, 1):
+        return True
+    # On CPUs a map of two rows, too, is better off as one matrix product (measured).
+    return _on_cpu() and max(geometry.out) <= 2
 
 
-def _native(x: Array, kernel: Array, stride: int, pads: list, /) -> Array:
+def _native(x: Array, kernel: Array, stride: int, pads: list) -> Array:
     return lax.conv_general_dilated(
         x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS
     )
@@ -168,25 +156,11 @@ def _forward(geometry: Geometry, x: Array, kernel: Array) -> Array:
 
 
 def _on_input(geometry: Geometry, g: Array, kernel: Array) -> Array:
+    if _on_cpu() and not _by_patches(geometry):
+        return _by_phases(geometry, g, kernel)
     shape = (len(g), *geometry.side, kernel.shape[2])
-    if geometry.out == (1, 1) and not geometry.padding:
-        # A generator's first layer, one vector to a map: a dense layer.
-        rows = g[:, 0, 0] @ kernel.reshape(-1, kernel.shape[-1]).T
-        return _place(geometry, rows.reshape(len(g), *kernel.shape[:3]))
-    if _by_patches(geometry) and geometry.stride > 1:
-        matrix = kernel.reshape(-1, kernel.shape[-1])
-        x = jax.ShapeDtypeStruct(shape, g.dtype)
-        return jax.linear_transpose(lambda x: _patches(geometry, x) @ matrix, x)(g)[0]
-    if not _on_cpu() and not _by_patches(geometry):
-        x = jax.ShapeDtypeStruct(shape, g.dtype)
-        return jax.linear_transpose(lambda x: _forward(geometry, x, kernel), x)(g)[0]
-    return _by_phases(geometry, g, kernel)
-
-
-def _place(geometry: Geometry, x: Array) -> Array:
-    """Zeros where the kernel did not reach: the map may be larger than the kernel."""
-    missing = [side - geometry.size for side in geometry.side]
-    return jnp.pad(x, [(0, 0), *((0, n) for n in missing), (0, 0)])
+    x = jax.ShapeDtypeStruct(shape, g.dtype)
+    return jax.linear_transpose(lambda x: _forward(geometry, x, kernel), x)(g)[0]
 
 
 def _by_phases(geometry: Geometry, g: Array, kernel: Array) -> Array:
@@ -199,8 +173,8 @@ def _by_phases(geometry: Geometry, g: Array, kernel: Array) -> Array:
     sizes = [-(-side // stride) for side in geometry.side]
     kernel = kernel.swapaxes(2, 3)
 
-    def taps(phase: int, length: int, count: int) -> tuple[slice, tuple[int, int]]:
-        """The taps of a phase, last first, and the padding they need."""
+    def taps(phase: int, length: int, count: int) -> tuple[range, tuple[int, int]]:
+        """The taps of a phase, and the padding they need."""
         first = (phase + geometry.padding) % stride
         used = range(first, geometry.size, stride)
         low = (used[-1] - phase - geometry.padding) // stride if used else 0
@@ -216,11 +190,6 @@ def _by_phases(geometry: Geometry, g: Array, kernel: Array) -> Array:
         if not rows or not columns:
             return jnp.zeros((len(g), *sizes, kernel.shape[-1]), g.dtype)
         taken = kernel[rows[0] :: stride, columns[0] :: stride][::-1, ::-1]
-        if _by_patches(geometry):
-            edges = [(0, 0, 0), (*high, 0), (*wide, 0), (0, 0, 0)]
-            padded = lax.pad(g, jnp.zeros((), g.dtype), edges)
-            flat = Geometry(padded.shape[1:3], len(taken), 1, 0, geometry.lowering)
-            return _patches(flat, padded) @ taken.reshape(-1, taken.shape[-1])
         return _native(g, taken, 1, [high, wide])
 
     if stride == 1:

@@ -61,8 +61,8 @@ def _run_experts(
     up = {}
     if settings.experts.local_steps:
         steps = np.full(data.num_clients, settings.experts.local_steps)
-        client_models = context.axis.gather(
-            local.train(context, "local", client_models, steps, key=context.key)
+        client_models = local.train(
+            context, "local", client_models, steps, key=context.key
         )
         up["specialised_models"] = trees.num_bytes(client_models)
     experts = jax.jit(aggregation.class_experts)(
@@ -108,7 +108,7 @@ def _run_prototypes(
     if config.space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
     found = run(data, clustered_by, global_model, experts.model, context.key)
-    feature, gate_feature, held = jax.device_get(context.axis.gather(found))
+    feature, gate_feature, held = jax.device_get(found)
     # Only clusters that exist are sent; which ones is known once they are computed.
     client, label, _ = np.nonzero(held)
     result = Prototypes(

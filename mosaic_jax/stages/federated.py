@@ -247,7 +247,7 @@ def _run_rounds(
     artifacts = {"global_model": state.model}
     results = assess(context, classifier.logits, state.model)
     if keep_models:
-        artifacts["client_models"] = axis.gather(state.client_model)
+        artifacts["client_models"] = state.client_model
         results["client_test_accuracy"] = _client_accuracy(context, state.client_model)
     return Outcome(
         artifacts=artifacts,
@@ -273,4 +273,4 @@ def _client_accuracy(context: Context, client_model: ModelState) -> list[float]:
         return context.axis.map(one, client_model, rows, shared=(test,))
 
     found = run(client_model, context.data.test_index, context.held_out["test"])
-    return context.axis.gather(found).tolist()
+    return found.tolist()

@@ -77,7 +77,6 @@ def _run(
     steps = num_steps(config.epochs, config.steps, sizes, config.batch_size)
     state = _train(context, model_gan, client_models, global_model, steps)
     generators = state.average if config.ema_decay else state.generator
-    generators = context.axis.gather(generators)
 
     @jax.jit
     def deviations(generators: ModelState, key: Array) -> Array:
@@ -102,8 +101,8 @@ def _run(
 def _padding_waste(context: Context, steps: np.ndarray) -> float:
     """Samples processed for each that was asked for: short batches and idle lanes."""
     config, sizes = context.settings.generators, context.data.clients.client.size
-    every = context.settings.log.every_steps
-    processed = context.axis.plan(steps, every).processed(every) * config.batch_size
+    plan = context.axis.plan(steps, context.settings.log.every_steps)
+    processed = plan.processed * config.batch_size
     asked = config.epochs * sizes.sum() or steps.sum() * config.batch_size
     waste = processed / float(asked)
     _log.info("generators: padding waste %.3f", waste)

@@ -72,7 +72,7 @@ def run(
         state,
         plan.length,
         every=every,
-        samples_per_step=batch_size * plan.lanes * axis.num_devices,
+        samples_per_step=batch_size * int(num_steps.sum()) // plan.length,
     )
 
 

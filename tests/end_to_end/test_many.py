@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import socket
 import subprocess
 
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, experiment
+from mosaic_jax import cli, environment, errors, experiment
 from tests import tiny
 from tests.end_to_end import test_launch
 
@@ -104,3 +105,25 @@ def test_seeds(alone, tmp_path, capsys):
     expected = {"mean": np.mean(found), "spread": np.std(found, ddof=1)}
     assert summary["test_accuracy"]["final"] == pytest.approx(expected)
     assert f"{np.mean(found):.4f} ± " in capsys.readouterr().out
+
+
+def test_one_seed_and_several_keep_apart(alone, tmp_path, capsys):
+    fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
+    assert cli.run(tiny.config(**fields, seeds=2).to_dict(), alone[0]) == 2
+    assert "holds a study of one seed: must be" in capsys.readouterr().err
+    (tmp_path / "seed_0").mkdir()
+    (tmp_path / "seed_0" / "config.json").write_text("{}")
+    assert cli.run(tiny.config(**fields).to_dict(), tmp_path) == 2
+    assert "holds studies of several seeds: must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("", 2, 0), "--coordinator = '': must be HOST:PORT for --num_processes = 2"),
+        (("host:1", 2, 2), "--process_id = 2: must be in [0, 1] for --num_processes"),
+    ],
+)
+def test_contradicting_processes(arguments, expected):
+    with pytest.raises(errors.ConfigError, match=re.escape(expected)):
+        environment.join(*arguments)
