@@ -1,11 +1,13 @@
 """Accuracy of Mosaic and of FedAvg over Dirichlet alphas and seeds.
 
     python -m benchmarks.accuracy --name digits --alphas 0.01,0.1 --seeds 0,1,2
+    python -m benchmarks.accuracy --name digits --dtype bfloat16
 
 Both methods share split, initial model, local work and total number of rounds;
 FedAvg goes on from Mosaic's first stage. Prints the table of the README (Markdown,
 mean and standard deviation over seeds, per cent) and writes
-benchmarks/results/accuracy_NAME.json.
+benchmarks/results/accuracy_NAME.json (of activations in bfloat16:
+accuracy_NAME_bfloat16.json).
 """
 
 import argparse
@@ -22,7 +24,7 @@ COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final"
 
 
 def studies(
-    name: str, alpha: float, seed: int
+    name: str, alpha: float, seed: int, dtype: str = "float32"
 ) -> tuple[settings.Settings, settings.Settings]:
     """Mosaic by configs/NAME_mosaic.py (NAME may end in :variant), and its control."""
     name, _, variant = name.partition(":")
@@ -30,17 +32,18 @@ def studies(
     config = module.get_config(variant) if variant else module.get_config()
     config.data.alpha = alpha
     config.seed = seed
+    config.model.dtype = dtype
     config.log.tensorboard = False
     mosaic = settings.from_mapping(config.to_dict())
     return mosaic, settings.from_mapping(base.federated(config, "fedavg").to_dict())
 
 
 def measure(
-    name: str, alpha: float, seed: int, root: pathlib.Path
+    name: str, alpha: float, seed: int, dtype: str, root: pathlib.Path
 ) -> dict[str, dict[str, float]]:
     """Accuracies of one cell: {"test": {column: accuracy}, "validation": ...}."""
-    workdir = root / f"{name.replace(':', '_')}_{alpha}_{seed}"
-    config, control = studies(name, alpha, seed)
+    workdir = root / f"{name.replace(':', '_')}_{alpha}_{seed}_{dtype}"
+    config, control = studies(name, alpha, seed, dtype)
     mosaic = experiment.Experiment(config, workdir / "mosaic").run()
     fedavg = experiment.Experiment(
         control, workdir / "fedavg", reuse_from=[workdir / "mosaic"]
@@ -81,17 +84,22 @@ def main() -> None:
     parser.add_argument("--name", default="digits")
     parser.add_argument("--alphas", default="0.01,0.1")
     parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workdir", default="runs/accuracy")
     args = parser.parse_args()
     cli.prepare()
     cells = []
     for alpha in map(float, args.alphas.split(",")):
         for seed in map(int, args.seeds.split(",")):
-            found = measure(args.name, alpha, seed, pathlib.Path(args.workdir))
+            found = measure(
+                args.name, alpha, seed, args.dtype, pathlib.Path(args.workdir)
+            )
             cells.append({"alpha": alpha, "seed": seed, **found})
             print(json.dumps(cells[-1]), flush=True)
     print(table(cells))
     name = args.name.replace(":", "_")
+    if args.dtype != "float32":
+        name += f"_{args.dtype}"
     path = pathlib.Path(__file__).parent / "results" / f"accuracy_{name}.json"
     path.parent.mkdir(exist_ok=True)
     tracking.write_json(path, {"device": environment.device(), "cells": cells})

@@ -29,7 +29,7 @@ from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
 from mosaic_jax.models import resnet
 from mosaic_jax.settings import Local
-from mosaic_jax.stages import federated
+from mosaic_jax.stages.rounds import Rounds
 from mosaic_jax.types import Client, FederatedDataset, ModelState
 
 CLIENTS, STEPS, BATCH = 10, 10, rivals.BATCH
@@ -66,27 +66,20 @@ def run_ours(
     """Seconds of each round, and the final global model."""
     axis = parallel.build(data.client.size, num_devices=1)
     placed = axis.place(data)
-    algorithm = algorithms.build("fedavg")
-
-    @functools.partial(jax.jit, donate_argnums=1)
-    def program(data: FederatedDataset, state, number):
-        return federated.make_round(
-            classifier,
-            algorithm,
-            LOCAL,
-            axis,
-            data,
-            key=KEY,
-            augmentation="none",
-            keep_models=False,
-        )(state, number)
-
-    state = federated.initial_state(algorithm, model, CLIENTS, keep_models=False)
-    state = jax.tree.map(jnp.copy, state)
+    rounds_of = Rounds(
+        classifier=classifier,
+        algorithm=algorithms.FedAvg(),
+        local=LOCAL,
+        axis=axis,
+        augmentation="none",
+        keep_models=False,
+    )
+    program = jax.jit(rounds_of.run, donate_argnames="state")
+    state = jax.tree.map(jnp.copy, rounds_of.initial_state(model))
     seconds = []
     for number in range(rounds):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(program(placed, state, number))
+        state, _ = jax.block_until_ready(program(placed, KEY, state, number))
         seconds.append(time.perf_counter() - start)
     return seconds, state.model
 

@@ -36,7 +36,7 @@ from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import partition
 from mosaic_jax.models import resnet
 from mosaic_jax.settings import Local
-from mosaic_jax.stages import federated
+from mosaic_jax.stages.rounds import Rounds
 from mosaic_jax.types import FederatedDataset, ServerState
 
 IMAGES = 10_000
@@ -52,24 +52,21 @@ def federated_round(num_clients: int) -> tuple[Callable[[], ServerState], int]:
     data = random_data.dataset(num_clients, IMAGES // num_clients)
     axis = parallel.build(data.client.size)
     placed = axis.place(data)
-    algorithm = algorithms.build("fedavg")
     init = jax.jit(classifier.init, static_argnums=1)
     model = init(prng.root(1), (SIDE, SIDE, DEPTH))
-    state = federated.initial_state(algorithm, model, num_clients, keep_models=False)
-    state = axis.replicate(jax.device_get(state))
+    rounds = Rounds(
+        classifier=classifier,
+        algorithm=algorithms.FedAvg(),
+        local=LOCAL,
+        axis=axis,
+        augmentation="crop_flip",
+        keep_models=False,
+    )
+    state = axis.replicate(jax.device_get(rounds.initial_state(model)))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def program(data: FederatedDataset, state: ServerState, number: jax.Array):
-        return federated.make_round(
-            classifier,
-            algorithm,
-            LOCAL,
-            axis,
-            data,
-            key=prng.root(0),
-            augmentation="crop_flip",
-            keep_models=False,
-        )(state, number)[0]
+        return rounds.run(data, prng.root(0), state, number)[0]
 
     number = jnp.zeros((), jnp.int32)
     compiled = program.lower(placed, state, number).compile()

@@ -13,7 +13,6 @@ peak given by --peak_tflops, and hours. Evaluations are a row of their own.
 """
 
 import argparse
-import dataclasses
 import importlib
 import time
 from collections.abc import Callable
@@ -24,9 +23,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from mosaic_jax import cli, evaluation, experiment, gan, parallel, prng, settings
+from mosaic_jax import (
+    algorithms,
+    cli,
+    evaluation,
+    experiment,
+    gan,
+    parallel,
+    prng,
+    settings,
+)
 from mosaic_jax import stages as chain
 from mosaic_jax.data import federated, sources
+from mosaic_jax.loop import Run
 from mosaic_jax.stages import generators
 from mosaic_jax.stages.base import Context
 from mosaic_jax.types import Tree
@@ -34,27 +43,26 @@ from mosaic_jax.types import Tree
 NUM_TEST = 256
 
 
-@dataclasses.dataclass
-class Probe:
-    """Takes the place of a stage's loop: times its second chunk and stops there."""
-
-    num_steps: int
-    timed: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-    def __call__(self, name, chunk, state, num_steps, *, every, samples_per_step):
-        del every
-        few = max(1, min(self.num_steps, num_steps // 2))
-        state = jax.tree.map(jnp.copy, state)
-        state, _ = jax.block_until_ready(chunk(state, 0, few))
+def probe(run: Run, num_steps: int) -> tuple[Any, dict[str, dict[str, Any]]]:
+    """A stage with loops of two chunks; the second is timed. Outcome, rows by name."""
+    rows = {}
+    state = None
+    while True:
+        try:
+            steps = run.send(state)
+        except StopIteration as end:
+            return end.value, rows
+        few = max(1, min(num_steps, steps.num_steps // 2))
+        chunk = jax.jit(steps.chunk, donate_argnums=1)
+        state = jax.tree.map(jnp.copy, steps.state)
+        state, _ = jax.block_until_ready(chunk(steps.args, state, 0, few))
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(chunk(state, few, 2 * few))
-        seconds = (time.perf_counter() - start) / few
-        self.timed[name] = {
-            "steps": num_steps,
-            "seconds_per_step": seconds,
-            "samples_per_step": samples_per_step,
+        state, _ = jax.block_until_ready(chunk(steps.args, state, few, 2 * few))
+        rows[steps.name] = {
+            "steps": steps.num_steps,
+            "seconds_per_step": (time.perf_counter() - start) / few,
+            "samples_per_step": steps.samples_per_step,
         }
-        return state
 
 
 def arrays(info: sources.Info, num_train: int) -> sources.Arrays:
@@ -156,22 +164,23 @@ def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
         held_out=axis.replicate(data.held_out),
         axis=axis,
         classifier=experiment.build_classifier(config, info),
+        algorithm=algorithms.build(config),
+        state_on_host=False,
         key=prng.root(0),
-        loop=None,
     )
     per_sample = flops_per_sample(config, info.num_classes, forward_flops(context))
     artifacts: dict[str, Tree] = {}
     rows = []
     for stage in chain.pipeline(config):
-        probe = Probe(1 if stage.name in ("init", "warmup", "finetune") else num_steps)
         inputs = {name: artifacts[name] for name in stage.needs}
         start = time.perf_counter()
-        outcome = stage.run(dataclasses.replace(context, loop=probe), **inputs)
+        few = 1 if stage.name in ("init", "warmup", "finetune") else num_steps
+        outcome, loops = probe(stage.run(context, **inputs), few)
         print(
             f"{stage.name}: probed in {time.perf_counter() - start:.0f} s", flush=True
         )
         artifacts |= outcome.artifacts
-        for loop, timed in probe.timed.items():
+        for loop, timed in loops.items():
             if loop in ("gan", "classifier", "local"):
                 client_steps(context, loop, timed)
             rows.append(
@@ -229,6 +238,7 @@ def main() -> None:
         "model.dtype": args.dtype,
         "compute.clients_at_once": args.clients_at_once,
         "data.validation": 0.0,
+        "log.every_steps": args.num_steps,
         # Generators of two steps would all count as collapsed.
         "generators.collapse_below": 0.0,
     }

@@ -40,6 +40,15 @@ def get_config() -> config_dict.ConfigDict:
     config.init = init = config_dict.ConfigDict()
     init.method = "fedavg"  # federated algorithm of every round in the study
     init.rounds = 300
+    init.clients_per_round = 0  # drawn anew each round, of all rounds; 0: everyone
+
+    # Fields of each init.method that has some: docs/methods.md.
+    config.methods = methods = config_dict.ConfigDict()
+    methods.fedprox = config_dict.ConfigDict({"mu": 0.01})
+    methods.fedrs = config_dict.ConfigDict(
+        {"alpha": 0.5, "mode": "binary", "growth": 0.0, "cap": 1.0}
+    )
+    methods.feddyn = config_dict.ConfigDict({"alpha": 0.01})
 
     config.generators = generators = config_dict.ConfigDict()
     generators.when = "after_init"  # or before_init, as in the published code
@@ -109,6 +118,8 @@ def get_config() -> config_dict.ConfigDict:
     config.compute = compute = config_dict.ConfigDict()
     compute.devices = 0  # over which clients are dealt; 0: all there are
     compute.clients_at_once = 0  # clients batched on a device; 0: as memory allows
+    compute.seeds_at_once = 0  # of config.seeds; 0: as memory allows, one on CPUs
+    compute.client_state = "auto"  # of algorithms that keep one: device, host memory
     compute.convolution = "auto"  # or grouped, dense, patches: docs/performance.md
 
     config.log = log = config_dict.ConfigDict()

@@ -88,12 +88,14 @@ def _same_seed(folders: Sequence[str], seed: int) -> list[pathlib.Path]:
 def _run_all(
     works: Sequence[experiment.Experiment], workdir: pathlib.Path
 ) -> tuple[dict[str, Any], list[pathlib.Path]]:
-    """One after the other; the summary over all, and their reports."""
+    """As many together as have room; the summary over all, and their reports."""
     summaries, pages = [], []
-    for work in works:
-        summaries.append(work.run())
+    at_once = works[0].seeds_at_once if len(works) > 1 else 1
+    for first in range(0, len(works), at_once):
+        group = works[first : first + at_once]
+        summaries += experiment.run_together(group)
         if environment.is_primary():
-            pages.append(report.write(work))
+            pages += [report.write(work) for work in group]
     if len(works) == 1:
         return summaries[0], pages
     summary = experiment.over_seeds(summaries)

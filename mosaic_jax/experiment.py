@@ -10,7 +10,7 @@ import shutil
 import statistics
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -32,7 +32,7 @@ from mosaic_jax import (
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import federated
 from mosaic_jax.data.sources import Info
-from mosaic_jax.loop import Interrupted, Interruption, Loop
+from mosaic_jax.loop import Interrupted, Interruption, Loop, Run, run_stage
 from mosaic_jax.stages.base import Context, Outcome, Stage
 
 _log = logging.getLogger(__name__)
@@ -94,11 +94,7 @@ class Experiment:
           ConfigError: a name is not known or `workdir` holds another study.
           DataError: the data are missing or cannot be split.
         """
-        if config.init.method not in algorithms.ALGORITHMS:
-            known = list(algorithms.ALGORITHMS)
-            raise errors.ConfigError(
-                f"init.method = {config.init.method!r}: {settings.near('', known)}"
-            )
+        self.algorithm = algorithms.build(config)
         self.settings = config
         self.workdir = pathlib.Path(workdir)
         known = [stage.name for stage in stages.pipeline(config)]
@@ -114,7 +110,12 @@ class Experiment:
         self.data = federated.load(config.data, config.seed)
         _check_fits(config, self.data)
         self.classifier = build_classifier(config, self.data.info)
-        parallel.first_devices(config.compute.devices)
+        devices = parallel.first_devices(config.compute.devices)
+        if config.compute.seeds_at_once > 1 < len(devices):
+            raise errors.ConfigError(
+                f"compute.seeds_at_once = {config.compute.seeds_at_once}: must be <= 1"
+                f" on {len(devices)} devices, which each seed uses in its own way"
+            )
         self._command = list(command)
 
     @functools.cached_property
@@ -130,31 +131,27 @@ class Experiment:
     @functools.cached_property
     def _placed(self) -> dict[str, types.Tree]:
         """The data on the devices, as a `Context` names them."""
+        # Where a client may run on any device, each must hold all images.
+        anywhere = self._state_on_host or self.settings.init.clients_per_round > 0
         return {
-            "clients": self._axis.place(self.data.clients),
+            "clients": self._axis.place(self.data.clients, whole=anywhere),
             "held_out": self._axis.replicate(self.data.held_out),
         }
 
-    def run(self) -> dict[str, Any]:
-        """Run, resume or load every stage; returns the summary.
+    @functools.cached_property
+    def _state_on_host(self) -> bool:
+        return memory.state_on_host(
+            self.settings, self.data.info, self.classifier, self.algorithm
+        )
 
-        Raises:
-          Interrupted: a signal asked to stop; the state is saved.
-          DivergedError: training is no longer finite.
-        """
-        self.workdir.mkdir(parents=True, exist_ok=True)
-        with environment.locked(self.workdir), Interruption() as interruption:
-            if environment.is_primary():
-                self._write_config()
-                federated.save_split(self.workdir / "split.json", self.data)
-            environment.wait_for_all("start")
-            tracker = tracking.Tracker(
-                self.workdir,
-                tensorboard=self.settings.log.tensorboard,
-                writes=environment.is_primary(),
-            )
-            with contextlib.closing(tracker):
-                return self._run_stages(tracker, interruption)
+    def run(self) -> dict[str, Any]:
+        """`run_together` alone."""
+        return run_together([self])[0]
+
+    @property
+    def seeds_at_once(self) -> int:
+        """How many studies like this one run together, by settings and memory."""
+        return memory.seeds_at_once(self.settings, self.data.info, self.classifier)
 
     def plan(self) -> list[tuple[Stage, str]]:
         """Each stage with its fingerprint."""
@@ -190,37 +187,38 @@ class Experiment:
             result.append(done)
         return result
 
-    def _run_stages(
-        self, tracker: tracking.Tracker, interruption: Interruption
-    ) -> dict[str, Any]:
-        artifacts: dict[str, types.Tree] = {}
-        finished = []
-        summary: dict[str, Any] = {}
-        for stage, fingerprint in self.plan():
-            done = self._load(stage, fingerprint, tracker)
-            produced = None
-            if done is not None:
-                try:
-                    produced = done.artifacts()
-                except errors.CheckpointError as error:
-                    _log.warning("%s; stage %s runs again", error, stage.name)
-                    environment.wait_for_all(f"{stage.name} damaged")
-                    if environment.is_primary():
-                        shutil.rmtree(done.directory)
-            if produced is None:
-                signum = environment.highest(interruption.signum)
-                if signum:
-                    raise Interrupted(signum)
-                inputs = {name: artifacts[name] for name in stage.needs}
-                done, produced = self._compute(
-                    stage, fingerprint, inputs, tracker, interruption
-                )
-            artifacts |= produced
-            finished.append(done)
-            summary = self.summarise(finished)
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tracking.Tracker]:
+        """The run directory, locked, with what is known before the first stage."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        with environment.locked(self.workdir):
             if environment.is_primary():
-                tracking.write_json(self.workdir / "summary.json", summary)
-        return summary
+                self._write_config()
+                federated.save_split(self.workdir / "split.json", self.data)
+            environment.wait_for_all("start")
+            tracker = tracking.Tracker(
+                self.workdir,
+                tensorboard=self.settings.log.tensorboard,
+                writes=environment.is_primary(),
+            )
+            with contextlib.closing(tracker):
+                yield tracker
+
+    def _reuse(
+        self, stage: Stage, fingerprint: str, tracker: tracking.Tracker
+    ) -> tuple[Done, dict[str, types.Tree]] | None:
+        """A finished stage and its artifacts; one that is damaged is removed."""
+        done = self._load(stage, fingerprint, tracker)
+        if done is None:
+            return None
+        try:
+            return done, done.artifacts()
+        except errors.CheckpointError as error:
+            _log.warning("%s; stage %s runs again", error, stage.name)
+            environment.wait_for_all(f"{stage.name} damaged")
+            if environment.is_primary():
+                shutil.rmtree(done.directory)
+            return None
 
     def _load(
         self, stage: Stage, fingerprint: str, tracker: tracking.Tracker
@@ -240,20 +238,19 @@ class Experiment:
             return done
         return None
 
-    def _compute(
+    def _loop(
         self,
         stage: Stage,
         fingerprint: str,
-        inputs: dict[str, types.Tree],
         tracker: tracking.Tracker,
         interruption: Interruption,
-    ) -> tuple[Done, dict[str, types.Tree]]:
-        _log.info("%s: running", stage.name)
+    ) -> Loop:
         directory = _stage_directory(self.workdir, stage.name, fingerprint)
         directory.mkdir(parents=True, exist_ok=True)
         tracker.replace(stage.name, _resumable(directory, tracker, stage.name))
-        loop = Loop(
+        return Loop(
             stage=stage.name,
+            seed=self.settings.seed,
             directory=directory / "checkpoints",
             tracker=tracker,
             interruption=interruption,
@@ -263,44 +260,52 @@ class Experiment:
             if self.settings.profile == stage.name
             else None,
         )
+
+    def _start(self, stage: Stage, artifacts: dict[str, types.Tree]) -> Run:
         context = Context(
             settings=self.settings,
             data=self.data,
             axis=self._axis,
             **self._placed,
             classifier=self.classifier,
+            algorithm=self.algorithm,
+            state_on_host=self._state_on_host,
             key=prng.named(prng.root(self.settings.seed), stage.name),
-            loop=loop,
         )
-        start = time.monotonic()
-        with environment.CompileTime() as compile_time:
-            outcome = stage.run(context, **inputs)
-        seconds = time.monotonic() - start
+        inputs = {name: artifacts[name] for name in stage.needs}
+        return stage.run(context, **inputs)
+
+    def _save(
+        self,
+        stage: Stage,
+        fingerprint: str,
+        outcome: Outcome,
+        tracker: tracking.Tracker,
+        cost: dict[str, float],
+    ) -> Done:
+        directory = _stage_directory(self.workdir, stage.name, fingerprint)
         saved = checkpoint.Checkpoints(directory / "artifacts")
         saved.save(0, outcome.artifacts)
         saved.close()
-        record = self._record(stage, outcome, tracker) | {
-            "seconds": seconds,
-            "compile_seconds": compile_time.seconds,
-            "peak_memory_bytes": environment.peak_memory(),
-        }
-        if environment.is_primary():
-            tracking.write_json(directory / "done.json", record)
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-        environment.wait_for_all(f"{stage.name} done")
-        _log.info("%s: done in %.1f s", stage.name, seconds)
-        return Done(stage.name, directory, record), outcome.artifacts
-
-    def _record(
-        self, stage: Stage, outcome: Outcome, tracker: tracking.Tracker
-    ) -> dict[str, Any]:
-        return {
+        record = {
             "provides": list(stage.provides),
             "results": outcome.results,
             "up": outcome.up,
             "down": outcome.down,
             "history": tracker.history(stage.name),
+            **cost,
         }
+        if environment.is_primary():
+            tracking.write_json(directory / "done.json", record)
+            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+        environment.wait_for_all(f"{stage.name} done")
+        return Done(stage.name, directory, record)
+
+    def _write_summary(self, finished: Sequence[Done]) -> dict[str, Any]:
+        summary = self.summarise(finished)
+        if environment.is_primary():
+            tracking.write_json(self.workdir / "summary.json", summary)
+        return summary
 
     def summarise(self, finished: Sequence[Done]) -> dict[str, Any]:
         """The content of summary.json for the stages that are done."""
@@ -351,6 +356,94 @@ class Experiment:
                 "git_revision": environment.git_revision(),
             },
         )
+
+
+def run_together(works: Sequence[Experiment]) -> list[dict[str, Any]]:
+    """Run, resume or load every stage of studies that differ in their seed only.
+
+    Their stages run side by side, batched over seeds where their loops are alike.
+
+    Returns:
+      The summary of each.
+
+    Raises:
+      Interrupted: a signal asked to stop; the state is saved.
+      DivergedError: training is no longer finite.
+    """
+    _make_alike(works)
+    artifacts: list[dict[str, types.Tree]] = [{} for _ in works]
+    finished: list[list[Done]] = [[] for _ in works]
+    summaries: list[dict[str, Any]] = [{} for _ in works]
+    with contextlib.ExitStack() as stack:
+        interruption = stack.enter_context(Interruption())
+        trackers = [stack.enter_context(work._opened()) for work in works]
+        for links in zip(*(work.plan() for work in works), strict=True):
+            found = [
+                work._reuse(*link, tracker)
+                for work, link, tracker in zip(works, links, trackers, strict=True)
+            ]
+            missing = [i for i, one in enumerate(found) if one is None]
+            signum = environment.highest(interruption.signum) if missing else 0
+            if signum:
+                raise Interrupted(signum)
+            if missing:
+                computed = _compute(
+                    [works[i] for i in missing],
+                    [links[i] for i in missing],
+                    [artifacts[i] for i in missing],
+                    [trackers[i] for i in missing],
+                    interruption,
+                )
+                for i, one in zip(missing, computed, strict=True):
+                    found[i] = one
+            for i, (done, produced) in enumerate(found):
+                artifacts[i] |= produced
+                finished[i].append(done)
+                summaries[i] = works[i]._write_summary(finished[i])
+    return summaries
+
+
+def _make_alike(works: Sequence[Experiment]) -> None:
+    """Pad the clients' index rows to one length: loops of one shape run together."""
+    length = max(work.data.clients.client.index.shape[1] for work in works)
+    for work in works:
+        work.data = federated.padded(work.data, length)
+
+
+def _compute(
+    works: Sequence[Experiment],
+    links: Sequence[tuple[Stage, str]],
+    artifacts: Sequence[dict[str, types.Tree]],
+    trackers: Sequence[tracking.Tracker],
+    interruption: Interruption,
+) -> list[tuple[Done, dict[str, types.Tree]]]:
+    """One stage of each study; what it costs is shared out evenly."""
+    name = links[0][0].name
+    _log.info("%s: running", name)
+    loops = [
+        work._loop(*link, tracker, interruption)
+        for work, link, tracker in zip(works, links, trackers, strict=True)
+    ]
+    start = time.monotonic()
+    with environment.CompileTime() as compile_time:
+        runs = [
+            work._start(stage, inputs)
+            for work, (stage, _), inputs in zip(works, links, artifacts, strict=True)
+        ]
+        outcomes = run_stage(loops, runs)
+    seconds = time.monotonic() - start
+    _log.info("%s: done in %.1f s", name, seconds)
+    cost = {
+        "seconds": seconds / len(works),
+        "compile_seconds": compile_time.seconds / len(works),
+        "peak_memory_bytes": environment.peak_memory(),
+    }
+    return [
+        (work._save(*link, outcome, tracker, cost), outcome.artifacts)
+        for work, link, outcome, tracker in zip(
+            works, links, outcomes, trackers, strict=True
+        )
+    ]
 
 
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -499,4 +592,5 @@ def _accuracies(records: dict[str, dict], key: str) -> dict[str, float]:
     put("distilled", of("distill"))
     for last in ("init", "warmup", "distill", "finetune"):
         put("final", of(last))
+        put("personal", of(last).get("personal", {}))
     return result

@@ -1,4 +1,9 @@
-"""The one loop around jitted steps: checkpoints, resume, metrics, interruption."""
+"""The one loop around jitted steps: checkpoints, resume, metrics, interruption.
+
+A stage is a generator: it yields the `Steps` it wants run and gets their final state.
+So stages of several seeds can stand at the same point, and what they ask for can run as
+one program.
+"""
 
 import dataclasses
 import logging
@@ -6,19 +11,51 @@ import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from mosaic_jax import checkpoint, environment, errors, tracking
+from mosaic_jax import checkpoint, environment, errors, tracking, trees
 from mosaic_jax.types import Tree
 
 _log = logging.getLogger(__name__)
 
-# (state, first step, end) -> state, scalar metrics
-Chunk = Callable[[Tree, int, int], tuple[Tree, dict[str, Any]]]
+# (args, state, first step, end) -> state, scalar metrics
+Chunk = Callable[[Tree, Tree, Any, Any], tuple[Tree, dict[str, Any]]]
+# Yields `Steps`, is sent their final states, returns the outcome of a stage.
+Run = Generator["Steps", Tree, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """A loop that a stage asks for: `state = yield Steps(...)`.
+
+    Attributes:
+      name: of the loop within its stage.
+      chunk: runs steps first..end - 1. Pure; whatever differs between seeds comes in
+        `args`: arrays closed over are constants of the program.
+      args: arrays that stay.
+      state: at step 0.
+      num_steps: in all.
+      every: steps in a chunk.
+      samples_per_step: for the progress bar.
+      together: may be batched over seeds.
+      on_host: `chunk` is no program but calls some; NumPy leaves of `state` stay in
+        host memory.
+    """
+
+    name: str
+    chunk: Chunk
+    args: Tree
+    state: Tree
+    num_steps: int
+    every: int
+    samples_per_step: int
+    together: bool = True
+    on_host: bool = False
 
 
 class Interrupted(Exception):
@@ -58,10 +95,11 @@ class Interruption:
 
 @dataclasses.dataclass(frozen=True)
 class Loop:
-    """Runs chunks of steps for one stage.
+    """Where the loops of one stage of one study keep their state and their records.
 
     Attributes:
       stage: its name, for records.
+      seed: of the study, for messages.
       directory: where checkpoints go while it runs.
       tracker: of the run.
       interruption: asked between chunks.
@@ -71,6 +109,7 @@ class Loop:
     """
 
     stage: str
+    seed: int
     directory: pathlib.Path
     tracker: tracking.Tracker
     interruption: Interruption
@@ -78,101 +117,176 @@ class Loop:
     place: Callable[[Tree], Tree]
     profile: pathlib.Path | None = None
 
-    def __call__(
-        self,
-        name: str,
-        chunk: Chunk,
-        state: Tree,
-        num_steps: int,
-        *,
-        every: int,
-        samples_per_step: int,
-    ) -> Tree:
-        """Bring `state` from step 0, or the last checkpoint, to `num_steps`.
 
-        Chunks end at multiples of `every` whatever happened before, so a resumed run
-        makes the same calls on the same states.
+class _Running:
+    """A loop of one seed under way: `state` after `step` steps."""
 
-        Args:
-          name: of this loop within its stage.
-          chunk: runs steps first..end - 1; must not depend on earlier chunks but
-            through `state`.
-          state: at step 0.
-          num_steps: in all.
-          every: steps in a chunk.
-          samples_per_step: for the progress bar.
-
-        Raises:
-          DivergedError: a metric is not finite.
-          Interrupted: a signal came; the state is saved.
-        """
-        saved = checkpoint.Checkpoints(self.directory / name)
-        step, state = self._resume(saved, name, state)
-        # Chunks donate their state; the caller's arrays must live on.
-        state = jax.tree.map(jnp.copy, self.place(state))
-        bar = tracking.Progress(
-            f"{self.stage} {name}", step, num_steps, samples_per_step
-        )
-        last_save = time.monotonic()
-        pending = None
-        try:
-            while step < num_steps:
-                end = min(step + every, num_steps)
-                # The second chunk compiles nothing; there may be but one.
-                recorded = self.profile and step == (every if num_steps > every else 0)
-                run = self._traced(name, chunk) if recorded else chunk
-                state, metrics = run(state, step, end)
-                # The previous chunk's metrics are read while this one computes.
-                self._report(name, bar, pending)
-                pending, step = (end, metrics), end
-                due = time.monotonic() - last_save >= self.checkpoint_seconds
-                signum = environment.highest(self.interruption.signum)
-                if signum or due or step == num_steps:
-                    self._report(name, bar, pending)
-                    pending = None
-                    saved.save(step, state)
-                    last_save = time.monotonic()
-                if signum:
-                    raise Interrupted(signum)
-        finally:
-            bar.close()
-            saved.close()
-        return state
-
-    def _traced(self, name: str, chunk: Chunk) -> Chunk:
-        """`chunk`, recorded from its start until its results are there."""
-        folder = self.profile / self.stage / name
-
-        def run(state: Tree, first: int, end: int) -> tuple[Tree, dict[str, Any]]:
-            with jax.profiler.trace(folder, create_perfetto_trace=True):
-                result = jax.block_until_ready(chunk(state, first, end))
-            _log.info("profile of %s %s in %s", self.stage, name, folder)
-            return result
-
-        return run
-
-    def _resume(
-        self, saved: checkpoint.Checkpoints, name: str, state: Tree
-    ) -> tuple[int, Tree]:
-        latest = saved.latest()
-        step = 0
+    def __init__(self, loop: Loop, steps: Steps) -> None:
+        """Begin at the last checkpoint, or at step 0."""
+        self.loop, self.steps = loop, steps
+        self._saved = checkpoint.Checkpoints(loop.directory / steps.name)
+        latest = self._saved.latest()
+        self.step, state = 0, steps.state
         if latest is not None:
-            step = latest[0]
+            self.step = latest[0]
             state = checkpoint.restore_into(state, latest[1])
-            _log.info("%s %s: resuming at step %d", self.stage, name, step)
-        self.tracker.keep_until(self.stage, name, step)
-        return step, state
+            _log.info("%s %s: resuming at step %d", loop.stage, steps.name, self.step)
+        loop.tracker.keep_until(loop.stage, steps.name, self.step)
+        # Chunks donate their state; the caller's arrays must live on.
+        self.state = jax.tree.map(
+            lambda given, leaf: (
+                np.array(leaf)
+                if steps.on_host and isinstance(given, np.ndarray)
+                else jnp.copy(loop.place(leaf))
+            ),
+            steps.state,
+            state,
+        )
 
-    def _report(self, name: str, bar: tracking.Progress, pending) -> None:
-        if pending is None:
-            return
-        step, metrics = pending
-        metrics = tracking.to_python(jax.device_get(metrics))
+    def alike(self) -> tuple:
+        """Loops of which this is the same can run as one program."""
+        steps = self.steps
+        leaves, structure = jax.tree.flatten((steps.args, self.state))
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+        alone = None if steps.together and not steps.on_host else id(self)
+        same = steps.name, steps.num_steps, steps.every, self.step
+        return (*same, structure, shapes, alone)
+
+    def record(self, step: int, metrics: dict[str, float]) -> None:
+        """Add metrics, which must be finite, to the run's records."""
+        loop, name = self.loop, self.steps.name
         for metric, value in metrics.items():
             if not math.isfinite(value):
                 raise errors.DivergedError(
-                    f"{self.stage}: {metric} = {value} by {name} {step}: lower the"
-                    " learning rate; the last finite state is saved"
+                    f"seed {loop.seed}, {loop.stage}: {metric} = {value} by {name}"
+                    f" {step}: lower the learning rate; the last finite state is saved"
                 )
-        self.tracker.record(self.stage, name, step, metrics)
-        bar.update(step, metrics)
+        loop.tracker.record(loop.stage, name, step, metrics)
+
+    def save(self) -> None:
+        self._saved.save(self.step, self.state)
+
+    def close(self) -> None:
+        self._saved.close()
+
+
+def run_stage(loops: Sequence[Loop], runs: Sequence[Run]) -> list[Any]:
+    """Bring a stage of one or more studies, equal but for the seed, to its end.
+
+    What several ask for at the same time runs as one program, batched over seeds, if it
+    is alike in shape and step.
+
+    Raises:
+      DivergedError: a metric is not finite.
+      Interrupted: a signal came; the state is saved.
+    """
+    outcomes: dict[int, Any] = {}
+    waiting: dict[int, _Running] = {}
+
+    def proceed(i: int, state: Tree) -> None:
+        try:
+            waiting[i] = _Running(loops[i], runs[i].send(state))
+        except StopIteration as end:
+            outcomes[i] = end.value
+
+    for i in range(len(runs)):
+        proceed(i, None)
+    while waiting:
+        groups: dict[tuple, dict[int, _Running]] = {}
+        for i, running in waiting.items():
+            groups.setdefault(running.alike(), {})[i] = running
+        waiting = {}
+        for group in groups.values():
+            _run(list(group.values()))
+            for i, running in group.items():
+                proceed(i, running.state)
+    return [outcomes[i] for i in range(len(runs))]
+
+
+def _run(group: Sequence[_Running]) -> None:
+    """Bring loops that are alike to their last step.
+
+    Chunks end at multiples of `every` whatever happened before, so a resumed run makes
+    the same calls on the same states.
+    """
+    steps, loop, step = group[0].steps, group[0].loop, group[0].step
+    program = _program(steps.chunk)
+    if not steps.on_host:
+        program = jax.jit(program, donate_argnames="states")
+    args = tuple(one.steps.args for one in group)
+    bar = tracking.Progress(
+        f"{loop.stage} {steps.name}",
+        step,
+        steps.num_steps,
+        len(group) * steps.samples_per_step,
+    )
+    last_save = time.monotonic()
+    pending = None
+
+    def report() -> None:
+        if pending is None:
+            return
+        found = [tracking.to_python(metrics) for metrics in jax.device_get(pending[1])]
+        for one, metrics in zip(group, found, strict=True):
+            one.record(pending[0], metrics)
+        bar.update(pending[0], found[0])
+
+    try:
+        while step < steps.num_steps:
+            end = min(step + steps.every, steps.num_steps)
+            # The second chunk compiles nothing; there may be but one.
+            recorded = step == (steps.every if steps.num_steps > steps.every else 0)
+            run = program
+            if loop.profile and recorded:
+                run = _traced(loop.profile / loop.stage / steps.name, program)
+            states = tuple(one.state for one in group)
+            states, metrics = run(args, states, step, end)
+            # The previous chunk's metrics are read while this one computes.
+            report()
+            pending, step = (end, metrics), end
+            for one, state in zip(group, states, strict=True):
+                one.state, one.step = state, step
+            due = time.monotonic() - last_save >= loop.checkpoint_seconds
+            signum = environment.highest(loop.interruption.signum)
+            if signum or due or step == steps.num_steps:
+                report()
+                pending = None
+                for one in group:
+                    one.save()
+                last_save = time.monotonic()
+            if signum:
+                raise Interrupted(signum)
+    finally:
+        bar.close()
+        for one in group:
+            one.close()
+
+
+def _program(chunk: Chunk) -> Callable[..., tuple[Tree, Tree]]:
+    """`(args, states, first, end) -> states, metrics` of one or more seeds."""
+
+    def run(args: Tree, states: Tree, first: Any, end: Any) -> tuple[Tree, Tree]:
+        if len(states) == 1:
+            found = [chunk(args[0], states[0], first, end)]
+        else:
+            each = jax.vmap(chunk, (0, 0, None, None))(
+                trees.stack(args), trees.stack(states), first, end
+            )
+            found = [trees.take(each, i) for i in range(len(states))]
+        return tuple(zip(*found, strict=True))
+
+    return run
+
+
+def _traced(
+    folder: pathlib.Path, program: Callable[..., tuple[Tree, Tree]]
+) -> Callable[..., tuple[Tree, Tree]]:
+    """`program`, recorded from its start until its results are there."""
+
+    def run(*args: Any) -> tuple[Tree, Tree]:
+        with jax.profiler.trace(folder, create_perfetto_trace=True):
+            result = jax.block_until_ready(program(*args))
+        _log.info("profile in %s", folder)
+        return result
+
+    return run

@@ -5,13 +5,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax import environment, gan, settings, training
+from mosaic_jax import environment, gan, parallel, settings, training, trees
+from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data.sources import Info
 from mosaic_jax.types import Batch, Tree
 
 # Of the memory that is free before a stage; the rest is for models, images, XLA.
 SHARE = 0.7
+STATE_SHARE = 0.2
 
 
 def clients_at_once(
@@ -33,6 +35,41 @@ def clients_at_once(
     if config.method == "mosaic":
         needed.append(gan_bytes(config, info, classifier))
     return max(1, int(SHARE * free) // max(needed))
+
+
+def seeds_at_once(config: settings.Settings, info: Info, classifier: Classifier) -> int:
+    """`compute.seeds_at_once`, or as many as have room besides all their clients.
+
+    One on several devices, whose clients' places differ between seeds, and where a
+    device does not tell its memory: the cores of a CPU are busy with one client.
+    """
+    if config.compute.seeds_at_once:
+        return config.compute.seeds_at_once
+    if len(parallel.first_devices(config.compute.devices)) > 1:
+        return 1
+    clients = clients_at_once(config, info, classifier)
+    return max(1, clients // config.data.num_clients)
+
+
+def state_on_host(
+    config: settings.Settings, info: Info, classifier: Classifier, algorithm: Algorithm
+) -> bool:
+    """Whether what clients keep between rounds lives in host memory.
+
+    By `compute.client_state`; "auto": where it would take more than `STATE_SHARE` of
+    the memory that is free on a device.
+    """
+    if config.compute.client_state != "auto":
+        return config.compute.client_state == "host"
+    free = environment.free_memory()
+    if free is None:
+        return False
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+    kept = trees.num_bytes(jax.eval_shape(algorithm.init_client, model))
+    if config.method == "mosaic":
+        kept += trees.num_bytes(model)
+    free = -environment.highest(-free)
+    return config.data.num_clients * kept > STATE_SHARE * free
 
 
 def classifier_bytes(

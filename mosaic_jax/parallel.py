@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mosaic_jax import errors, schedule, trees
-from mosaic_jax.types import Array, FederatedDataset, Tree
+from mosaic_jax.types import Array, FederatedDataset, LabelledImages, Tree
 
 AXIS = "clients"
 # Experts of an ensemble that an accelerator runs at once.
@@ -37,10 +37,12 @@ class Plan:
     Attributes:
       devices: the plan of each.
       lanes: of each device.
+      every: length of a window.
     """
 
     devices: list[schedule.DevicePlan]
     lanes: int
+    every: int
 
     @property
     def length(self) -> int:
@@ -52,6 +54,12 @@ class Plan:
         capacity = max(one.capacity for one in self.devices)
         found = [one.pieces(first, end) for one in self.devices]
         return schedule.stack(found, capacity)
+
+    def windows(self) -> schedule.Pieces:
+        """`pieces` of every window, in order: [W, D, S, ...]."""
+        starts = range(0, self.length, self.every)
+        windows = [self.pieces(t, min(t + self.every, self.length)) for t in starts]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *windows)
 
     @property
     def processed(self) -> int:
@@ -83,6 +91,13 @@ class ClientAxis:
     def num_devices(self) -> int:
         """Devices of all processes."""
         return len(self.slots)
+
+    def of(self, count: int) -> "ClientAxis":
+        """For `count` clients, whichever, on the same devices.
+
+        Every device must hold what they need: `place` with `whole`.
+        """
+        return build(np.ones(count), at_once=self.at_once, num_devices=self.num_devices)
 
     def map(
         self,
@@ -143,7 +158,8 @@ class ClientAxis:
         """Plan unequal numbers of `steps` [C], in windows of `every`."""
         steps = np.where(self.slots >= 0, np.asarray(steps)[self.slots], 0)
         lanes = min(schedule.num_lanes(row, self.at_once) for row in steps)
-        return Plan([schedule.DevicePlan(row, lanes, every) for row in steps], lanes)
+        plans = [schedule.DevicePlan(row, lanes, every) for row in steps]
+        return Plan(plans, lanes, every)
 
     def _run(
         self,
@@ -182,14 +198,19 @@ class ClientAxis:
             each = jax.lax.with_sharding_constraint(each, self._sharding())
         return each, total
 
-    def place(self, data: FederatedDataset) -> FederatedDataset:
+    def place(self, data: FederatedDataset, *, whole: bool = False) -> FederatedDataset:
         """Deal host arrays to the devices: each gets the images of its clients.
 
-        Afterwards `index` counts within the images of the client's device.
+        Afterwards `index` counts within the images of the client's device. With
+        `whole`, each gets all images, so that any client can run anywhere.
         """
         index, size = np.asarray(data.client.index), np.asarray(data.client.size)
         if self.num_devices == 1:
             return self.replicate(data)
+        if whole:
+            rows = np.tile(np.arange(len(data.images.label)), self.num_devices)
+            client = self.replicate(data.client)
+            return FederatedDataset(self._dealt(data.images, rows), client)
         held = [
             np.concatenate([index[i, : size[i]] for i in row if i >= 0] or [[0]])
             for row in self.slots
@@ -203,16 +224,19 @@ class ClientAxis:
                 local[i] = np.resize(own, index.shape[1])
                 start += size[i]
         rows = np.concatenate([np.resize(rows, length) for rows in held]).astype(int)
-        images = jax.tree.map(
+        client = self.replicate(data.client.replace(index=local))
+        return FederatedDataset(self._dealt(data.images, rows), client)
+
+    def _dealt(self, images: LabelledImages, rows: np.ndarray) -> LabelledImages:
+        """Images number `rows`, an equal part of them on each device."""
+        return jax.tree.map(
             lambda leaf: jax.make_array_from_callback(
                 (len(rows), *leaf.shape[1:]),
                 self._sharding(AXIS),
-                lambda where, leaf=leaf: np.asarray(leaf)[rows[where[0]]],
+                lambda where: np.asarray(leaf)[rows[where[0]]],
             ),
-            data.images,
+            images,
         )
-        client = data.client.replace(index=local)
-        return FederatedDataset(images, self.replicate(client))
 
     def replicate(self, tree: Tree) -> Tree:
         """Arrays that are the same in every process, on all devices."""

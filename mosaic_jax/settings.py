@@ -37,23 +37,28 @@ def _field(phrase: str, test: Callable[[Any], bool]) -> Any:
     return dataclasses.field(metadata={"allowed": Allowed(phrase, test)})
 
 
-def _at_least(low: float) -> Any:
+def at_least(low: float) -> Any:
+    """A field that must be >= `low`."""
     return _field(f">= {low}", lambda x: x >= low)
 
 
-def _above(low: float) -> Any:
+def above(low: float) -> Any:
+    """A field that must be > `low`."""
     return _field(f"> {low}", lambda x: x > low)
 
 
-def _between(low: float, high: float) -> Any:
+def between(low: float, high: float) -> Any:
+    """A field that must be in [low, high]."""
     return _field(f"in [{low}, {high}]", lambda x: low <= x <= high)
 
 
-def _below_one() -> Any:
+def below_one() -> Any:
+    """A field that must be in [0, 1)."""
     return _field("in [0, 1)", lambda x: 0 <= x < 1)
 
 
-def _one_of(*names: str) -> Any:
+def one_of(*names: str) -> Any:
+    """A field that must be one of `names`."""
     return _field(f"one of {', '.join(names)}", lambda x: x in names)
 
 
@@ -65,34 +70,34 @@ def _any() -> Any:
 class Data:
     """Data set and its split over clients."""
 
-    name: str = _one_of(*DATA_SETS)
+    name: str = one_of(*DATA_SETS)
     dir: str = _any()
-    split: str = _one_of(*SPLITS)
-    num_clients: int = _at_least(1)
-    alpha: float = _above(0)
-    split_seed: int = _at_least(0)
-    max_images: int = _at_least(0)
-    validation: float = _below_one()
+    split: str = one_of(*SPLITS)
+    num_clients: int = at_least(1)
+    alpha: float = above(0)
+    split_seed: int = at_least(0)
+    max_images: int = at_least(0)
+    validation: float = below_one()
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
     """The classifier that clients and server share."""
 
-    name: str = _one_of(*NETWORKS)
-    width: int = _at_least(1)
-    norm: str = _one_of(*NORMS)
-    dtype: str = _one_of(*DTYPES)
+    name: str = one_of(*NETWORKS)
+    width: int = at_least(1)
+    norm: str = one_of(*NORMS)
+    dtype: str = one_of(*DTYPES)
 
 
 @dataclasses.dataclass(frozen=True)
 class Local:
     """Local SGD of a client in a federated round."""
 
-    steps: int = _at_least(1)
-    batch_size: int = _at_least(1)
-    learning_rate: float = _above(0)
-    weight_decay: float = _at_least(0)
+    steps: int = at_least(1)
+    batch_size: int = at_least(1)
+    learning_rate: float = above(0)
+    weight_decay: float = at_least(0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,121 +105,124 @@ class Init:
     """Stage 1: federated averaging from scratch."""
 
     method: str = _any()
-    rounds: int = _at_least(1)
+    rounds: int = at_least(1)
+    clients_per_round: int = at_least(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Generators:
     """Stage 2: one GAN per client."""
 
-    when: str = _one_of("after_init", "before_init")
-    epochs: int = _at_least(0)
-    steps: int = _at_least(0)
-    batch_size: int = _at_least(2)
-    learning_rate: float = _above(0)
-    latent_dim: int = _at_least(1)
-    width: int = _at_least(1)
-    entropy_weight: float = _at_least(0)
-    diversity_weight: float = _at_least(0)
-    diversity_target: str = _one_of("labels", "uniform")
-    inversion_weight: float = _at_least(0)
-    inversion_below: int = _at_least(0)
-    classifier: str = _one_of("client", "fresh")
-    classifier_epochs: int = _at_least(1)
-    classifier_batch_norm: str = _one_of("eval", "train")
-    value_range: str = _one_of("signed", "normalised")
-    translate: int = _at_least(0)
-    ema_decay: float = _below_one()
-    collapse_below: float = _at_least(0)
+    when: str = one_of("after_init", "before_init")
+    epochs: int = at_least(0)
+    steps: int = at_least(0)
+    batch_size: int = at_least(2)
+    learning_rate: float = above(0)
+    latent_dim: int = at_least(1)
+    width: int = at_least(1)
+    entropy_weight: float = at_least(0)
+    diversity_weight: float = at_least(0)
+    diversity_target: str = one_of("labels", "uniform")
+    inversion_weight: float = at_least(0)
+    inversion_below: int = at_least(0)
+    classifier: str = one_of("client", "fresh")
+    classifier_epochs: int = at_least(1)
+    classifier_batch_norm: str = one_of("eval", "train")
+    value_range: str = one_of("signed", "normalised")
+    translate: int = at_least(0)
+    ema_decay: float = below_one()
+    collapse_below: float = at_least(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Warmup:
     """Stage 3: more federated rounds."""
 
-    rounds: int = _at_least(0)
+    rounds: int = at_least(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Experts:
     """Stage 4: one expert per class."""
 
-    local_steps: int = _at_least(0)
+    local_steps: int = at_least(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prototypes:
     """Stage 5: k-means centres per client and class."""
 
-    clusters: int = _at_least(1)
-    space: str = _one_of("expert", "client", "global")
-    iterations: int = _at_least(0)
+    clusters: int = at_least(1)
+    space: str = one_of("expert", "client", "global")
+    iterations: int = at_least(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
     """Stage 6: the head that fuses the experts."""
 
-    head: str = _one_of(*HEADS)
-    steps: int = _at_least(1)
-    batch_size: int = _at_least(1)
-    learning_rate: float = _above(0)
-    ema_decay: float = _below_one()
+    head: str = one_of(*HEADS)
+    steps: int = at_least(1)
+    batch_size: int = at_least(1)
+    learning_rate: float = above(0)
+    ema_decay: float = below_one()
     ema_debiased: bool = _any()
-    gate: str = _one_of(*gating.GATES)
-    gate_experts: int = _at_least(1)
+    gate: str = one_of(*gating.GATES)
+    gate_experts: int = at_least(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Distill:
     """Stage 7: teacher to student on generated images."""
 
-    source: str = _one_of("generated", "validation")
-    steps: int = _at_least(1)
-    samples_per_generator: int = _at_least(1)
-    weighting: str = _one_of("uniform", "size")
-    min_confidence: float = _below_one()
-    augment: str = _one_of("none", "data", "translate")
-    learning_rate: float = _above(0)
-    schedule: str = _one_of("constant", "cosine")
-    temperature: float = _above(0)
-    alpha: float = _between(0, 1)
-    beta: float = _at_least(0)
-    divergence: str = _one_of(*losses.DIVERGENCES)
-    batch_norm: str = _one_of("eval", "train")
+    source: str = one_of("generated", "validation")
+    steps: int = at_least(1)
+    samples_per_generator: int = at_least(1)
+    weighting: str = one_of("uniform", "size")
+    min_confidence: float = below_one()
+    augment: str = one_of("none", "data", "translate")
+    learning_rate: float = above(0)
+    schedule: str = one_of("constant", "cosine")
+    temperature: float = above(0)
+    alpha: float = between(0, 1)
+    beta: float = at_least(0)
+    divergence: str = one_of(*losses.DIVERGENCES)
+    batch_norm: str = one_of("eval", "train")
 
 
 @dataclasses.dataclass(frozen=True)
 class Finetune:
     """Stage 8: federated averaging from the distilled model."""
 
-    rounds: int = _at_least(0)
-    learning_rate: float = _above(0)
+    rounds: int = at_least(0)
+    learning_rate: float = above(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How and how often models are measured; changes no result."""
 
-    batch_size: int = _at_least(1)
-    every: int = _at_least(1)
+    batch_size: int = at_least(1)
+    every: int = at_least(1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Compute:
     """How the work is laid out; changes results by rounding only."""
 
-    devices: int = _at_least(0)
-    clients_at_once: int = _at_least(0)
-    convolution: str = _one_of(*LOWERINGS)
+    devices: int = at_least(0)
+    clients_at_once: int = at_least(0)
+    seeds_at_once: int = at_least(0)
+    client_state: str = one_of("auto", "device", "host")
+    convolution: str = one_of(*LOWERINGS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
     """Checkpoints, progress and TensorBoard; changes no result."""
 
-    every_steps: int = _at_least(1)
-    checkpoint_seconds: float = _at_least(0)
+    every_steps: int = at_least(1)
+    checkpoint_seconds: float = at_least(0)
     tensorboard: bool = _any()
 
 
@@ -222,14 +230,15 @@ class Log:
 class Settings:
     """Everything that a study depends on."""
 
-    method: str = _one_of("mosaic", "federated")
-    seed: int = _between(0, MAX_SEED)
-    seeds: int = _at_least(1)
+    method: str = one_of("mosaic", "federated")
+    seed: int = between(0, MAX_SEED)
+    seeds: int = at_least(1)
     profile: str = _any()
     data: Data = _any()
     model: Model = _any()
     local: Local = _any()
     init: Init = _any()
+    methods: dict = _any()
     generators: Generators = _any()
     warmup: Warmup = _any()
     experts: Experts = _any()
@@ -258,6 +267,19 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     result = _build(Settings, mapping, "", problems)
     if not problems:
         problems = _contradictions(result)
+    if problems:
+        raise errors.ConfigError("\n".join(problems))
+    return result
+
+
+def check(cls: type, mapping: Mapping[str, Any], path: str) -> Any:
+    """A dataclass whose fields are made by `at_least` and its like, from a mapping.
+
+    Raises:
+      ConfigError: one line per problem, with names under `path`.
+    """
+    problems: list[str] = []
+    result = _build(cls, mapping, f"{path}.", problems)
     if problems:
         raise errors.ConfigError("\n".join(problems))
     return result
@@ -327,6 +349,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"seeds = {settings.seeds}: must be <= {MAX_SEED + 1 - settings.seed} for"
             f" seed = {settings.seed}"
+        )
+    if settings.init.clients_per_round > settings.data.num_clients:
+        problems.append(
+            f"init.clients_per_round = {settings.init.clients_per_round}: must be <="
+            f" data.num_clients = {settings.data.num_clients}"
         )
     if (generators.epochs == 0) == (generators.steps == 0):
         problems.append(

@@ -121,6 +121,9 @@ def test_clients_at_once_from_free_memory(monkeypatch):
     free = int(needed * 3.5 / memory.SHARE)
     monkeypatch.setattr(memory.environment, "free_memory", lambda: free)
     assert memory.clients_at_once(config, info, classifier) == 3
+    assert memory.seeds_at_once(config, info, classifier) == 1
+    monkeypatch.setattr(memory.environment, "free_memory", lambda: 2 * free)
+    assert memory.seeds_at_once(config, info, classifier) == 7 // 3
     monkeypatch.setattr(memory.environment, "free_memory", lambda: 1)
     assert memory.clients_at_once(config, info, classifier) == 1
     chosen = tiny.study(compute__clients_at_once=7)

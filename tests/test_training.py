@@ -1,14 +1,15 @@
 """Minibatches, local training and federated rounds against plain loops."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mosaic_jax import algorithms, losses, parallel, prng, training, trees
-from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.settings import Local
-from mosaic_jax.stages import federated
+from mosaic_jax.stages import rounds
 from mosaic_jax.types import Batch
 from tests import tiny
 
@@ -25,25 +26,26 @@ def close(a, b, rtol=1e-5):
 def make_round(data, key=KEY, **layout):
     layout = {"num_devices": 1} | layout
     axis = parallel.build(np.asarray(data.client.size), **layout)
-    return jax.jit(
-        federated.make_round(
-            tiny.classifier(),
-            algorithms.build("fedavg"),
-            LOCAL,
-            axis,
-            axis.place(data),
-            key=key,
-            augmentation="none",
-            keep_models=True,
-        )
+    placed = axis.place(data)
+    return jax.jit(functools.partial(rounds_of(axis).run, placed, key))
+
+
+def rounds_of(axis, algorithm=None, **fields):
+    fields = {"keep_models": True} | fields
+    return rounds.Rounds(
+        classifier=tiny.classifier(),
+        algorithm=algorithm or algorithms.FedAvg(),
+        local=LOCAL,
+        axis=axis,
+        augmentation="none",
+        **fields,
     )
 
 
 def start(data):
     model = tiny.classifier().init(prng.named(KEY, "model"), (16, 16, 1))
-    return federated.initial_state(
-        Algorithm(), model, data.num_clients, keep_models=True
-    )
+    axis = parallel.build(np.asarray(data.client.size), num_devices=1)
+    return rounds_of(axis).initial_state(model)
 
 
 def client_batch(data, client, step, **settings):

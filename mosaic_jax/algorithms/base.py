@@ -1,16 +1,24 @@
 """What a federated algorithm may change; every hook defaults to FedAvg.
 
 All hooks are pure and about one client, except `aggregate`, which sees the weighted
-mean of the uploads. A new algorithm overrides what it needs in a file of its own.
+mean of the uploads. A new algorithm is a frozen dataclass in a file of its own that
+overrides what it needs; its fields are its hyper-parameters, set by
+`config.methods.NAME`.
 """
+
+import dataclasses
 
 import jax.numpy as jnp
 
 from mosaic_jax.types import Array, ModelState, Tree
 
 
+@dataclasses.dataclass(frozen=True)
 class Algorithm:
     """Federated averaging (McMahan et al., 2017)."""
+
+    # Clients keep a model of their own, to be judged beside the global one.
+    personal = False
 
     def init_server(self, model: ModelState) -> Tree:
         """State that the server keeps across rounds."""
@@ -27,9 +35,12 @@ class Algorithm:
         del client_state
         return model
 
-    def logits(self, logits: Array, label_count: Array) -> Array:
-        """Logits [B, K] as the local loss sees them; `label_count` [K]."""
-        del label_count
+    def logits(self, logits: Array, label_count: Array, number: Array) -> Array:
+        """Logits [B, K] as the local loss of round `number` sees them.
+
+        `label_count` [K] are the client's images of each class.
+        """
+        del label_count, number
         return logits
 
     def penalty(self, params: Tree, global_params: Tree, client_state: Tree) -> Array:
@@ -45,13 +56,13 @@ class Algorithm:
         return local, client_state
 
     def aggregate(
-        self, server_state: Tree, model: ModelState, mean_upload: Tree
+        self, server_state: Tree, model: ModelState, mean_upload: Tree, share: float
     ) -> tuple[Tree, ModelState]:
         """New server state and global model from `sum_i n_i upload_i / sum_i n_i`.
 
         Uploads are only ever summed, so that memory does not grow with the clients.
         An algorithm that weighs parameters one by one uploads the weighted parameters
-        and the weights, and divides here.
+        and the weights, and divides here. `share` of all clients take part in a round.
         """
-        del model
+        del model, share
         return server_state, mean_upload

@@ -101,6 +101,15 @@ def save_split(path: pathlib.Path, data: StudyData) -> None:
     path.write_text(json.dumps(content))
 
 
+def padded(data: StudyData, length: int) -> StudyData:
+    """`data` with index rows of `length`: what is past a client's images is not read."""
+    client = data.clients.client
+    missing = length - client.index.shape[1]
+    index = np.pad(client.index, [(0, 0), (0, missing)], mode="wrap")
+    clients = data.clients.replace(client=client.replace(index=index))
+    return dataclasses.replace(data, clients=clients)
+
+
 def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
     return LabelledImages(image, label.astype(np.int32))
 

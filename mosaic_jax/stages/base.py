@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import evaluation, parallel, settings
+from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data.federated import StudyData
-from mosaic_jax.loop import Loop
+from mosaic_jax.loop import Run
 from mosaic_jax.types import Array, FederatedDataset, LabelledImages, Tree
 
 
@@ -26,8 +27,9 @@ class Context:
       held_out: `data.held_out` on the devices.
       axis: where clients run.
       classifier: of the study.
+      algorithm: of its rounds.
+      state_on_host: what clients keep between rounds lives in host memory.
       key: the stage's own.
-      loop: runs its steps.
     """
 
     settings: settings.Settings
@@ -36,8 +38,9 @@ class Context:
     held_out: dict[str, LabelledImages]
     axis: parallel.ClientAxis
     classifier: Classifier
+    algorithm: Algorithm
+    state_on_host: bool
     key: Array
-    loop: Loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +69,15 @@ class Stage:
       needs: artifacts that `run` takes by keyword.
       provides: artifacts that it returns.
       depends: the settings that the result depends on, JSON-able.
-      run: `run(context, **artifacts)`.
+      run: `run(context, **artifacts)`, a generator: yields the `Steps` it wants run,
+        is sent their final state, returns an `Outcome`.
     """
 
     name: str
     needs: tuple[str, ...]
     provides: tuple[str, ...]
     depends: dict[str, Any]
-    run: Callable[..., Outcome]
+    run: Callable[..., Run]
 
 
 def accuracies(

@@ -1,7 +1,5 @@
 """Stage 7: the global model learns from the teacher on generated images."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -10,6 +8,7 @@ from mosaic_jax import gan, losses, parallel, prng
 from mosaic_jax.data import augment
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.errors import MosaicError
+from mosaic_jax.loop import Run, Steps
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess
 from mosaic_jax.types import (
@@ -54,7 +53,7 @@ def _run(
     global_model: ModelState,
     teacher: Teacher,
     client_generators: Generators,
-) -> Outcome:
+) -> Run:
     settings, data = context.settings, context.data
     config = settings.distill
     if not bool(client_generators.alive.any()):
@@ -74,8 +73,9 @@ def _run(
     model_gan = gan.build(settings, data.info, context.classifier)
     batch_at = _batches(context, model_gan)
 
-    @functools.partial(jax.jit, donate_argnames="state")
-    def chunk(teacher, generators, weight, held_out, key, state, first, end):
+    def chunk(args, state, first, end):
+        teacher, generators, weight, held_out, key = args
+
         def body(step, carry):
             step_key = prng.at(prng.named(key, "step"), step)
             image, sample_weight = batch_at(step_key, generators, weight, held_out)
@@ -88,16 +88,10 @@ def _run(
         state, total = jax.lax.fori_loop(first, end, body, (state, zero))
         return state, jax.tree.map(lambda m: m / (end - first), total)
 
-    state = context.loop(
+    state = yield Steps(
         "student",
-        functools.partial(
-            chunk,
-            teacher,
-            client_generators.model,
-            weight,
-            context.held_out,
-            context.key,
-        ),
+        chunk,
+        (teacher, client_generators.model, weight, context.held_out, context.key),
         StudentState(model=global_model, opt_state=tx.init(global_model.params)),
         config.steps,
         every=settings.log.every_steps,

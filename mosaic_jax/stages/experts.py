@@ -14,6 +14,7 @@ from mosaic_jax import (
     prototypes,
     trees,
 )
+from mosaic_jax.loop import Run
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages import local
 from mosaic_jax.stages.base import Context, Outcome, Stage
@@ -56,12 +57,12 @@ def prototypes_stage(settings: Settings) -> Stage:
 
 def _run_experts(
     context: Context, client_models: ModelState, global_model: ModelState
-) -> Outcome:
+) -> Run:
     data, settings = context.data.clients, context.settings
     up = {}
     if settings.experts.local_steps:
         steps = np.full(data.num_clients, settings.experts.local_steps)
-        client_models = local.train(
+        client_models = yield from local.train(
             context, "local", client_models, steps, key=context.key
         )
         up["specialised_models"] = trees.num_bytes(client_models)
@@ -101,7 +102,8 @@ def _run_prototypes(
     client_models: ModelState,
     global_model: ModelState,
     experts: Experts,
-) -> Outcome:
+) -> Run:
+    yield from ()  # no loop
     config, data = context.settings.prototypes, context.clients
     run = jax.jit(functools.partial(client_prototypes, context))
     clustered_by = client_models

@@ -6,25 +6,20 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from clu import parameter_overview
 
 from mosaic_jax import (
-    aggregation,
-    algorithms,
     evaluation,
-    parallel,
     prng,
-    training,
     trees,
 )
-from mosaic_jax.algorithms.base import Algorithm
-from mosaic_jax.classifier import Classifier
+from mosaic_jax.loop import Chunk, Run, Steps
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
+from mosaic_jax.stages.rounds import HostRounds, Rounds
 from mosaic_jax.types import (
     Array,
-    Client,
-    FederatedDataset,
     LabelledImages,
     ModelState,
     ServerState,
@@ -35,11 +30,11 @@ from mosaic_jax.types import (
 def init_stage(settings: Settings) -> Stage:
     """Stage 1: rounds from a random global model."""
 
-    def run(context: Context) -> Outcome:
+    def run(context: Context) -> Run:
         key = prng.named(context.key, "model")
         init = jax.jit(context.classifier.init, static_argnums=1)
         model = init(key, context.data.info.image_shape)
-        outcome = _run_rounds(
+        outcome = yield from _run_rounds(
             context,
             model,
             settings.init.rounds,
@@ -65,7 +60,7 @@ def init_stage(settings: Settings) -> Stage:
 def warmup_stage(settings: Settings) -> Stage:
     """Stage 3: further rounds after the generators have been sent."""
 
-    def run(context: Context, global_model: ModelState) -> Outcome:
+    def run(context: Context, global_model: ModelState) -> Run:
         return _run_rounds(
             context,
             global_model,
@@ -89,9 +84,11 @@ def finetune_stage(settings: Settings) -> Stage:
         settings.local, learning_rate=settings.finetune.learning_rate
     )
 
-    def run(context: Context, student: ModelState) -> Outcome:
+    def run(context: Context, student: ModelState) -> Run:
         rounds = settings.finetune.rounds
-        outcome = _run_rounds(context, student, rounds, local, keep_models=False)
+        outcome = yield from _run_rounds(
+            context, student, rounds, local, keep_models=False
+        )
         artifacts = {"final_model": outcome.artifacts["global_model"]}
         return dataclasses.replace(outcome, artifacts=artifacts)
 
@@ -119,136 +116,54 @@ def _depends(settings: Settings, rounds: int, local: Local) -> dict:
         "rounds": rounds,
         "local": dataclasses.asdict(local),
         "method": settings.init.method,
+        "fields": settings.methods.get(settings.init.method, {}),
+        "clients_per_round": settings.init.clients_per_round,
     }
-
-
-def make_round(
-    classifier: Classifier,
-    algorithm: Algorithm,
-    local: Local,
-    axis: parallel.ClientAxis,
-    data: FederatedDataset,
-    *,
-    key: Array,
-    augmentation: str,
-    keep_models: bool,
-) -> Callable[[ServerState, Array], tuple[ServerState, Array]]:
-    """A federated round as a pure function of the state and the round number.
-
-    Returns:
-      `round(state, number) -> state, mean loss of each client [C]`.
-    """
-    tx = training.sgd(local.learning_rate, local.weight_decay)
-    total_size = jnp.sum(data.client.size)
-
-    def federated_round(state: ServerState, number: Array):
-        def client_update(
-            client: Client,
-            client_state: Tree,
-            model: ModelState,
-            images: LabelledImages,
-        ):
-            def batch_at(step: Array):
-                return training.client_batch(
-                    client,
-                    images,
-                    number * local.steps + step,
-                    key=key,
-                    batch_size=local.batch_size,
-                    augmentation=augmentation,
-                )
-
-            trained, loss = training.local_training(
-                classifier,
-                tx,
-                algorithm.receive(model, client_state),
-                batch_at,
-                local.steps,
-                adjust_logits=lambda logits: algorithm.logits(
-                    logits, client.label_count
-                ),
-                penalty=lambda params: algorithm.penalty(
-                    params, model.params, client_state
-                ),
-            )
-            upload, client_state = algorithm.upload(model, trained, client_state)
-            kept = trained if keep_models else ()
-            weighted = aggregation.weighted(upload, client.size / total_size)
-            return (client_state, kept, loss), weighted
-
-        (client, client_model, loss), mean_upload = axis.map_and_sum(
-            client_update,
-            data.client,
-            state.client,
-            shared=(state.model,),
-            placed=(data.images,),
-        )
-        server, model = algorithm.aggregate(state.server, state.model, mean_upload)
-        return ServerState(model, server, client, client_model), loss
-
-    return federated_round
-
-
-def initial_state(
-    algorithm: Algorithm, model: ModelState, num_clients: int, *, keep_models: bool
-) -> ServerState:
-    """State before the first round."""
-    return ServerState(
-        model=model,
-        server=algorithm.init_server(model),
-        client=trees.broadcast(algorithm.init_client(model), num_clients),
-        client_model=trees.broadcast(model, num_clients) if keep_models else (),
-    )
 
 
 def _run_rounds(
     context: Context, model: ModelState, rounds: int, local: Local, *, keep_models: bool
-) -> Outcome:
-    data, axis, classifier = context.clients, context.axis, context.classifier
-    algorithm = algorithms.build(context.settings.init.method)
-    augmentation = context.data.info.augmentation
-
-    # Images and key are arguments: closed over, they would be constants of the
-    # program, which would be huge, and compiled anew for each seed.
-    @functools.partial(jax.jit, donate_argnames="state")
-    def chunk(data, held_out, key, state: ServerState, first: Array, end: Array):
-        federated_round = make_round(
-            classifier,
-            algorithm,
-            local,
-            axis,
-            data,
-            key=key,
-            augmentation=augmentation,
-            keep_models=keep_models,
-        )
-
-        def body(number, carry):
-            state, loss = federated_round(carry[0], number)
-            return state, jnp.mean(loss)
-
-        state, loss = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
-        accuracy = accuracies(
-            lambda x: classifier.logits(state.model, x),
-            held_out,
-            context.settings.evaluation.batch_size,
-        )
-        return state, {"loss": loss, **accuracy}
-
-    state = context.loop(
-        "round",
-        functools.partial(chunk, data, context.held_out, context.key),
-        initial_state(algorithm, model, data.num_clients, keep_models=keep_models),
-        rounds,
-        every=context.settings.evaluation.every,
-        samples_per_step=data.num_clients * local.steps * local.batch_size,
+) -> Run:
+    settings = context.settings
+    program = Rounds(
+        classifier=context.classifier,
+        algorithm=context.algorithm,
+        local=local,
+        axis=context.axis,
+        augmentation=context.data.info.augmentation,
+        keep_models=keep_models,
+        clients_per_round=settings.init.clients_per_round,
     )
-    payload = rounds * data.num_clients * trees.num_bytes(model)
+    state = program.initial_state(model)
+    if context.state_on_host:
+        state = state.replace(
+            client=jax.device_get(state.client),
+            client_model=jax.device_get(state.client_model),
+        )
+    state = yield Steps(
+        "round",
+        (_chunk_on_host if context.state_on_host else _chunk)(context, program),
+        (context.clients, context.held_out, context.key),
+        state,
+        rounds,
+        every=settings.evaluation.every,
+        samples_per_step=program.clients_in_round * local.steps * local.batch_size,
+        on_host=context.state_on_host,
+    )
+    payload = rounds * program.clients_in_round * trees.num_bytes(model)
     artifacts = {"global_model": state.model}
-    results = assess(context, classifier.logits, state.model)
+    results = assess(context, context.classifier.logits, state.model)
     if keep_models:
         artifacts["client_models"] = state.client_model
-        results["client_test_accuracy"] = _client_accuracy(context, state.client_model)
+        results["client_test_accuracy"] = _client_accuracy(
+            context, lambda _, own: own, state.model, state.client_model
+        )
+    elif context.algorithm.personal:
+        found = _client_accuracy(
+            context, context.algorithm.receive, state.model, state.client
+        )
+        results["personal"] = {"test_accuracy": float(np.mean(found))}
+        results["client_test_accuracy"] = found
     return Outcome(
         artifacts=artifacts,
         results=results,
@@ -257,20 +172,71 @@ def _run_rounds(
     )
 
 
-def _client_accuracy(context: Context, client_model: ModelState) -> list[float]:
-    """Accuracy of each client's own model on its share of the test images."""
+def _chunk(context: Context, program: Rounds) -> Chunk:
+    """Rounds and an evaluation, one program."""
+
+    def chunk(args: Tree, state: ServerState, first: Array, end: Array):
+        data, held_out, key = args
+
+        def body(number, carry):
+            state, loss = program.run(data, key, carry[0], number)
+            return state, jnp.mean(loss)
+
+        state, loss = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
+        return state, {"loss": loss, **_accuracies(context, state.model, held_out)}
+
+    return chunk
+
+
+def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
+    """The same where clients' states do not fit on the devices."""
+    on_host = HostRounds(program)
+    evaluate = jax.jit(functools.partial(_accuracies, context))
+
+    def chunk(args: Tree, state: ServerState, first: int, end: int):
+        data, held_out, key = args
+        for number in range(first, end):
+            state, loss = on_host.run(data, key, state, number)
+        return state, {"loss": loss.mean(), **evaluate(state.model, held_out)}
+
+    return chunk
+
+
+def _accuracies(context: Context, model: ModelState, held_out: Tree) -> dict:
+    return accuracies(
+        lambda x: context.classifier.logits(model, x),
+        held_out,
+        context.settings.evaluation.batch_size,
+    )
+
+
+def _client_accuracy(
+    context: Context,
+    model_of: Callable[[ModelState, Tree], ModelState],
+    model: ModelState,
+    client_state: Tree,
+) -> list[float]:
+    """Accuracy of each client's `model_of(model, own state)` on its test images."""
+    axis, held_out = context.axis, context.held_out["test"]
+    size = axis.num_devices * axis.at_once
 
     @jax.jit
-    def run(client_model: ModelState, rows: Array, test: LabelledImages) -> Array:
-        def one(model: ModelState, rows: Array, test: LabelledImages) -> Array:
+    def run(model: ModelState, own: Tree, rows: Array, test: LabelledImages) -> Array:
+        def one(own: Tree, rows: Array, model: ModelState, test: LabelledImages):
+            mine = model_of(model, own)
             logits = evaluation.predict(
-                lambda x: context.classifier.logits(model, x),
+                lambda x: context.classifier.logits(mine, x),
                 test.image[rows],
                 batch_size=context.settings.evaluation.batch_size,
             )
             return evaluation.accuracy(logits, test.label[rows])
 
-        return context.axis.map(one, client_model, rows, shared=(test,))
+        return axis.of(len(rows)).map(one, own, rows, shared=(model, test))
 
-    found = run(client_model, context.data.test_index, context.held_out["test"])
-    return found.tolist()
+    # As many as train at once: the states may be too large for the devices.
+    found = []
+    for first in range(0, axis.num_clients, size):
+        part = slice(first, first + size)
+        own = axis.replicate(trees.take(client_state, part))
+        found += run(model, own, context.data.test_index[part], held_out).tolist()
+    return found

@@ -9,10 +9,11 @@ import numpy as np
 
 from mosaic_jax import gan, parallel, prng, training, trees
 from mosaic_jax.data import augment
+from mosaic_jax.loop import Run
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages import local
 from mosaic_jax.stages.base import Context, Outcome, Stage
-from mosaic_jax.types import Array, GanState, Generators, ModelState, Tree
+from mosaic_jax.types import Array, Generators, ModelState, Tree
 
 _log = logging.getLogger(__name__)
 
@@ -66,16 +67,16 @@ def _run(
     context: Context,
     client_models: ModelState | None = None,
     global_model: ModelState | None = None,
-) -> Outcome:
+) -> Run:
     config = context.settings.generators
     if client_models is None:
-        client_models = _fresh_classifiers(context)
+        client_models = yield from _fresh_classifiers(context)
     if global_model is None:  # only read when the inversion loss is on
         global_model = trees.take(client_models, 0)
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
     sizes = context.data.clients.client.size
     steps = num_steps(config.epochs, config.steps, sizes, config.batch_size)
-    state = _train(context, model_gan, client_models, global_model, steps)
+    state = yield from _train(context, model_gan, client_models, global_model, steps)
     generators = state.average if config.ema_decay else state.generator
 
     @jax.jit
@@ -115,7 +116,7 @@ def _train(
     client_models: ModelState,
     global_model: ModelState,
     steps: np.ndarray,
-) -> GanState:
+) -> Run:
     config, data = context.settings.generators, context.clients
     each = (
         client_models,
@@ -157,7 +158,7 @@ def _train(
     )
 
 
-def _fresh_classifiers(context: Context) -> ModelState:
+def _fresh_classifiers(context: Context) -> Run:
     """Train a new classifier per client on its own images."""
     epochs = context.settings.generators.classifier_epochs
     sizes = context.data.clients.client.size

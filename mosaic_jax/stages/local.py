@@ -1,14 +1,13 @@
 """Steps of all clients on their own data, outside of federated rounds."""
 
-import functools
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import training
+from mosaic_jax import training, trees
+from mosaic_jax.loop import Run, Steps
 from mosaic_jax.stages.base import Context
 from mosaic_jax.types import Array, Client, LabelledImages, ModelState, Tree
 
@@ -27,7 +26,7 @@ def run(
     batch_size: int,
     each: Tree = (),
     shared: Tree = (),
-) -> Tree:
+) -> Run:
     """Bring the state [C, ...] of every client through its own number of steps.
 
     Args:
@@ -45,9 +44,11 @@ def run(
     every = context.settings.log.every_steps
     plan = axis.plan(num_steps, every)
 
-    # `each` and `shared` are arguments so that they are no constants of the program.
-    @functools.partial(jax.jit, donate_argnames="state")
-    def chunk(data, each, shared, key, state, pieces):
+    def chunk(args, state, first, end):
+        del end  # the window knows
+        data, each, shared, key, windows = args
+        pieces = trees.take(windows, first // every)
+
         def one(state, number, client, each, shared, images):
             return step(state, number, client, each, shared, images, key)
 
@@ -63,17 +64,18 @@ def run(
         done = jnp.sum(jnp.where(pieces.client >= 0, pieces.count[..., None], 0))
         return state, jax.tree.map(lambda metric: metric / done, total)
 
-    def window(state: Tree, first: int, end: int) -> tuple[Tree, dict[str, Any]]:
-        return chunk(data, each, shared, key, state, plan.pieces(first, end))
-
-    return context.loop(
+    state = yield Steps(
         name,
-        window,
+        chunk,
+        (data, each, shared, key, axis.replicate(plan.windows())),
         state,
         plan.length,
         every=every,
         samples_per_step=batch_size * int(num_steps.sum()) // plan.length,
+        # Clients of another seed have other numbers of steps.
+        together=False,
     )
+    return state
 
 
 def train(
@@ -83,7 +85,7 @@ def train(
     num_steps: np.ndarray,
     *,
     key: Array,
-) -> ModelState:
+) -> Run:
     """Plain local SGD by the settings `local`, without a server."""
     local, augmentation = context.settings.local, context.data.info.augmentation
     tx = training.sgd(local.learning_rate, local.weight_decay)

@@ -1,7 +1,6 @@
 """Stage 6: train the head that fuses the experts, on prototypes and their labels."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import optax
 
 from mosaic_jax import losses, prng
 from mosaic_jax.distillation import mosaic
+from mosaic_jax.loop import Run, Steps
 from mosaic_jax.models import meta
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess
@@ -31,14 +31,14 @@ def _run(
     experts: Experts,
     prototypes: Prototypes,
     global_model: ModelState,
-) -> Outcome:
+) -> Run:
     num_classes = context.data.clients.num_classes
     config, classifier = context.settings.meta, context.classifier
     ensemble = mosaic.build(config, classifier, num_classes)
     logits = jax.jit(ensemble.prototype_logits)(experts, global_model, prototypes)
     params = {}
     if config.head not in meta.UNTRAINED:
-        params = _train(context, ensemble, logits, prototypes.label)
+        params = yield from _train(context, ensemble, logits, prototypes.label)
     teacher = Teacher(experts=experts, meta_params=params, gate=global_model)
     heads = {"teacher": ensemble} | {
         name: mosaic.build(
@@ -61,7 +61,7 @@ def _run(
 
 def _train(
     context: Context, ensemble: mosaic.Ensemble, expert_logits: Array, label: Array
-) -> dict:
+) -> Run:
     config = context.settings.meta
     tx = optax.adam(config.learning_rate)
     batch_size = min(config.batch_size, len(label))
@@ -88,8 +88,9 @@ def _train(
         )
         return MetaState(params, ema_params, opt_state), loss
 
-    @functools.partial(jax.jit, donate_argnames="state")
-    def chunk(expert_logits, label, key, state, first, end):
+    def chunk(args, state, first, end):
+        expert_logits, label, key = args
+
         def body(step, carry):
             state, loss = train_step(expert_logits, label, key, step, carry[0])
             return state, carry[1] + loss
@@ -98,9 +99,10 @@ def _train(
         return state, {"loss": total / (end - first)}
 
     start = jax.tree.map(jnp.zeros_like, params) if config.ema_debiased else params
-    state = context.loop(
+    state = yield Steps(
         "head",
-        functools.partial(chunk, expert_logits, label, context.key),
+        chunk,
+        (expert_logits, label, context.key),
         MetaState(params=params, ema_params=start, opt_state=tx.init(params)),
         config.steps,
         every=context.settings.log.every_steps,

@@ -24,9 +24,9 @@ def final(workdir, settings=ROUNDS):
     return study.finished()[-1].artifacts()["global_model"]
 
 
-def close(found, expected):
+def close(found, expected, tolerance=1e-5):
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
         found,
         expected,
     )
@@ -84,6 +84,19 @@ def test_four_devices_equal_one(alone, tmp_path):
     close(final(tmp_path, many), final(alone[0]))
 
 
+def test_states_in_host_memory_equal_those_on_the_device(tmp_path):
+    fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
+    summaries, states = [], []
+    for place in ("device", "host"):
+        study = tiny.study(**fields, init__method="fedbn", compute__client_state=place)
+        work = experiment.Experiment(study, tmp_path / place)
+        summaries.append(work.run())
+        states.append(work.finished()[-1].artifacts())
+    close(states[0], states[1])
+    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
+    assert {"final", "personal"} <= summaries[0]["test_accuracy"].keys()
+
+
 def test_profile_of_a_stage(tmp_path):
     experiment.Experiment(dataclasses.replace(ROUNDS, profile="init"), tmp_path).run()
     assert list(tmp_path.glob("profile/init/round/**/perfetto_trace.json.gz"))
@@ -105,6 +118,61 @@ def test_seeds(alone, tmp_path, capsys):
     expected = {"mean": np.mean(found), "spread": np.std(found, ddof=1)}
     assert summary["test_accuracy"]["final"] == pytest.approx(expected)
     assert f"{np.mean(found):.4f} ± " in capsys.readouterr().out
+
+
+def together_equal_alone(study, workdir, tolerance):
+    """The same records, and artifacts that are close, of every stage."""
+    together, alone = (
+        [
+            experiment.Experiment(
+                dataclasses.replace(study, seed=seed), workdir / name / str(seed)
+            )
+            for seed in (0, 1)
+        ]
+        for name in ("together", "alone")
+    )
+    experiment.run_together(together)
+    for one, other in zip(together, alone, strict=True):
+        other.run()
+        for a, b in zip(one.finished(), other.finished(), strict=True):
+            assert [r["step"] for r in a.record["history"]] == [
+                r["step"] for r in b.record["history"]
+            ]
+            close(a.artifacts(), b.artifacts(), tolerance)
+
+
+# Small steps: with two channels, rounding soon decides which of them die.
+SMALL_STEPS = {
+    "model__norm": "group",
+    "local__learning_rate": 1e-3,
+    "init__rounds": 2,
+    "evaluation__every": 1,
+}
+
+
+def test_seeds_together_equal_alone(tmp_path):
+    study = tiny.study(
+        method="federated", warmup__rounds=0, finetune__rounds=0, **SMALL_STEPS
+    )
+    together_equal_alone(study, tmp_path, 1e-5)
+
+
+@pytest.mark.slow
+def test_seeds_together_equal_alone_in_every_stage(tmp_path):
+    study = tiny.study(
+        **SMALL_STEPS,
+        model__width=4,
+        experts__local_steps=2,
+        distill__learning_rate=1e-4,
+        finetune__learning_rate=1e-3,
+    )
+    together_equal_alone(study, tmp_path, 1e-3)
+
+
+def test_seeds_together_on_several_devices(tmp_path):
+    study = tiny.study(compute__devices=2, compute__seeds_at_once=2)
+    with pytest.raises(errors.ConfigError, match="must be <= 1 on 2 devices"):
+        experiment.Experiment(study, tmp_path)
 
 
 def test_one_seed_and_several_keep_apart(alone, tmp_path, capsys):

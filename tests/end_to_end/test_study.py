@@ -238,7 +238,7 @@ def test_divergence_is_an_error(tmp_path):
     ("changes", "expected"),
     [
         ({"seed": 1}, r"--workdir = .*: holds another study, with seed = 0 where this"),
-        ({"init__method": "fedsgd"}, "init.method = 'fedsgd': known: fedavg"),
+        ({"init__method": "fedsgd"}, "init.method = 'fedsgd': did you mean 'fed"),
         ({"meta__gate_experts": 11}, "meta.gate_experts = 11: must be <= 10"),
     ],
 )
