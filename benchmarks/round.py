@@ -75,11 +75,11 @@ def run_ours(
         keep_models=False,
     )
     program = jax.jit(rounds_of.run, donate_argnames="state")
-    state = jax.tree.map(jnp.copy, rounds_of.initial_state(model))
+    state = jax.tree.map(jnp.copy, rounds_of.initial_state(model, KEY))
     seconds = []
     for number in range(rounds):
         start = time.perf_counter()
-        state, _ = jax.block_until_ready(program(placed, KEY, state, number))
+        state, _, _ = jax.block_until_ready(program(placed, KEY, state, number))
         seconds.append(time.perf_counter() - start)
     return seconds, state.model
 

@@ -62,7 +62,7 @@ def federated_round(num_clients: int) -> tuple[Callable[[], ServerState], int]:
         augmentation="crop_flip",
         keep_models=False,
     )
-    state = axis.replicate(jax.device_get(rounds.initial_state(model)))
+    state = axis.replicate(jax.device_get(rounds.initial_state(model, prng.root(0))))
 
     @functools.partial(jax.jit, donate_argnums=1)
     def program(data: FederatedDataset, state: ServerState, number: jax.Array):

@@ -26,6 +26,7 @@ from benchmarks import timing
 from mosaic_jax import (
     algorithms,
     cli,
+    distillation,
     evaluation,
     experiment,
     gan,
@@ -157,14 +158,17 @@ def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
     axis = parallel.build(
         data.clients.client.size, at_once=config.compute.clients_at_once
     )
+    classifier = experiment.build_classifier(config, info)
     context = Context(
         settings=config,
         data=data,
         clients=axis.place(data.clients),
         held_out=axis.replicate(data.held_out),
         axis=axis,
-        classifier=experiment.build_classifier(config, info),
+        classifier=classifier,
         algorithm=algorithms.build(config),
+        server=distillation.build(config),
+        task=experiment.build_task(config, info, classifier),
         state_on_host=False,
         key=prng.root(0),
     )

@@ -42,13 +42,69 @@ def get_config() -> config_dict.ConfigDict:
     init.rounds = 300
     init.clients_per_round = 0  # drawn anew each round, of all rounds; 0: everyone
 
-    # Fields of each init.method that has some: docs/methods.md.
+    config.server = server = config_dict.ConfigDict()
+    server.method = (
+        "none"  # or dense, fedftg, dfrd: trains the global model without data
+    )
+    server.when = "every_round"  # or once, after the rounds, from the clients' models
+    server.rounds = 200  # of once: epochs of dense, rounds of the others
+
+    # Fields of each init.method and server.method: see its file and docs/methods.md.
     config.methods = methods = config_dict.ConfigDict()
     methods.fedprox = config_dict.ConfigDict({"mu": 0.01})
     methods.fedrs = config_dict.ConfigDict(
         {"alpha": 0.5, "mode": "binary", "growth": 0.0, "cap": 1.0}
     )
     methods.feddyn = config_dict.ConfigDict({"alpha": 0.01})
+    methods.dense = config_dict.ConfigDict(
+        {
+            "generator_steps": 30,
+            "batch_size": 256,
+            "pool": 200,
+            "latent_dim": 256,
+            "width": 64,
+            "generator_learning_rate": 1e-3,
+            "student_learning_rate": 0.005,
+            "momentum": 0.9,
+            "class_weight": 1.0,
+            "statistics_weight": 1.0,
+            "boundary_weight": 0.5,
+            "temperature": 20.0,
+        }
+    )
+    methods.fedftg = config_dict.ConfigDict(
+        {
+            "iterations": 10,
+            "student_steps": 5,
+            "batch_size": 64,
+            "latent_dim": 100,
+            "width": 64,
+            "generator_learning_rate": 0.01,
+            "student_learning_rate": 0.01,
+            "weight_decay": 1e-4,
+            "class_weight": 1.0,
+            "diversity_weight": 1.0,
+            "published": False,
+        }
+    )
+    methods.dfrd = config_dict.ConfigDict(
+        {
+            "iterations": 10,
+            "generator_steps": 2,
+            "student_steps": 5,
+            "batch_size": 64,
+            "latent_dim": 100,
+            "width": 128,
+            "generator_learning_rate": 2e-4,
+            "student_learning_rate": 0.01,
+            "weight_decay": 1e-4,
+            "transfer_weight": 1.0,
+            "diversity_weight": 1.0,
+            "average_decay": 0.5,
+            "average_share": 0.5,
+            "temperature": 10.0,
+        }
+    )
 
     config.generators = generators = config_dict.ConfigDict()
     generators.when = "after_init"  # or before_init, as in the published code

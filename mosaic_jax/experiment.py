@@ -18,6 +18,7 @@ import flax.traverse_util
 from mosaic_jax import (
     algorithms,
     checkpoint,
+    distillation,
     environment,
     errors,
     memory,
@@ -32,13 +33,14 @@ from mosaic_jax import (
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import federated
 from mosaic_jax.data.sources import Info
+from mosaic_jax.distillation.base import Task
 from mosaic_jax.loop import Interrupted, Interruption, Loop, Run, run_stage
 from mosaic_jax.stages.base import Context, Outcome, Stage
 
 _log = logging.getLogger(__name__)
 
 # Raised when the same settings give another result; it enters every fingerprint.
-FORMAT = 2
+FORMAT = 3
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "client_models": types.ModelState,
@@ -95,6 +97,7 @@ class Experiment:
           DataError: the data are missing or cannot be split.
         """
         self.algorithm = algorithms.build(config)
+        self.server = distillation.build(config)
         self.settings = config
         self.workdir = pathlib.Path(workdir)
         known = [stage.name for stage in stages.pipeline(config)]
@@ -269,6 +272,8 @@ class Experiment:
             **self._placed,
             classifier=self.classifier,
             algorithm=self.algorithm,
+            server=self.server,
+            task=build_task(self.settings, self.data.info, self.classifier),
             state_on_host=self._state_on_host,
             key=prng.named(prng.root(self.settings.seed), stage.name),
         )
@@ -475,6 +480,17 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def build_task(config: settings.Settings, info: Info, classifier: Classifier) -> Task:
+    """What training on the server must know of a study."""
+    return Task(
+        classifier=classifier,
+        image_shape=info.image_shape,
+        num_classes=info.num_classes,
+        augmentation=info.augmentation,
+        lowering=config.compute.convolution,
+    )
+
+
 def build_classifier(config: settings.Settings, info: Info) -> Classifier:
     """The classifier of a study."""
     module = models.build_classifier(
@@ -589,8 +605,8 @@ def _accuracies(records: dict[str, dict], key: str) -> dict[str, float]:
     put("experts_mean", of("meta").get("mean", {}))
     put("diagonal", of("meta").get("diagonal", {}))
     put("teacher", of("meta").get("teacher", {}))
-    put("distilled", of("distill"))
-    for last in ("init", "warmup", "distill", "finetune"):
+    put("distilled", of("distill") or of("server"))
+    for last in ("init", "warmup", "distill", "server", "finetune"):
         put("final", of(last))
         put("personal", of(last).get("personal", {}))
     return result

@@ -123,6 +123,23 @@ def diversity(logits: Array, target: Array) -> Array:
     return spread - jnp.sum(mean * jnp.log(len(target) * target))
 
 
+def pairwise_diversity(image: Array, noise: Array, *, power: int) -> Array:
+    """`exp(-mean over pairs of d(x_a, x_b) d(z_a, z_b))`: 1 if all are the same.
+
+    Args:
+      image: x, [B, ...].
+      noise: z, [B, nz]; its d is the mean squared difference.
+      power: 1 for mean absolute differences of images (FedFTG), 2 for mean squared
+        ones (DFRD).
+    """
+    flat = image.reshape(len(image), -1)
+    on_images = jax.lax.map(
+        lambda one: jnp.mean(jnp.abs(flat - one) ** power, axis=1), flat
+    )
+    on_noise = jnp.mean((noise[:, None] - noise[None]) ** 2, axis=-1)
+    return jnp.exp(-jnp.mean(on_images * on_noise))
+
+
 def statistics_distance(moments: Tree, batch_stats: Tree) -> Array:
     """Distance of a batch's moments from running statistics, over batch-norm layers.
 

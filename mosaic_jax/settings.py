@@ -62,7 +62,8 @@ def one_of(*names: str) -> Any:
     return _field(f"one of {', '.join(names)}", lambda x: x in names)
 
 
-def _any() -> Any:
+def anything() -> Any:
+    """A field that may be anything of its type."""
     return _field("any", lambda _: True)
 
 
@@ -71,7 +72,7 @@ class Data:
     """Data set and its split over clients."""
 
     name: str = one_of(*DATA_SETS)
-    dir: str = _any()
+    dir: str = anything()
     split: str = one_of(*SPLITS)
     num_clients: int = at_least(1)
     alpha: float = above(0)
@@ -104,9 +105,18 @@ class Local:
 class Init:
     """Stage 1: federated averaging from scratch."""
 
-    method: str = _any()
+    method: str = anything()
     rounds: int = at_least(1)
     clients_per_round: int = at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """Training of the global model on the server, without data."""
+
+    method: str = anything()
+    when: str = one_of("every_round", "once")
+    rounds: int = at_least(1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +176,7 @@ class Meta:
     batch_size: int = at_least(1)
     learning_rate: float = above(0)
     ema_decay: float = below_one()
-    ema_debiased: bool = _any()
+    ema_debiased: bool = anything()
     gate: str = one_of(*gating.GATES)
     gate_experts: int = at_least(1)
 
@@ -223,7 +233,7 @@ class Log:
 
     every_steps: int = at_least(1)
     checkpoint_seconds: float = at_least(0)
-    tensorboard: bool = _any()
+    tensorboard: bool = anything()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,22 +243,33 @@ class Settings:
     method: str = one_of("mosaic", "federated")
     seed: int = between(0, MAX_SEED)
     seeds: int = at_least(1)
-    profile: str = _any()
-    data: Data = _any()
-    model: Model = _any()
-    local: Local = _any()
-    init: Init = _any()
-    methods: dict = _any()
-    generators: Generators = _any()
-    warmup: Warmup = _any()
-    experts: Experts = _any()
-    prototypes: Prototypes = _any()
-    meta: Meta = _any()
-    distill: Distill = _any()
-    finetune: Finetune = _any()
-    evaluation: Evaluation = _any()
-    compute: Compute = _any()
-    log: Log = _any()
+    profile: str = anything()
+    data: Data = anything()
+    model: Model = anything()
+    local: Local = anything()
+    init: Init = anything()
+    server: Server = anything()
+    methods: dict = anything()
+    generators: Generators = anything()
+    warmup: Warmup = anything()
+    experts: Experts = anything()
+    prototypes: Prototypes = anything()
+    meta: Meta = anything()
+    distill: Distill = anything()
+    finetune: Finetune = anything()
+    evaluation: Evaluation = anything()
+    compute: Compute = anything()
+    log: Log = anything()
+
+    @property
+    def trains_once(self) -> bool:
+        """The server trains on the clients of the last round."""
+        return self.server.method != "none" and self.server.when == "once"
+
+    @property
+    def trains_every_round(self) -> bool:
+        """The server trains after every aggregation."""
+        return self.server.method != "none" and self.server.when == "every_round"
 
     @property
     def total_rounds(self) -> int:
@@ -349,6 +370,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"seeds = {settings.seeds}: must be <= {MAX_SEED + 1 - settings.seed} for"
             f" seed = {settings.seed}"
+        )
+    if settings.method == "mosaic" and settings.server.method != "none":
+        problems.append(
+            f"server.method = {settings.server.method!r}: must be none for method ="
+            " 'mosaic', which trains the global model itself"
         )
     if settings.init.clients_per_round > settings.data.num_clients:
         problems.append(

@@ -80,18 +80,52 @@ class FederatedDataset:
 
 
 @flax.struct.dataclass
+class Teachers:
+    """Models that clients sent, [m, ...], and the labels they used, int [m, K]."""
+
+    client_model: ModelState
+    label_count: Array
+
+
+@flax.struct.dataclass
+class GeneratorState:
+    """A generator in training on the server."""
+
+    model: ModelState
+    opt_state: Tree
+
+
+@flax.struct.dataclass
+class DFRDState:
+    """DFRD's generator, and its running mean over rounds."""
+
+    generator: GeneratorState
+    average: ModelState
+
+
+@flax.struct.dataclass
+class DenseState:
+    """DENSE's pool uint8 [P, B, H, W, D], batches made so far [], student optimiser."""
+
+    image: Array
+    count: Array
+    opt_state: Tree
+
+
+@flax.struct.dataclass
 class ServerState:
     """All that a resumed federated round needs.
 
     `model` is the global model, `server` and `client` [C, ...] are states of the
     algorithm, `client_model` [C, ...] the local models of the last round where they
-    are kept, else empty.
+    are kept, else empty; `training` is the state of training on the server, if any.
     """
 
     model: ModelState
     server: Tree
     client: Tree
     client_model: Tree
+    training: Tree = ()
 
 
 @flax.struct.dataclass

@@ -38,10 +38,10 @@ def run(algorithm, count=2, *, sizes=SIZES, data=None, classifier=None, **fields
     if classifier:
         program = dataclasses.replace(program, classifier=classifier)
     model = program.classifier.init(prng.named(KEY, "model"), (16, 16, 1))
-    state = program.initial_state(model)
+    state = program.initial_state(model, KEY)
     step = jax.jit(functools.partial(program.run, axis.place(data), KEY))
     for number in range(count):
-        state, loss = step(state, number)
+        state, loss, _ = step(state, number)
     return state, loss
 
 
@@ -241,14 +241,14 @@ def test_states_in_host_memory_change_no_result(
     )
     program = rounds_of(axis, algorithm, **fields)
     model = tiny.classifier().init(prng.named(KEY, "model"), (16, 16, 1))
-    state = program.initial_state(model)
+    state = program.initial_state(model, KEY)
     state = state.replace(
         client=jax.tree.map(np.array, state.client),
         client_model=jax.tree.map(np.array, state.client_model),
     )
     on_host, placed = rounds.HostRounds(program), axis.place(data, whole=True)
     for number in range(3):
-        state, loss = on_host.run(placed, KEY, state, number)
+        state, loss, _ = on_host.run(placed, KEY, state, number)
     assert isinstance(jax.tree.leaves(state.client)[0], np.ndarray)
     close(state, expected)
     close(loss, expected_loss)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaic_jax.models import dcgan, meta, norm, resnet
+from mosaic_jax.models import conditional, dcgan, meta, norm, resnet
 
 
 def test_masked_batch_norm_equals_the_smaller_batch():
@@ -80,3 +80,40 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
     )
     assert logits.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize(
+    ("generator", "latent_dim", "num_parameters"),
+    [
+        (conditional.DenseGenerator(), 256, 2_328_899),
+        # Two biases that batch-norm takes out again, 128 + 64, are left out.
+        (conditional.FedFTGGenerator(), 100, 682_499 - 192),
+        (conditional.DFRDGenerator(), 100, 3_448_552),
+    ],
+    ids=["dense", "fedftg", "dfrd"],
+)
+def test_server_generators_have_the_published_size(
+    generator, latent_dim, num_parameters
+):
+    labels = (
+        [] if isinstance(generator, conditional.DenseGenerator) else [jnp.arange(2)]
+    )
+    z = jnp.zeros((2, latent_dim))
+    variables = jax.eval_shape(
+        lambda: generator.init(jax.random.key(0), z, *labels, train=False)
+    )
+    found = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    assert found == num_parameters
+
+
+@pytest.mark.parametrize("size", [16, 64])
+@pytest.mark.parametrize(
+    "cls", [conditional.FedFTGGenerator, conditional.DFRDGenerator]
+)
+def test_server_generators_fit_other_images(cls, size):
+    generator = cls(size, 1, num_classes=3, width=4)
+    z, label = jnp.zeros((2, 100)), jnp.arange(2)
+    found = jax.eval_shape(
+        lambda: generator.init_with_output(jax.random.key(0), z, label, train=False)[0]
+    )
+    assert jax.tree.leaves(found)[0].shape == (2, size, size, 1)

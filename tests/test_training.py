@@ -45,7 +45,7 @@ def rounds_of(axis, algorithm=None, **fields):
 def start(data):
     model = tiny.classifier().init(prng.named(KEY, "model"), (16, 16, 1))
     axis = parallel.build(np.asarray(data.client.size), num_devices=1)
-    return rounds_of(axis).initial_state(model)
+    return rounds_of(axis).initial_state(model, KEY)
 
 
 def client_batch(data, client, step, **settings):
@@ -89,7 +89,7 @@ def test_one_client_is_plain_sgd():
     state, federated_round = start(data), make_round(data)
     model = state.model
     for number in range(2):
-        state, _ = federated_round(state, number)
+        state, _, _ = federated_round(state, number)
 
     @jax.jit
     def plain_step(params, batch_stats, batch: Batch):
@@ -122,7 +122,7 @@ def test_one_client_is_plain_sgd():
 def test_batched_clients_equal_one_at_a_time():
     data, classifier = tiny.dataset([10, 19, 8]), tiny.classifier()
     state = start(data)
-    after, loss = make_round(data)(state, 0)
+    after, loss, _ = make_round(data)(state, 0)
     tx = training.sgd(LOCAL.learning_rate, LOCAL.weight_decay)
 
     @jax.jit
@@ -153,8 +153,8 @@ def test_layout_changes_no_result(at_once, num_devices):
 
 def test_same_seed_same_result_and_another_seed_another():
     data = tiny.dataset([10, 19])
-    first, _ = make_round(data)(start(data), 0)
-    second, _ = make_round(data)(start(data), 0)
+    first, _, _ = make_round(data)(start(data), 0)
+    second, _, _ = make_round(data)(start(data), 0)
     assert trees.digest(first) == trees.digest(second)
-    other, _ = make_round(data, prng.root(1))(start(data), 0)
+    other, _, _ = make_round(data, prng.root(1))(start(data), 0)
     assert trees.digest(first) != trees.digest(other)

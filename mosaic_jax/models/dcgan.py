@@ -11,18 +11,19 @@ from mosaic_jax.models.norm import BatchNorm
 from mosaic_jax.types import Array
 
 IMAGE_SIZES = (16, 32, 64)
-_NORMAL = nn.initializers.normal(0.02)
+NORMAL = nn.initializers.normal(0.02)
 
 
 def _scale_init(key: Array, shape: tuple[int, ...]) -> Array:
-    return 1 + _NORMAL(key, shape)
+    return 1 + NORMAL(key, shape)
 
 
-def _batch_norm() -> BatchNorm:
+def batch_norm() -> BatchNorm:
+    """With the pair's initial scales, N(1, 0.02)."""
     return BatchNorm(scale_init=_scale_init)
 
 
-def _doublings(image_size: int) -> int:
+def doublings(image_size: int) -> int:
     """Stride-2 steps between a 4 pixel map and the image."""
     return IMAGE_SIZES.index(image_size) + 2
 
@@ -38,14 +39,13 @@ class Generator(nn.Module):
 
     def setup(self) -> None:
         """4 x 4 from noise, doublings, a 1 x 1 output layer."""
-        count = _doublings(self.image_size)
+        count = doublings(self.image_size)
         widths = [self.width * 2 ** (count - i) for i in range(count + 1)]
-        self.convs = [ConvTranspose(widths[0], 4, 1, 0, _NORMAL, self.lowering)] + [
-            ConvTranspose(width, 4, 2, 1, _NORMAL, self.lowering)
-            for width in widths[1:]
+        self.convs = [ConvTranspose(widths[0], 4, 1, 0, NORMAL, self.lowering)] + [
+            ConvTranspose(width, 4, 2, 1, NORMAL, self.lowering) for width in widths[1:]
         ]
-        self.norms = [_batch_norm() for _ in widths]
-        self.out = ConvTranspose(self.channels, 1, 1, 0, _NORMAL, self.lowering)
+        self.norms = [batch_norm() for _ in widths]
+        self.out = ConvTranspose(self.channels, 1, 1, 0, NORMAL, self.lowering)
 
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Images of noise `z` [B, nz] float32, standard normal."""
@@ -69,10 +69,10 @@ class Discriminator(nn.Module):
 
     def setup(self) -> None:
         """Halvings down to 2 x 2, then one number."""
-        widths = [self.width * 2**i for i in range(_doublings(self.image_size) + 1)]
-        self.convs = [Conv(width, 4, 2, 1, _NORMAL, self.lowering) for width in widths]
-        self.norms = [_batch_norm() for _ in widths[1:]]
-        self.out = Conv(1, 2, 2, 0, _NORMAL, self.lowering)
+        widths = [self.width * 2**i for i in range(doublings(self.image_size) + 1)]
+        self.convs = [Conv(width, 4, 2, 1, NORMAL, self.lowering) for width in widths]
+        self.norms = [batch_norm() for _ in widths[1:]]
+        self.out = Conv(1, 2, 2, 0, NORMAL, self.lowering)
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Logits [B] of `x` [B, image_size, image_size, channels]."""

@@ -21,13 +21,16 @@ class BatchNorm(nn.Module):
     decay: float = 0.9
     epsilon: float = 1e-5
     scale_init: Callable[..., Array] = nn.initializers.ones
+    affine: bool = True
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Normalise `x` [B, ..., F]; samples where `mask` [B] is False do not count."""
         size = x.shape[-1]
-        scale = self.param("scale", self.scale_init, (size,))
-        bias = self.param("bias", nn.initializers.zeros, (size,))
+        scale, bias = 1.0, 0.0
+        if self.affine:
+            scale = self.param("scale", self.scale_init, (size,))
+            bias = self.param("bias", nn.initializers.zeros, (size,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (size,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (size,))
 

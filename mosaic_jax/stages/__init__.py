@@ -1,7 +1,7 @@
 """The chain of stages that each method runs."""
 
 from mosaic_jax.settings import Settings
-from mosaic_jax.stages import distill, experts, federated, generators, meta
+from mosaic_jax.stages import distill, experts, federated, generators, meta, server
 from mosaic_jax.stages.base import Stage
 
 
@@ -10,6 +10,11 @@ def pipeline(settings: Settings) -> list[Stage]:
     rounds = [federated.init_stage(settings)]
     if settings.warmup.rounds:
         rounds.append(federated.warmup_stage(settings))
+    finetune = []
+    if settings.finetune.rounds:
+        finetune.append(federated.finetune_stage(settings))
+    if settings.method == "federated" and settings.trains_once:
+        return [*rounds, server.stage(settings), *finetune]
     if settings.method == "federated":
         return rounds
     gan = generators.stage(settings)
@@ -23,6 +28,4 @@ def pipeline(settings: Settings) -> list[Stage]:
         meta.stage(settings),
         distill.stage(settings),
     ]
-    if settings.finetune.rounds:
-        stages.append(federated.finetune_stage(settings))
-    return stages
+    return stages + finetune

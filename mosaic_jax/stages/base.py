@@ -12,6 +12,7 @@ from mosaic_jax import evaluation, parallel, settings
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data.federated import StudyData
+from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.loop import Run
 from mosaic_jax.types import Array, FederatedDataset, LabelledImages, Tree
 
@@ -28,6 +29,8 @@ class Context:
       axis: where clients run.
       classifier: of the study.
       algorithm: of its rounds.
+      server: training on the server; None: there is none.
+      task: what it must know.
       state_on_host: what clients keep between rounds lives in host memory.
       key: the stage's own.
     """
@@ -39,6 +42,8 @@ class Context:
     axis: parallel.ClientAxis
     classifier: Classifier
     algorithm: Algorithm
+    server: ServerTraining | None
+    task: Task
     state_on_host: bool
     key: Array
 

@@ -39,6 +39,7 @@ def init_stage(settings: Settings) -> Stage:
             model,
             settings.init.rounds,
             settings.local,
+            first=0,
             keep_models=_keeps_models(settings),
         )
         outcome.results["num_parameters"] = int(
@@ -52,7 +53,7 @@ def init_stage(settings: Settings) -> Stage:
         name="init",
         needs=(),
         provides=_provides(settings),
-        depends=_depends(settings, settings.init.rounds, settings.local),
+        depends=_depends(settings, 0, settings.init.rounds, settings.local),
         run=run,
     )
 
@@ -66,6 +67,7 @@ def warmup_stage(settings: Settings) -> Stage:
             global_model,
             settings.warmup.rounds,
             settings.local,
+            first=settings.init.rounds,
             keep_models=_keeps_models(settings),
         )
 
@@ -73,7 +75,9 @@ def warmup_stage(settings: Settings) -> Stage:
         name="warmup",
         needs=("global_model",),
         provides=_provides(settings),
-        depends=_depends(settings, settings.warmup.rounds, settings.local),
+        depends=_depends(
+            settings, settings.init.rounds, settings.warmup.rounds, settings.local
+        ),
         run=run,
     )
 
@@ -87,7 +91,12 @@ def finetune_stage(settings: Settings) -> Stage:
     def run(context: Context, student: ModelState) -> Run:
         rounds = settings.finetune.rounds
         outcome = yield from _run_rounds(
-            context, student, rounds, local, keep_models=False
+            context,
+            student,
+            rounds,
+            local,
+            first=settings.init.rounds + settings.warmup.rounds,
+            keep_models=False,
         )
         artifacts = {"final_model": outcome.artifacts["global_model"]}
         return dataclasses.replace(outcome, artifacts=artifacts)
@@ -96,14 +105,19 @@ def finetune_stage(settings: Settings) -> Stage:
         name="finetune",
         needs=("student",),
         provides=("final_model",),
-        depends=_depends(settings, settings.finetune.rounds, local),
+        depends=_depends(
+            settings,
+            settings.init.rounds + settings.warmup.rounds,
+            settings.finetune.rounds,
+            local,
+        ),
         run=run,
     )
 
 
 def _keeps_models(settings: Settings) -> bool:
-    """Mosaic needs the models of all clients; others never hold them all at once."""
-    return settings.method == "mosaic"
+    """Mosaic and one-shot methods need the models of all clients after the rounds."""
+    return settings.method == "mosaic" or settings.trains_once
 
 
 def _provides(settings: Settings) -> tuple[str, ...]:
@@ -111,20 +125,32 @@ def _provides(settings: Settings) -> tuple[str, ...]:
     return ("global_model", *kept)
 
 
-def _depends(settings: Settings, rounds: int, local: Local) -> dict:
+def _depends(settings: Settings, first: int, rounds: int, local: Local) -> dict:
+    server = settings.server.method if settings.trains_every_round else "none"
     return {
+        "first": first,
         "rounds": rounds,
         "local": dataclasses.asdict(local),
         "method": settings.init.method,
         "fields": settings.methods.get(settings.init.method, {}),
         "clients_per_round": settings.init.clients_per_round,
+        "server": server,
+        "server_fields": settings.methods.get(server, {}),
     }
 
 
 def _run_rounds(
-    context: Context, model: ModelState, rounds: int, local: Local, *, keep_models: bool
+    context: Context,
+    model: ModelState,
+    rounds: int,
+    local: Local,
+    *,
+    first: int,
+    keep_models: bool,
 ) -> Run:
+    """Rounds number `first` and on; where a stage ends changes no batch and no draw."""
     settings = context.settings
+    every_round = settings.trains_every_round
     program = Rounds(
         classifier=context.classifier,
         algorithm=context.algorithm,
@@ -133,8 +159,11 @@ def _run_rounds(
         augmentation=context.data.info.augmentation,
         keep_models=keep_models,
         clients_per_round=settings.init.clients_per_round,
+        server=context.server if every_round else None,
+        task=context.task,
     )
-    state = program.initial_state(model)
+    key = prng.named(prng.root(settings.seed), "init")
+    state = program.initial_state(model, key)
     if context.state_on_host:
         state = state.replace(
             client=jax.device_get(state.client),
@@ -142,8 +171,8 @@ def _run_rounds(
         )
     state = yield Steps(
         "round",
-        (_chunk_on_host if context.state_on_host else _chunk)(context, program),
-        (context.clients, context.held_out, context.key),
+        (_chunk_on_host if context.state_on_host else _chunk)(context, program, first),
+        (context.clients, context.held_out, key),
         state,
         rounds,
         every=settings.evaluation.every,
@@ -172,23 +201,25 @@ def _run_rounds(
     )
 
 
-def _chunk(context: Context, program: Rounds) -> Chunk:
-    """Rounds and an evaluation, one program."""
+def _chunk(context: Context, program: Rounds, offset: int) -> Chunk:
+    """Rounds and an evaluation, one program; metrics are those of the last round."""
 
     def chunk(args: Tree, state: ServerState, first: Array, end: Array):
         data, held_out, key = args
 
-        def body(number, carry):
-            state, loss = program.run(data, key, carry[0], number)
-            return state, jnp.mean(loss)
+        def body(number: Array, carry: Tree) -> Tree:
+            state, loss, metrics = program.run(data, key, carry[0], offset + number)
+            return state, {"loss": jnp.mean(loss), **metrics}
 
-        state, loss = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
-        return state, {"loss": loss, **_accuracies(context, state.model, held_out)}
+        shapes = jax.eval_shape(body, first, (state, None))[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        state, metrics = jax.lax.fori_loop(first, end, body, (state, zeros))
+        return state, metrics | _accuracies(context, state.model, held_out)
 
     return chunk
 
 
-def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
+def _chunk_on_host(context: Context, program: Rounds, offset: int) -> Chunk:
     """The same where clients' states do not fit on the devices."""
     on_host = HostRounds(program)
     evaluate = jax.jit(functools.partial(_accuracies, context))
@@ -196,8 +227,9 @@ def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
     def chunk(args: Tree, state: ServerState, first: int, end: int):
         data, held_out, key = args
         for number in range(first, end):
-            state, loss = on_host.run(data, key, state, number)
-        return state, {"loss": loss.mean(), **evaluate(state.model, held_out)}
+            state, loss, metrics = on_host.run(data, key, state, offset + number)
+        found = evaluate(state.model, held_out)
+        return state, {"loss": loss.mean(), **metrics, **found}
 
     return chunk
 

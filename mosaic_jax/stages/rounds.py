@@ -1,4 +1,4 @@
-"""Federated rounds: who takes part, local training, aggregation."""
+"""Federated rounds: who takes part, local training, aggregation, server training."""
 
 import dataclasses
 
@@ -9,6 +9,7 @@ import numpy as np
 from mosaic_jax import aggregation, parallel, prng, training, trees
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
+from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.settings import Local
 from mosaic_jax.types import (
     Array,
@@ -17,8 +18,11 @@ from mosaic_jax.types import (
     LabelledImages,
     ModelState,
     ServerState,
+    Teachers,
     Tree,
 )
+
+Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Rounds:
       keep_models: clients' trained models enter the state.
       clients_per_round: drawn anew each round; 0: all of them. If fewer, `axis.place`
         must have put whole images on every device.
+      server: trains the aggregate, on `task`; None: nobody does.
     """
 
     classifier: Classifier
@@ -43,8 +48,10 @@ class Rounds:
     augmentation: str
     keep_models: bool
     clients_per_round: int = 0
+    server: ServerTraining | None = None
+    task: Task | None = None
 
-    def initial_state(self, model: ModelState) -> ServerState:
+    def initial_state(self, model: ModelState, key: Array) -> ServerState:
         """State before the first round."""
         count = self.axis.num_clients
         kept = trees.broadcast(model, count) if self.keep_models else ()
@@ -53,25 +60,31 @@ class Rounds:
             server=self.algorithm.init_server(model),
             client=trees.broadcast(self.algorithm.init_client(model), count),
             client_model=kept,
+            training=()
+            if self.server is None
+            else self.server.init(self.task, model, prng.named(key, "server")),
         )
 
     def run(
         self, data: FederatedDataset, key: Array, state: ServerState, number: Array
-    ) -> tuple[ServerState, Array]:
+    ) -> tuple[ServerState, Array, Metrics]:
         """Round `number`, a pure function.
 
         Returns:
-          The state, and the mean loss of each client that took part [m].
+          The state, the mean loss of each client that took part [m], metrics of the
+          server's training.
         """
         if not self._partial:
-            each, loss, mean_upload = self.clients(
+            each, loss, taught, upload = self.clients(
                 self.axis, data, key, state, data.client, number
             )
-            return self._aggregated(state, mean_upload, *each), loss
+            state = state.replace(client=each[0], client_model=each[1])
+            state, metrics = self.finish(state, upload, taught, key, number)
+            return state, loss, metrics
         who = self.participants(key, number)
         client, own = trees.take((data.client, (state.client, state.client_model)), who)
         chosen = state.replace(client=own[0], client_model=own[1])
-        each, loss, mean_upload = self.clients(
+        each, loss, taught, upload = self.clients(
             self.axis.of(len(who)), data, key, chosen, client, number
         )
         each = jax.tree.map(
@@ -79,7 +92,9 @@ class Rounds:
             (state.client, state.client_model),
             each,
         )
-        return self._aggregated(state, mean_upload, *each), loss
+        state = state.replace(client=each[0], client_model=each[1])
+        state, metrics = self.finish(state, upload, taught, key, number)
+        return state, loss, metrics
 
     def participants(self, key: Array, number: Array) -> Array:
         """Clients [m] of round `number`, in ascending order."""
@@ -107,8 +122,13 @@ class Rounds:
         client: Client,
         number: Array,
         total: Array | None = None,
-    ) -> tuple[tuple[Tree, Tree], Array, Tree]:
-        """States and models of `client` [m, ...], losses [m], mean upload."""
+    ) -> tuple[tuple[Tree, Tree], Array, Tree, Tree]:
+        """What `client` [m, ...] do.
+
+        Returns:
+          Their states and kept models, losses [m], what the server's training reads of
+          each, and the mean upload.
+        """
         total = jnp.sum(client.size) if total is None else total
 
         def update(
@@ -118,22 +138,23 @@ class Rounds:
             images: LabelledImages,
         ) -> tuple[Tree, Tree]:
             model, key, number, total = shared
-            trained, loss = self._train(
+            trained, loss, used = self._train(
                 client, client_state, model, images, key, number
             )
             upload, client_state = self.algorithm.upload(model, trained, client_state)
             kept = trained if self.keep_models else ()
+            taught = () if self.server is None else (trained, used)
             weighted = aggregation.weighted(upload, client.size / total)
-            return ((client_state, kept), loss), weighted
+            return ((client_state, kept), loss, taught), weighted
 
-        (each, loss), mean_upload = axis.map_and_sum(
+        (each, loss, taught), mean_upload = axis.map_and_sum(
             update,
             client,
             state.client,
             shared=((state.model, key, number, total),),
             placed=(data.images,),
         )
-        return each, loss, mean_upload
+        return each, loss, taught, mean_upload
 
     def _train(
         self,
@@ -143,7 +164,8 @@ class Rounds:
         images: LabelledImages,
         key: Array,
         number: Array,
-    ) -> tuple[ModelState, Array]:
+    ) -> tuple[ModelState, Array, Array]:
+        """Trained model, mean loss, images of each class used [K]."""
         algorithm, local = self.algorithm, self.local
 
         def batch_at(step: Array):
@@ -156,7 +178,7 @@ class Rounds:
                 augmentation=self.augmentation,
             )
 
-        return training.local_training(
+        trained, loss = training.local_training(
             self.classifier,
             training.sgd(local.learning_rate, local.weight_decay),
             algorithm.receive(model, client_state),
@@ -169,19 +191,32 @@ class Rounds:
                 params, model.params, client_state
             ),
         )
+        # The images of these batches are read by nobody, so they are not computed.
+        batches = jax.vmap(batch_at)(jnp.arange(local.steps))
+        labels = jax.nn.one_hot(batches.label, len(client.label_count))
+        used = jnp.sum(labels * batches.mask[..., None], axis=(0, 1))
+        return trained, loss, used
 
-    def aggregate(
-        self, server: Tree, model: ModelState, upload: Tree
-    ) -> tuple[Tree, ModelState]:
-        """New server state and global model from the mean upload."""
+    def finish(
+        self, state: ServerState, upload: Tree, taught: Tree, key: Array, number: Array
+    ) -> tuple[ServerState, Metrics]:
+        """Aggregate the mean upload, train on the server."""
         share = self.clients_in_round / self.axis.num_clients
-        return self.algorithm.aggregate(server, model, upload, share)
-
-    def _aggregated(
-        self, state: ServerState, upload: Tree, client: Tree, client_model: Tree
-    ) -> ServerState:
-        server, model = self.aggregate(state.server, state.model, upload)
-        return ServerState(model, server, client, client_model)
+        server, model = self.algorithm.aggregate(
+            state.server, state.model, upload, share
+        )
+        state = state.replace(server=server, model=model)
+        if self.server is None:
+            return state, {}
+        training, model, metrics = self.server.train(
+            self.task,
+            state.training,
+            model,
+            Teachers(*taught),
+            prng.at(prng.named(key, "server"), number),
+            number,
+        )
+        return state.replace(model=model, training=training), metrics
 
 
 class HostRounds:
@@ -195,7 +230,7 @@ class HostRounds:
         """Jit what runs on the devices."""
         self._rounds = rounds
         self._participants = jax.jit(rounds.participants)
-        self._aggregate = jax.jit(rounds.aggregate)
+        self._finish = jax.jit(rounds.finish)
 
         @jax.jit
         def group(data, key, state, rows, number, total):
@@ -207,28 +242,32 @@ class HostRounds:
 
     def run(
         self, data: FederatedDataset, key: Array, state: ServerState, number: int
-    ) -> tuple[ServerState, np.ndarray]:
+    ) -> tuple[ServerState, np.ndarray, Metrics]:
         """`Rounds.run`; changes `state.client` and `state.client_model` in place."""
         axis = self._rounds.axis
         who = np.asarray(self._participants(key, number))
         total = np.asarray(data.client.size)[who].sum()
         size = axis.at_once * axis.num_devices
-        mean_upload, loss, waiting = None, [], None
+        mean_upload, loss, taught, waiting = None, [], [], None
         for first in range(0, len(who), size):
             rows = who[first : first + size]
             chosen = state.replace(
                 client=axis.replicate(trees.take(state.client, rows)), client_model=()
             )
-            each, group_loss, upload = self._group(
+            each, group_loss, group_taught, upload = self._group(
                 data, key, chosen, rows, number, total
             )
+            taught.append(group_taught)
             if waiting is not None:
                 loss.append(_store(state, *waiting))
                 upload = jax.tree.map(jnp.add, mean_upload, upload)
             mean_upload, waiting = upload, (rows, each, group_loss)
         loss.append(_store(state, *waiting))
-        server, model = self._aggregate(state.server, state.model, mean_upload)
-        return state.replace(server=server, model=model), np.concatenate(loss)
+        taught = jax.tree.map(lambda *parts: jnp.concatenate(parts), *taught)
+        on_device = state.replace(client=(), client_model=())
+        on_device, metrics = self._finish(on_device, mean_upload, taught, key, number)
+        state = on_device.replace(client=state.client, client_model=state.client_model)
+        return state, np.concatenate(loss), metrics
 
 
 def _store(state: ServerState, rows: np.ndarray, each: Tree, loss: Array) -> np.ndarray:

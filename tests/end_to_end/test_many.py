@@ -166,7 +166,7 @@ def test_seeds_together_equal_alone_in_every_stage(tmp_path):
         distill__learning_rate=1e-4,
         finetune__learning_rate=1e-3,
     )
-    together_equal_alone(study, tmp_path, 1e-3)
+    together_equal_alone(study, tmp_path, 5e-3)
 
 
 def test_seeds_together_on_several_devices(tmp_path):

@@ -1,0 +1,139 @@
+"""Training of the global model on the server, without data, as DENSE and others do it.
+
+A method is a frozen dataclass in a file of its own with `init` and `train`; its fields
+are its hyper-parameters, set by `config.methods.NAME`. It runs once over the clients of
+trained rounds, or after every aggregation, by `config.server.when`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mosaic_jax import models, parallel
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.types import Array, GeneratorState, ModelState, Teachers, Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a method must know of the study.
+
+    Attributes:
+      classifier: of clients and server.
+      image_shape: (H, W, D).
+      num_classes: K.
+      augmentation: of real training images.
+      lowering: of the generators' convolutions.
+    """
+
+    classifier: Classifier
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    augmentation: str
+    lowering: str
+
+
+class ServerTraining:
+    """What every method has."""
+
+    def init(self, task: Task, model: ModelState, key: Array) -> Tree:
+        """State before the first round: generator, optimisers."""
+        raise NotImplementedError
+
+    def train(
+        self,
+        task: Task,
+        state: Tree,
+        model: ModelState,
+        teachers: Teachers,
+        key: Array,
+        number: Array,
+    ) -> tuple[Tree, ModelState, dict[str, Array]]:
+        """Round `number` of server training, from the aggregated global `model`.
+
+        Returns:
+          New state and global model, and scalar metrics.
+        """
+        raise NotImplementedError
+
+
+def class_shares(label_count: Array) -> tuple[Array, Array]:
+    """Shares of each class over clients, and of classes over all images.
+
+    Args:
+      label_count: [m, K].
+
+    Returns:
+      tau [m, K] with columns that sum to 1 (0 where nobody holds the class), p [K].
+    """
+    count = jnp.asarray(label_count, jnp.float32)
+    held = jnp.sum(count, axis=0)
+    return count / jnp.maximum(held, 1), held / jnp.maximum(jnp.sum(held), 1)
+
+
+def draw_labels(key: Array, share: Array, count: int) -> Array:
+    """`count` labels whose class shares equal `share` [K] as nearly as they can.
+
+    Stratified: one uniform draw in each of `count` equal parts of [0, 1).
+    """
+    point = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
+    label = jnp.searchsorted(jnp.cumsum(share), point, side="right")
+    # Rounding of the sum must not lead past the last class that there is.
+    last = len(share) - 1 - jnp.argmax(share[::-1] > 0)
+    return jnp.minimum(label, last)
+
+
+def client_logits(task: Task, client_model: ModelState, image: Array) -> Array:
+    """[m, B, K] by running statistics, of signed images [B, H, W, D]."""
+    return parallel.expert_map(
+        lambda model: task.classifier.logits(model, image), client_model
+    )
+
+
+def generator_state(
+    module: models.Module, tx: optax.GradientTransformation, key: Array, *inputs: Array
+) -> GeneratorState:
+    """A fresh generator and its optimiser; `inputs` are an example."""
+    variables = module.init(key, *inputs, train=False)
+    model = ModelState(variables["params"], variables["batch_stats"])
+    return GeneratorState(model, tx.init(model.params))
+
+
+def generator_step(
+    tx: optax.GradientTransformation,
+    state: GeneratorState,
+    objective: Callable[[Tree], tuple[Array, Tree]],
+) -> tuple[GeneratorState, Array]:
+    """One step on `objective(params) -> loss, batch_stats`; returns the loss."""
+    (loss, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(
+        state.model.params
+    )
+    update, opt_state = tx.update(gradient, state.opt_state, state.model.params)
+    params = optax.apply_updates(state.model.params, update)
+    return GeneratorState(ModelState(params, batch_stats), opt_state), loss
+
+
+def student_step(
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    model: ModelState,
+    opt_state: optax.OptState,
+    image: Array,
+    objective: Callable[[Array], Array],
+) -> tuple[ModelState, optax.OptState, Array]:
+    """One step of the student, in training mode, on `objective(logits)`."""
+
+    def loss_of(params: Tree) -> tuple[Array, Tree]:
+        student = model.replace(params=params)
+        logits, batch_stats = classifier.train_logits(student, image)
+        return objective(logits), batch_stats
+
+    (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(
+        model.params
+    )
+    update, opt_state = tx.update(gradient, opt_state, model.params)
+    params = optax.apply_updates(model.params, update)
+    return ModelState(params, batch_stats), opt_state, loss

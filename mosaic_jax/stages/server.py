@@ -1,0 +1,55 @@
+"""Stage of one-shot methods: the server trains on the clients of the last round."""
+
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax import prng
+from mosaic_jax.loop import Run, Steps
+from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.stages.base import Context, Outcome, Stage, assess
+from mosaic_jax.types import Array, ModelState, Teachers, Tree
+
+
+def stage(settings: Settings) -> Stage:
+    """`server.rounds` rounds of `server.method`."""
+    return Stage(
+        name="server",
+        needs=("client_models", "global_model"),
+        provides=("student",),
+        depends={
+            "server": to_mapping(settings.server),
+            "fields": settings.methods.get(settings.server.method, {}),
+        },
+        run=_run,
+    )
+
+
+def _run(context: Context, client_models: ModelState, global_model: ModelState) -> Run:
+    method, task = context.server, context.task
+
+    def chunk(args: Tree, state: Tree, first: Array, end: Array):
+        teachers, key = args
+
+        def body(number: Array, carry: Tree) -> Tree:
+            training, model, metrics = method.train(
+                task, *carry[0], teachers, prng.at(key, number), number
+            )
+            return (training, model), metrics
+
+        shapes = jax.eval_shape(body, first, (state, None))[1]
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.fori_loop(first, end, body, (state, zeros))
+
+    start = method.init(task, global_model, prng.named(context.key, "server"))
+    counts = context.clients.client.label_count
+    _, model = yield Steps(
+        context.settings.server.method,
+        chunk,
+        (Teachers(client_models, counts), context.key),
+        (start, global_model),
+        context.settings.server.rounds,
+        every=context.settings.log.every_steps,
+        samples_per_step=method.batch_size,
+    )
+    results = assess(context, context.classifier.logits, model)
+    return Outcome(artifacts={"student": model}, results=results)
