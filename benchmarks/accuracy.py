@@ -35,7 +35,7 @@ def studies(
     config.model.dtype = dtype
     config.log.tensorboard = False
     mosaic = settings.from_mapping(config.to_dict())
-    return mosaic, settings.from_mapping(base.federated(config, "fedavg").to_dict())
+    return mosaic, settings.from_mapping(base.baseline(config, "fedavg").to_dict())
 
 
 def measure(

@@ -6,12 +6,15 @@ CIFAR-10 study (10 clients, ResNet-18, 300 + 80 rounds).
 
 from ml_collections import config_dict
 
+from mosaic_jax import methods
+
 
 def get_config() -> config_dict.ConfigDict:
     """The defaults; other configs start from them."""
     config = config_dict.ConfigDict()
     config.method = "mosaic"  # mosaic, or federated: rounds of init.method only
     config.profile = ""  # a stage: trace a chunk of its steps, for Perfetto
+    config.compare = ""  # methods by comma, or all: run each on equal terms
     config.seeds = 1  # studies with seeds seed, seed + 1, ...: mean and spread
     config.seed = 0  # of everything; the split is drawn from seed + data.split_seed
 
@@ -50,13 +53,13 @@ def get_config() -> config_dict.ConfigDict:
     server.rounds = 200  # of once: epochs of dense, rounds of the others
 
     # Fields of each init.method and server.method: see its file and docs/methods.md.
-    config.methods = methods = config_dict.ConfigDict()
-    methods.fedprox = config_dict.ConfigDict({"mu": 0.01})
-    methods.fedrs = config_dict.ConfigDict(
+    config.methods = fields = config_dict.ConfigDict()
+    fields.fedprox = config_dict.ConfigDict({"mu": 0.01})
+    fields.fedrs = config_dict.ConfigDict(
         {"alpha": 0.5, "mode": "binary", "growth": 0.0, "cap": 1.0}
     )
-    methods.feddyn = config_dict.ConfigDict({"alpha": 0.01})
-    methods.dense = config_dict.ConfigDict(
+    fields.feddyn = config_dict.ConfigDict({"alpha": 0.01})
+    fields.dense = config_dict.ConfigDict(
         {
             "generator_steps": 30,
             "batch_size": 256,
@@ -72,7 +75,7 @@ def get_config() -> config_dict.ConfigDict:
             "temperature": 20.0,
         }
     )
-    methods.fedftg = config_dict.ConfigDict(
+    fields.fedftg = config_dict.ConfigDict(
         {
             "iterations": 10,
             "student_steps": 5,
@@ -87,7 +90,7 @@ def get_config() -> config_dict.ConfigDict:
             "published": False,
         }
     )
-    methods.dfrd = config_dict.ConfigDict(
+    fields.dfrd = config_dict.ConfigDict(
         {
             "iterations": 10,
             "generator_steps": 2,
@@ -201,12 +204,25 @@ def for_two_cores(config: config_dict.ConfigDict) -> None:
     config.distill.schedule = "cosine"
     config.finetune.rounds = 6
     config.finetune.learning_rate = 0.01
+    config.server.rounds = 30
+    fields = config.methods
+    fields.dense.batch_size = 64
+    fields.dense.width = 16
+    fields.dense.student_learning_rate = 0.02
+    fields.fedftg.iterations = 3
+    fields.fedftg.width = 16
+    fields.fedftg.student_steps = 2
+    fields.dfrd.iterations = 3
+    fields.dfrd.generator_steps = 1
+    fields.dfrd.student_steps = 2
+    fields.dfrd.width = 32
+    fields.dfrd.generator_learning_rate = 1e-3
 
 
-def federated(config: config_dict.ConfigDict, method: str) -> config_dict.ConfigDict:
-    """Turn a Mosaic study into rounds of `method` alone, as many in total."""
-    config.method = "federated"
-    config.init.method = method
-    config.warmup.rounds += config.finetune.rounds
-    config.finetune.rounds = 0
+def baseline(config: config_dict.ConfigDict, method: str) -> config_dict.ConfigDict:
+    """Turn a Mosaic study into one of `method`, or "all" into their comparison."""
+    if method == "all":
+        config.compare = "all"
+    else:
+        methods.choose(config, method)
     return config

@@ -1,6 +1,7 @@
 """The methods that Mosaic is compared with, on digits, on equal terms.
 
 python launch.py --config configs/digits_baselines.py:fedavg
+python launch.py --config configs/digits_baselines.py:all
 """
 
 from configs import base, digits_mosaic
@@ -8,4 +9,4 @@ from configs import base, digits_mosaic
 
 def get_config(method: str = "fedavg"):
     """`method` on Mosaic's split, seed, model and total number of rounds."""
-    return base.federated(digits_mosaic.get_config(), method)
+    return base.baseline(digits_mosaic.get_config(), method)

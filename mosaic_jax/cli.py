@@ -1,5 +1,6 @@
 """What launch.py does once its flags are parsed."""
 
+import copy
 import dataclasses
 import logging
 import os
@@ -10,8 +11,17 @@ from typing import Any
 
 import jax
 
-from mosaic_jax import environment, errors, experiment, report, settings, tracking
+from mosaic_jax import (
+    environment,
+    errors,
+    experiment,
+    methods,
+    report,
+    settings,
+    tracking,
+)
 from mosaic_jax.loop import Interrupted
+from mosaic_jax.report import comparison
 
 _log = logging.getLogger(__name__)
 
@@ -31,23 +41,12 @@ def run(
     prepare()
     try:
         environment.join(*processes)
-        study = settings.from_mapping(config)
-        _check_seeds(workdir, study.seeds)
-        folders = {study.seed: workdir}
-        if study.seeds > 1:
-            seeds = range(study.seed, study.seed + study.seeds)
-            folders = {seed: workdir / f"seed_{seed}" for seed in seeds}
-        # All are made before the first runs: what is wrong with one shows at once.
-        works = [
-            experiment.Experiment(
-                dataclasses.replace(study, seed=seed, seeds=1),
-                folder,
-                reuse_from=_same_seed(reuse_from, seed),
-                command=command,
-            )
-            for seed, folder in folders.items()
-        ]
-        summary, pages = _run_all(works, workdir)
+        compared = settings.from_mapping(config).compare
+        if compared:
+            _compare(config, compared, workdir, reuse_from, command)
+        else:
+            works = _studies(config, workdir, reuse_from, command)
+            _finish(*_run_all(works, workdir), workdir)
     except errors.MosaicError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -55,12 +54,60 @@ def run(
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signum
-    if environment.is_primary():
-        print_summary(summary)
-        print(f"summary  {workdir / 'summary.json'}")
-        for page in pages:
-            print(f"report   {page}")
     return 0
+
+
+def _studies(
+    config: dict[str, Any],
+    workdir: pathlib.Path,
+    reuse_from: Sequence[str | pathlib.Path],
+    command: Sequence[str],
+) -> list[experiment.Experiment]:
+    """One of each seed. All are made before the first runs: errors show at once."""
+    study = settings.from_mapping(config)
+    _check_seeds(workdir, study.seeds)
+    folders = {study.seed: workdir}
+    if study.seeds > 1:
+        seeds = range(study.seed, study.seed + study.seeds)
+        folders = {seed: workdir / f"seed_{seed}" for seed in seeds}
+    return [
+        experiment.Experiment(
+            dataclasses.replace(study, seed=seed, seeds=1),
+            folder,
+            reuse_from=_same_seed(reuse_from, seed),
+            command=command,
+        )
+        for seed, folder in folders.items()
+    ]
+
+
+def _compare(
+    config: dict[str, Any],
+    compared: str,
+    workdir: pathlib.Path,
+    reuse_from: Sequence[str],
+    command: Sequence[str],
+) -> None:
+    """Methods one after the other, in folders of `workdir`; stages are shared."""
+    names = methods.COMPARED if compared == "all" else compared.split(",")
+    studies = {}
+    for name in names:
+        mapping = copy.deepcopy(config) | {"compare": ""}
+        methods.choose(mapping, name)
+        studies[name] = _studies(mapping, workdir / name, reuse_from, command)
+    comparison.check_fair(studies)
+    # Mosaic's first stage keeps the clients' models and so serves the others too.
+    for name in sorted(names, key=lambda name: name != "mosaic"):
+        _log.info("method %s", name)
+        for works in studies.values():
+            for work, other in zip(studies[name], works, strict=True):
+                work.reuse(other.workdir)
+        _run_all(studies[name], workdir / name)
+    if environment.is_primary():
+        summary, paths = comparison.write(studies, workdir)
+        print(comparison.table(summary))
+        for path in paths:
+            print(path)
 
 
 def _check_seeds(workdir: pathlib.Path, seeds: int) -> None:
@@ -104,17 +151,29 @@ def _run_all(
     return summary, pages
 
 
+def _finish(
+    summary: dict[str, Any], pages: Sequence[pathlib.Path], workdir: pathlib.Path
+) -> None:
+    if environment.is_primary():
+        print_summary(summary)
+        print(f"summary  {workdir / 'summary.json'}")
+        for page in pages:
+            print(f"report   {page}")
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """Table of accuracies on stdout, over several seeds with their spread."""
     sets = [name for name in ("test", "validation") if f"{name}_accuracy" in summary]
     width = 12 if "seed" in summary else 18
     print(f"{'accuracy':<16}" + "".join(f"{name:>{width}}" for name in sets))
     for model in summary["test_accuracy"]:
-        shown = [_shown(summary[f"{name}_accuracy"][model]) for name in sets]
+        shown = [_shown(summary[f"{name}_accuracy"].get(model, "")) for name in sets]
         print(f"{model:<16}" + "".join(f"{value:>{width}}" for value in shown))
 
 
-def _shown(value: float | dict[str, float]) -> str:
+def _shown(value: float | dict[str, float] | str) -> str:
+    if not value:
+        return ""
     if isinstance(value, dict):
         return f"{value['mean']:.4f} ± {value['spread']:.4f}"
     return f"{value:.4f}"

@@ -43,6 +43,7 @@ _log = logging.getLogger(__name__)
 FORMAT = 3
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
+    "round_state": dict,
     "client_models": types.ModelState,
     "client_generators": types.Generators,
     "experts": types.Experts,
@@ -146,6 +147,11 @@ class Experiment:
         return memory.state_on_host(
             self.settings, self.data.info, self.classifier, self.algorithm
         )
+
+    def reuse(self, workdir: pathlib.Path) -> None:
+        """Let stages that are finished in another run directory be used."""
+        if workdir != self.workdir:
+            self.reuse_from.append(workdir)
 
     def run(self) -> dict[str, Any]:
         """`run_together` alone."""

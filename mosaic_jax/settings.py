@@ -243,6 +243,7 @@ class Settings:
     method: str = one_of("mosaic", "federated")
     seed: int = between(0, MAX_SEED)
     seeds: int = at_least(1)
+    compare: str = anything()
     profile: str = anything()
     data: Data = anything()
     model: Model = anything()

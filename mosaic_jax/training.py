@@ -51,6 +51,17 @@ def batch_slots(
     return order[jnp.minimum(slot, size - 1)], slot < size
 
 
+def client_rows(
+    client: Client, step: Array, *, key: Array, batch_size: int
+) -> tuple[Array, Array]:
+    """Image numbers [B] of minibatch `step` of one client, and their mask [B]."""
+    shuffle_key = prng.at(prng.named(key, "shuffle"), client.number)
+    slot, mask = batch_slots(
+        shuffle_key, step, client.size, client.index.shape[-1], batch_size
+    )
+    return client.index[slot], mask
+
+
 def client_batch(
     client: Client,
     images: LabelledImages,
@@ -61,11 +72,7 @@ def client_batch(
     augmentation: str,
 ) -> Batch:
     """Minibatch number `step` of one client, in [-1, 1], augmented."""
-    shuffle_key = prng.at(prng.named(key, "shuffle"), client.number)
-    slot, mask = batch_slots(
-        shuffle_key, step, client.size, client.index.shape[-1], batch_size
-    )
-    rows = client.index[slot]
+    rows, mask = client_rows(client, step, key=key, batch_size=batch_size)
     augment_key = prng.at(prng.named(key, "augment"), step, client.number)
     image = augment.to_signed(images.image[rows])
     image = augment.augment(augmentation, augment_key, image)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
-    {"errors", "types"},
+    {"errors", "methods", "types"},
     {"trees", "prng", "losses", "gating", "schedule"},
     {"aggregation", "settings"},
     {"models", "data", "tracking", "checkpoint", "environment"},

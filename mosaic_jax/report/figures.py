@@ -129,6 +129,56 @@ def generated_beside_real(
     return figure
 
 
+def bars(values: dict[str, dict[str, float]]) -> Figure:
+    """A bar per name, {"mean", "spread"} accuracies, with whiskers."""
+    figure = Figure(figsize=(8, 0.8 + 0.4 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    mean = [value["mean"] for value in values.values()]
+    spread = [value["spread"] for value in values.values()]
+    axes.barh(list(values), mean, xerr=spread, color=COLOURS[5], capsize=4)
+    for row, (middle, width) in enumerate(zip(mean, spread, strict=True)):
+        axes.text(
+            middle + width + 0.01, row, f"{100 * middle:.1f}", va="center", size=9
+        )
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy", xlim=(0, 1.1))
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def curves(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str) -> Figure:
+    """Accuracy of each name: places [R] and values [seeds, R], mean and spread."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    styles = ("-", "--", ":")
+    for i, (name, (place, values)) in enumerate(lines.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        mean, spread = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1)
+        style = styles[i // len(COLOURS) % len(styles)]
+        axes.plot(place, mean, style, label=name, color=colour, marker=".")
+        if len(values) > 1:
+            axes.fill_between(
+                place, mean - spread, mean + spread, color=colour, alpha=0.12
+            )
+    axes.set(xlabel=xlabel, ylabel="test accuracy", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def classes(accuracy: dict[str, np.ndarray]) -> Figure:
+    """Accuracy of each name within each class [K], as a map."""
+    figure = _heat(
+        np.stack(list(accuracy.values())),
+        xlabel="class",
+        ylabel="",
+        label="test accuracy",
+        fmt=".2f",
+    )
+    figure.axes[0].set_yticks(range(len(accuracy)), list(accuracy))
+    return figure
+
+
 def seconds(stages: dict[str, Any]) -> Figure:
     """Seconds spent in each stage."""
     figure = Figure(figsize=(7, 0.8 + 0.35 * len(stages)), layout="constrained")

@@ -42,7 +42,7 @@ def write(study: Experiment) -> pathlib.Path:
     parts = []
     for name, caption, figure in _figures(study, finished, summary):
         figure.savefig(folder / f"{name}.png", dpi=110)
-        parts.append(_embedded(figure, caption))
+        parts.append(embedded(figure, caption))
     path = study.workdir / "report.html"
     partial = path.with_suffix(".partial")
     partial.write_text(_page(study, summary, parts))
@@ -56,7 +56,8 @@ def _figures(
     """(file name, caption, figure) of everything that this study has."""
     data = study.data
     accuracy = summary["test_accuracy"]
-    marks = {n: accuracy[n] for n in ("teacher", "distilled") if n in accuracy}
+    models = ("teacher", "distilled", "personal")
+    marks = {n: accuracy[n] for n in models if n in accuracy}
     result = [
         (
             "label_counts",
@@ -65,8 +66,9 @@ def _figures(
         ),
         (
             "accuracy",
-            "Test accuracy of the global model over federated rounds. Dashed lines:"
-            " the teacher, and the student after distillation.",
+            "Test accuracy of the global model over federated rounds. Other"
+            " lines, where there are such: the teacher, the student after distillation,"
+            " the mean over clients' own models.",
             figures.accuracy_over_rounds(_curves(finished), marks),
         ),
     ]
@@ -115,7 +117,9 @@ def _per_class(data: StudyData, finished: dict[str, Done]) -> dict[str, np.ndarr
     if "meta" in results:
         found["teacher"] = results["meta"]["teacher"]
     found |= {
-        name: results[name] for name in ("distill", "finetune") if name in results
+        name: results[name]
+        for name in ("distill", "server", "finetune")
+        if name in results
     }
     label = np.asarray(data.held_out["test"].label)
     num_classes = data.info.num_classes
@@ -149,7 +153,8 @@ def _generator_figure(study: Experiment, done: Done) -> tuple[str, str, Figure]:
     return "generated", caption, figures.generated_beside_real(generated, real, titles)
 
 
-def _embedded(figure: Figure, caption: str) -> str:
+def embedded(figure: Figure, caption: str) -> str:
+    """The figure with its caption, as HTML."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     encoded = base64.b64encode(buffer.getvalue()).decode()
@@ -168,16 +173,23 @@ def _page(study: Experiment, summary: dict[str, Any], parts: list[str]) -> str:
         if name not in ("partition", "test_accuracy", "validation_accuracy")
     }
     partition = summary["partition"]
+    body = f"""
+<p>{partition["num_clients"]} clients, split {html.escape(partition["mode"])} at alpha
+{partition["alpha"]}, {summary["rounds"]} federated rounds.</p>
+{_accuracy_table(summary)}
+{"".join(parts)}
+<h2>Costs and environment</h2><pre>{html.escape(json.dumps(shown, indent=2))}</pre>"""
+    return document(title, body)
+
+
+def document(title: str, body: str) -> str:
+    """A whole page; `body` is HTML."""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{_STYLE}</style></head><body><main>
 <h1>{html.escape(title)}</h1>
-<p>{partition["num_clients"]} clients, split {html.escape(partition["mode"])} at alpha
-{partition["alpha"]}, {summary["rounds"]} federated rounds.</p>
-{_accuracy_table(summary)}
-{"".join(parts)}
-<h2>Costs and environment</h2><pre>{html.escape(json.dumps(shown, indent=2))}</pre>
+{body}
 </main></body></html>
 """
 
@@ -187,8 +199,11 @@ def _accuracy_table(summary: dict[str, Any]) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in sets)
     rows = []
     for model in summary["test_accuracy"]:
-        values = [summary[f"{name}_accuracy"][model] for name in sets]
-        cells = "".join(f"<td>{100 * value:.2f} %</td>" for value in values)
+        values = [summary[f"{name}_accuracy"].get(model) for name in sets]
+        cells = "".join(
+            "<td></td>" if value is None else f"<td>{100 * value:.2f} %</td>"
+            for value in values
+        )
         rows.append(f'<tr><th scope="row">{html.escape(model)}</th>{cells}</tr>')
     return (
         f'<table><thead><tr><th scope="col">accuracy</th>{head}</tr></thead>'

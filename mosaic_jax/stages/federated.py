@@ -10,8 +10,10 @@ import numpy as np
 from clu import parameter_overview
 
 from mosaic_jax import (
+    checkpoint,
     evaluation,
     prng,
+    training,
     trees,
 )
 from mosaic_jax.loop import Chunk, Run, Steps
@@ -20,6 +22,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
 from mosaic_jax.stages.rounds import HostRounds, Rounds
 from mosaic_jax.types import (
     Array,
+    Client,
     LabelledImages,
     ModelState,
     ServerState,
@@ -61,19 +64,20 @@ def init_stage(settings: Settings) -> Stage:
 def warmup_stage(settings: Settings) -> Stage:
     """Stage 3: further rounds after the generators have been sent."""
 
-    def run(context: Context, global_model: ModelState) -> Run:
+    def run(context: Context, global_model: ModelState, round_state: Tree) -> Run:
         return _run_rounds(
             context,
             global_model,
             settings.warmup.rounds,
             settings.local,
             first=settings.init.rounds,
+            carried=round_state,
             keep_models=_keeps_models(settings),
         )
 
     return Stage(
         name="warmup",
-        needs=("global_model",),
+        needs=("global_model", "round_state"),
         provides=_provides(settings),
         depends=_depends(
             settings, settings.init.rounds, settings.warmup.rounds, settings.local
@@ -88,7 +92,7 @@ def finetune_stage(settings: Settings) -> Stage:
         settings.local, learning_rate=settings.finetune.learning_rate
     )
 
-    def run(context: Context, student: ModelState) -> Run:
+    def run(context: Context, student: ModelState, round_state: Tree) -> Run:
         rounds = settings.finetune.rounds
         outcome = yield from _run_rounds(
             context,
@@ -96,6 +100,7 @@ def finetune_stage(settings: Settings) -> Stage:
             rounds,
             local,
             first=settings.init.rounds + settings.warmup.rounds,
+            carried=round_state,
             keep_models=False,
         )
         artifacts = {"final_model": outcome.artifacts["global_model"]}
@@ -103,7 +108,7 @@ def finetune_stage(settings: Settings) -> Stage:
 
     return Stage(
         name="finetune",
-        needs=("student",),
+        needs=("student", "round_state"),
         provides=("final_model",),
         depends=_depends(
             settings,
@@ -122,7 +127,7 @@ def _keeps_models(settings: Settings) -> bool:
 
 def _provides(settings: Settings) -> tuple[str, ...]:
     kept = ("client_models",) if _keeps_models(settings) else ()
-    return ("global_model", *kept)
+    return ("global_model", "round_state", *kept)
 
 
 def _depends(settings: Settings, first: int, rounds: int, local: Local) -> dict:
@@ -147,8 +152,12 @@ def _run_rounds(
     *,
     first: int,
     keep_models: bool,
+    carried: Tree = None,
 ) -> Run:
-    """Rounds number `first` and on; where a stage ends changes no batch and no draw."""
+    """Rounds number `first` and on, with the states `carried` from those before.
+
+    Where one stage ends and another begins changes no batch, no draw and no state.
+    """
     settings = context.settings
     every_round = settings.trains_every_round
     program = Rounds(
@@ -164,6 +173,9 @@ def _run_rounds(
     )
     key = prng.named(prng.root(settings.seed), "init")
     state = program.initial_state(model, key)
+    if carried is not None:
+        carried = checkpoint.restore_into(_carried(state), trees.flatten(carried))
+        state = state.replace(**carried)
     if context.state_on_host:
         state = state.replace(
             client=jax.device_get(state.client),
@@ -180,8 +192,10 @@ def _run_rounds(
         on_host=context.state_on_host,
     )
     payload = rounds * program.clients_in_round * trees.num_bytes(model)
-    artifacts = {"global_model": state.model}
+    artifacts = {"global_model": state.model, "round_state": _carried(state)}
     results = assess(context, context.classifier.logits, state.model)
+    if first == 0:
+        results |= _terms(context, model, key)
     if keep_models:
         artifacts["client_models"] = state.client_model
         results["client_test_accuracy"] = _client_accuracy(
@@ -199,6 +213,38 @@ def _run_rounds(
         up={"models": payload},
         down={"models": payload},
     )
+
+
+def _terms(context: Context, model: ModelState, key: Array) -> dict[str, str]:
+    """Digests of what methods that are compared must share."""
+    local = context.settings.local
+
+    @jax.jit
+    def order(client: Client, key: Array) -> Array:
+        def one(client: Client) -> Array:
+            rows = jax.vmap(
+                lambda step: training.client_rows(
+                    client, step, key=key, batch_size=local.batch_size
+                )[0]
+            )
+            return rows(jnp.arange(local.steps))
+
+        return jax.vmap(one)(client)
+
+    client = context.data.clients.client
+    return {
+        "initial_params_sha256": trees.digest(jax.device_get(model)),
+        "batch_order_sha256": trees.digest(jax.device_get(order(client, key))),
+    }
+
+
+def _carried(state: ServerState) -> Tree:
+    """What later rounds must know besides the global model."""
+    return {
+        "server": state.server,
+        "client": state.client,
+        "training": state.training,
+    }
 
 
 def _chunk(context: Context, program: Rounds, offset: int) -> Chunk:

@@ -149,7 +149,7 @@ def test_fedavg_goes_on_from_the_same_first_stage(finished, tmp_path, caplog):
 
     study, summary, _ = finished
     config = settings.from_mapping(
-        base.federated(tiny.config(warmup__rounds=2), "fedavg").to_dict()
+        base.baseline(tiny.config(warmup__rounds=2), "fedavg").to_dict()
     )
     with caplog.at_level("INFO", "mosaic_jax"):
         control = experiment.Experiment(
