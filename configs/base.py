@@ -50,6 +50,7 @@ def get_config() -> config_dict.ConfigDict:
         "none"  # or dense, fedftg, dfrd: trains the global model without data
     )
     server.when = "every_round"  # or once, after the rounds, from the clients' models
+    server.batch_norm = "eval"  # of the student: the clients' statistics; or train
     server.rounds = 200  # of once: epochs of dense, rounds of the others
 
     # Fields of each init.method and server.method: see its file and docs/methods.md.

@@ -494,6 +494,7 @@ def build_task(config: settings.Settings, info: Info, classifier: Classifier) ->
         num_classes=info.num_classes,
         augmentation=info.augmentation,
         lowering=config.compute.convolution,
+        batch_norm=config.server.batch_norm,
     )
 
 

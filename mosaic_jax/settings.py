@@ -116,6 +116,7 @@ class Server:
 
     method: str = anything()
     when: str = one_of("every_round", "once")
+    batch_norm: str = one_of("eval", "train")
     rounds: int = at_least(1)
 
 

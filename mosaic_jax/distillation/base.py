@@ -27,6 +27,9 @@ class Task:
       num_classes: K.
       augmentation: of real training images.
       lowering: of the generators' convolutions.
+      batch_norm: of the student in training: "eval" keeps the running statistics that
+        real images left; "train" normalises by the batch and moves them, as the
+        original codes do, whose networks keep none or have no batch-norm.
     """
 
     classifier: Classifier
@@ -34,6 +37,13 @@ class Task:
     num_classes: int
     augmentation: str
     lowering: str
+    batch_norm: str
+
+    def student_logits(self, model: ModelState, image: Array) -> tuple[Array, Tree]:
+        """Logits [B, K] of the student in training, and its new statistics."""
+        if self.batch_norm == "train":
+            return self.classifier.train_logits(model, image)
+        return self.classifier.logits(model, image), model.batch_stats
 
 
 class ServerTraining:
@@ -117,18 +127,17 @@ def generator_step(
 
 
 def student_step(
-    classifier: Classifier,
+    task: Task,
     tx: optax.GradientTransformation,
     model: ModelState,
     opt_state: optax.OptState,
     image: Array,
     objective: Callable[[Array], Array],
 ) -> tuple[ModelState, optax.OptState, Array]:
-    """One step of the student, in training mode, on `objective(logits)`."""
+    """One step of the student on `objective(logits)`."""
 
     def loss_of(params: Tree) -> tuple[Array, Tree]:
-        student = model.replace(params=params)
-        logits, batch_stats = classifier.train_logits(student, image)
+        logits, batch_stats = task.student_logits(model.replace(params=params), image)
         return objective(logits), batch_stats
 
     (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(

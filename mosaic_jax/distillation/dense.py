@@ -214,7 +214,7 @@ class Dense(base.ServerTraining):
                 base.client_logits(task, teachers.client_model, image), axis=0
             )
             model, opt_state, loss = base.student_step(
-                task.classifier,
+                task,
                 self._student_tx,
                 model,
                 opt_state,

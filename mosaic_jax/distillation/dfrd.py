@@ -207,7 +207,7 @@ class DFRD(base.ServerTraining):
         def objective(params: Tree) -> tuple[Array, Tree]:
             student, total = model.replace(params=params), 0.0
             for x, t, weight in zip(image, target, (1.0, average_share), strict=True):
-                logits, batch_stats = task.classifier.train_logits(student, x)
+                logits, batch_stats = task.student_logits(student, x)
                 total += weight * self.student_loss(logits, t)
                 student = student.replace(
                     batch_stats=trees.select(

@@ -195,7 +195,7 @@ class FedFTG(base.ServerTraining):
         def step(_: Array, carry: tuple[ModelState, Array]):
             model, total = carry
             model, _, loss = base.student_step(
-                task.classifier,
+                task,
                 tx,
                 model,
                 tx.init(model.params),

@@ -141,6 +141,7 @@ def _depends(settings: Settings, first: int, rounds: int, local: Local) -> dict:
         "clients_per_round": settings.init.clients_per_round,
         "server": server,
         "server_fields": settings.methods.get(server, {}),
+        "server_batch_norm": settings.server.batch_norm if server != "none" else "",
     }
 
 

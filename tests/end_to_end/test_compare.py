@@ -1,0 +1,117 @@
+"""Several methods in one run directory, on equal terms."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from mosaic_jax import cli, errors, experiment, trees
+from mosaic_jax.report import comparison
+from tests import tiny
+
+FIELDS = {
+    "init__rounds": 2,
+    "warmup__rounds": 0,
+    "finetune__rounds": 1,
+    "evaluation__every": 1,
+    "server__rounds": 2,
+    **{f"methods__{name}__batch_size": 8 for name in ("dense", "fedftg", "dfrd")},
+    **{f"methods__{name}__width": 2 for name in ("dense", "fedftg", "dfrd")},
+    "methods__dense__generator_steps": 2,
+    "methods__dense__pool": 2,
+    "methods__fedftg__iterations": 1,
+    "methods__dfrd__iterations": 1,
+}
+METHODS = ("fedavg", "fedbn", "dense", "dfrd")
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("compared")
+    config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
+    assert cli.run(config, workdir) == 0
+    return workdir, json.loads((workdir / "comparison.json").read_text())
+
+
+def test_every_method_has_its_row_and_run_directory(compared):
+    workdir, found = compared
+    assert tuple(found["methods"]) == METHODS
+    for name, row in found["methods"].items():
+        summary = json.loads((workdir / name / "summary.json").read_text())
+        assert row["test_accuracy"]["mean"] == summary["test_accuracy"]["final"]
+        assert summary["rounds"] == 3
+        # Three clients send a model in each of three rounds, whoever trains it after.
+        assert (
+            row["bytes_up"]["models"]
+            == found["methods"]["fedavg"]["bytes_up"]["models"]
+        )
+    assert "personal_test_accuracy" in found["methods"]["fedbn"]
+    assert "personal_test_accuracy" not in found["methods"]["fedavg"]
+    assert found["methods"]["dense"]["server"] == "once, 2 rounds"
+    assert found["methods"]["dfrd"]["server"] == "every round, 1 iterations"
+    page = (workdir / "comparison.html").read_text()
+    assert all(name in page for name in METHODS)
+    names = {path.stem for path in (workdir / "figures").glob("*.png")}
+    assert names == {"methods", "rounds", "bytes", "classes", "seconds"}
+
+
+def test_equal_terms_are_recorded(compared):
+    workdir, found = compared
+    split = json.loads((workdir / "fedavg" / "split.json").read_text())
+    assert found["fair"]["0"]["split_sha256"] == split["sha256"]
+    assert len(found["recorded"]["0"]["batch_order_sha256"]) == 64
+
+
+def test_a_second_run_computes_nothing_again(compared, capsys):
+    workdir, _ = compared
+    config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
+    records = sorted(workdir.glob("*/stages/*/*/done.json"))
+    before = [path.stat().st_mtime_ns for path in records]
+    assert cli.run(config, workdir) == 0
+    assert [path.stat().st_mtime_ns for path in records] == before
+    assert "| dfrd |" in capsys.readouterr().out
+
+
+def test_methods_on_other_terms_are_refused(tmp_path):
+    study = tiny.study(method="federated", **FIELDS)
+    local = dataclasses.replace(study.local, steps=5)
+    studies = {
+        name: [experiment.Experiment(settings, tmp_path / name)]
+        for name, settings in (
+            ("fedavg", study),
+            ("other", dataclasses.replace(study, local=local)),
+        )
+    }
+    with pytest.raises(errors.ConfigError, match="compare: local of other = "):
+        comparison.check_fair(studies)
+
+
+def test_an_unknown_method_ends_before_work(tmp_path, capsys):
+    config = tiny.config(compare="fedavg,fedprx").to_dict()
+    assert cli.run(config, tmp_path / "new") == 2
+    expected = "error: init.method = 'fedprx': did you mean 'fedprox'?\n"
+    assert capsys.readouterr().err.endswith(expected)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "feddyn"])
+def test_where_a_stage_ends_changes_nothing(algorithm, tmp_path):
+    """Three rounds in one stage are one and two in two, with all states carried."""
+    final = []
+    for init, warmup in ((3, 0), (1, 2)):
+        fields = FIELDS | {
+            "finetune__rounds": 0,
+            "init__rounds": init,
+            "warmup__rounds": warmup,
+            "init__method": algorithm,
+        }
+        study = tiny.study(method="federated", **fields)
+        work = experiment.Experiment(study, tmp_path / str(init))
+        work.run()
+        final.append(work.finished()[-1].artifacts())
+    for name in ("global_model", "round_state"):
+        one, other = (trees.flatten(artifacts[name]) for artifacts in final)
+        assert one.keys() == other.keys()
+        for place, leaf in one.items():
+            np.testing.assert_array_equal(leaf, other[place])
