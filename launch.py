@@ -50,10 +50,8 @@ def config_argument(argv: Sequence[str]) -> str:
 
 def default_workdir(config: str) -> str:
     """runs/NAME or runs/NAME_VARIANT for path/NAME.py[:VARIANT]."""
-    path, _, variant = config.partition(":")
-    return "/".join(
-        ["runs", "_".join(filter(None, [pathlib.Path(path).stem, variant]))]
-    )
+    path, *variants = config.split(":")
+    return "/".join(["runs", "_".join([pathlib.Path(path).stem, *variants])])
 
 
 def parse(argv: list[str]) -> list[str]:

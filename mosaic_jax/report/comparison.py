@@ -108,8 +108,8 @@ def server_work(study: settings.Settings) -> str:
     if study.trains_once:
         return f"once, {study.server.rounds} rounds"
     if study.trains_every_round:
-        fields = study.methods[study.server.method]
-        return f"every round, {fields['iterations']} iterations"
+        iterations = study.methods[study.server.method].get("iterations", 1)
+        return f"every round, {iterations} iterations"
     return "none"
 
 

@@ -74,24 +74,17 @@ class Rounds:
           The state, the mean loss of each client that took part [m], metrics of the
           server's training.
         """
-        if not self._partial:
-            each, loss, taught, upload = self.clients(
-                self.axis, data, key, state, data.client, number
-            )
-            state = state.replace(client=each[0], client_model=each[1])
-            state, metrics = self.finish(state, upload, taught, key, number)
-            return state, loss, metrics
-        who = self.participants(key, number)
-        client, own = trees.take((data.client, (state.client, state.client_model)), who)
-        chosen = state.replace(client=own[0], client_model=own[1])
+        axis, client, client_state = self.axis, data.client, state.client
+        if self._partial:
+            who = self.participants(key, number)
+            axis = self.axis.of(len(who))
+            client, client_state = trees.take((client, client_state), who)
         each, loss, taught, upload = self.clients(
-            self.axis.of(len(who)), data, key, chosen, client, number
+            axis, data, key, state.model, client, client_state, number
         )
-        each = jax.tree.map(
-            lambda old, new: old.at[who].set(new),
-            (state.client, state.client_model),
-            each,
-        )
+        if self._partial:
+            old = (state.client, state.client_model)
+            each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
         state = state.replace(client=each[0], client_model=each[1])
         state, metrics = self.finish(state, upload, taught, key, number)
         return state, loss, metrics
@@ -118,12 +111,13 @@ class Rounds:
         axis: parallel.ClientAxis,
         data: FederatedDataset,
         key: Array,
-        state: ServerState,
+        model: ModelState,
         client: Client,
+        client_state: Tree,
         number: Array,
         total: Array | None = None,
     ) -> tuple[tuple[Tree, Tree], Array, Tree, Tree]:
-        """What `client` [m, ...] do.
+        """What the clients [m, ...] do; `total` images count, by default all of theirs.
 
         Returns:
           Their states and kept models, losses [m], what the server's training reads of
@@ -138,20 +132,22 @@ class Rounds:
             images: LabelledImages,
         ) -> tuple[Tree, Tree]:
             model, key, number, total = shared
-            trained, loss, used = self._train(
+            trained, loss = self._train(
                 client, client_state, model, images, key, number
             )
             upload, client_state = self.algorithm.upload(model, trained, client_state)
             kept = trained if self.keep_models else ()
-            taught = () if self.server is None else (trained, used)
+            taught = ()
+            if self.server is not None:
+                taught = trained, self._used(client, images.label, key, number)
             weighted = aggregation.weighted(upload, client.size / total)
             return ((client_state, kept), loss, taught), weighted
 
         (each, loss, taught), mean_upload = axis.map_and_sum(
             update,
             client,
-            state.client,
-            shared=((state.model, key, number, total),),
+            client_state,
+            shared=((model, key, number, total),),
             placed=(data.images,),
         )
         return each, loss, taught, mean_upload
@@ -164,8 +160,8 @@ class Rounds:
         images: LabelledImages,
         key: Array,
         number: Array,
-    ) -> tuple[ModelState, Array, Array]:
-        """Trained model, mean loss, images of each class used [K]."""
+    ) -> tuple[ModelState, Array]:
+        """Trained model and mean loss."""
         algorithm, local = self.algorithm, self.local
 
         def batch_at(step: Array):
@@ -178,7 +174,7 @@ class Rounds:
                 augmentation=self.augmentation,
             )
 
-        trained, loss = training.local_training(
+        return training.local_training(
             self.classifier,
             training.sgd(local.learning_rate, local.weight_decay),
             algorithm.receive(model, client_state),
@@ -191,11 +187,21 @@ class Rounds:
                 params, model.params, client_state
             ),
         )
-        # The images of these batches are read by nobody, so they are not computed.
-        batches = jax.vmap(batch_at)(jnp.arange(local.steps))
-        labels = jax.nn.one_hot(batches.label, len(client.label_count))
-        used = jnp.sum(labels * batches.mask[..., None], axis=(0, 1))
-        return trained, loss, used
+
+    def _used(self, client: Client, label: Array, key: Array, number: Array) -> Array:
+        """How many images of each class [K] a client uses in round `number`."""
+
+        def counts(step: Array) -> Array:
+            rows, mask = training.client_rows(
+                client,
+                number * self.local.steps + step,
+                key=key,
+                batch_size=self.local.batch_size,
+            )
+            held = jax.nn.one_hot(label[rows], len(client.label_count))
+            return jnp.sum(held * mask[:, None], axis=0)
+
+        return jnp.sum(jax.vmap(counts)(jnp.arange(self.local.steps)), axis=0)
 
     def finish(
         self, state: ServerState, upload: Tree, taught: Tree, key: Array, number: Array
@@ -233,10 +239,12 @@ class HostRounds:
         self._finish = jax.jit(rounds.finish)
 
         @jax.jit
-        def group(data, key, state, rows, number, total):
+        def group(data, key, model, client_state, rows, number, total):
             client = trees.take(data.client, rows)
             axis = rounds.axis.of(len(rows))
-            return rounds.clients(axis, data, key, state, client, number, total)
+            return rounds.clients(
+                axis, data, key, model, client, client_state, number, total
+            )
 
         self._group = group
 
@@ -251,11 +259,9 @@ class HostRounds:
         mean_upload, loss, taught, waiting = None, [], [], None
         for first in range(0, len(who), size):
             rows = who[first : first + size]
-            chosen = state.replace(
-                client=axis.replicate(trees.take(state.client, rows)), client_model=()
-            )
+            client_state = axis.replicate(trees.take(state.client, rows))
             each, group_loss, group_taught, upload = self._group(
-                data, key, chosen, rows, number, total
+                data, key, state.model, client_state, rows, number, total
             )
             taught.append(group_taught)
             if waiting is not None:
