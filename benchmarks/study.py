@@ -87,11 +87,10 @@ def forward_flops(study: Context) -> dict[str, float]:
     shape = (1, *study.data.info.image_shape)
     image = jax.ShapeDtypeStruct(shape, jnp.float32)
     model_gan = gan.build(study.settings, study.data.info, study.classifier)
-    model = jax.eval_shape(lambda: study.classifier.init(prng.root(0), shape[1:]))
     state = jax.eval_shape(lambda: model_gan.init(prng.root(0), shape[1:]))
     z = jax.ShapeDtypeStruct((1, model_gan.latent_dim), jnp.float32)
     return {
-        "classifier": flops(study.classifier.logits, model, image),
+        "classifier": study.classifier.flops(shape[1:]),
         "generator": flops(model_gan.sample, state.generator, z),
         "discriminator": flops(
             lambda d, x: model_gan.discriminator.apply(d.variables, x, train=False),

@@ -33,6 +33,7 @@ def get_config() -> config_dict.ConfigDict:
     model.width = 64  # channels of the first group
     model.norm = "batch"  # or group, which keeps no statistics
     model.dtype = "float32"  # of activations; or bfloat16. Parameters are float32
+    model.rate = 1.0  # share of the channels of every hidden layer
 
     config.local = local = config_dict.ConfigDict()
     local.steps = 10  # minibatches per client and round
@@ -44,6 +45,14 @@ def get_config() -> config_dict.ConfigDict:
     init.method = "fedavg"  # federated algorithm of every round in the study
     init.rounds = 300
     init.clients_per_round = 0  # drawn anew each round, of all rounds; 0: everyone
+
+    # What part of the network a client holds, for heterofl, fedrolex and feddropout.
+    config.budgets = budgets = config_dict.ConfigDict()
+    budgets.rule = "list"  # rates in turn; or shares, formula
+    budgets.rates = (1.0, 0.5, 0.25, 0.125, 0.0625)  # of every layer's channels
+    budgets.shares = (0.2, 0.2, 0.2, 0.2, 0.2)  # of the clients, for rule shares
+    budgets.rho = 5.0  # rule formula: client i of N holds 2^-min(sigma, rho i / N)
+    budgets.sigma = 4
 
     config.server = server = config_dict.ConfigDict()
     server.method = (
@@ -59,6 +68,15 @@ def get_config() -> config_dict.ConfigDict:
     fields.fedrs = config_dict.ConfigDict(
         {"alpha": 0.5, "mode": "binary", "growth": 0.0, "cap": 1.0}
     )
+    for name in ("heterofl", "fedrolex", "feddropout"):
+        fields[name] = config_dict.ConfigDict(
+            {
+                "batch_norm": "static",
+                "scaler": True,
+                "weighting": "size",
+                "masked_loss": False,
+            }
+        )
     fields.feddyn = config_dict.ConfigDict({"alpha": 0.01})
     fields.dense = config_dict.ConfigDict(
         {

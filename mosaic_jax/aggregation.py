@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from mosaic_jax import trees
+from mosaic_jax.models import submodel
 from mosaic_jax.types import Array, Experts, ModelState, Tree
 
 
@@ -27,7 +28,10 @@ def weighted(tree: Tree, weight: Array) -> Tree:
 
 
 def class_experts(
-    client_model: ModelState, label_count: Array, model: ModelState
+    client_model: ModelState,
+    label_count: Array,
+    model: ModelState,
+    share: ModelState | None = None,
 ) -> Experts:
     """Expert of class c: `sum_i n_ic theta_i / sum_i n_ic` (spec of Mosaic, stage 4).
 
@@ -36,19 +40,27 @@ def class_experts(
       label_count: [C, K], samples of class k at client i.
       model: the global model, which stands in for the expert of a class that no
         client holds.
+      share: 1 where a client [C, ...] holds the network, 0 elsewhere, as in
+        `submodel.Part`; None: all hold all. Each parameter is then averaged over the
+        clients that hold it, and the global one stands in where none does.
 
     Returns:
       Experts with leaves [K, ...].
     """
     count = jnp.asarray(label_count, jnp.float32)
     present = jnp.sum(count, axis=0) > 0
-    experts = [
-        trees.select(
-            present[k],
-            # A column of zeros would divide by zero before it is replaced.
-            federated_average(client_model, count[:, k] + ~present[k]),
-            model,
+
+    def average(weight: Array) -> ModelState:
+        mean = federated_average(client_model, weight)
+        if share is None:
+            return mean
+        return submodel.merge(
+            submodel.Part(mean, federated_average(share, weight)), model
         )
+
+    experts = [
+        # A column of zeros would divide by zero before it is replaced.
+        trees.select(present[k], average(count[:, k] + ~present[k]), model)
         for k in range(count.shape[1])
     ]
     return Experts(model=trees.stack(experts), present=present)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from mosaic_jax import models
@@ -61,6 +62,13 @@ class Classifier:
     def head(self, model: ModelState, features: Array) -> Array:
         """Logits [B, K] of features [B, F]."""
         return self.module.apply(model.variables, features, method="head")
+
+    def flops(self, image_shape: tuple[int, int, int]) -> float:
+        """Floating-point operations of one image's logits, as XLA counts them."""
+        model = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        cost = jax.jit(self.logits).lower(model, image).cost_analysis()
+        return float(cost["flops"])
 
     def normalise(self, image: Array) -> Array:
         """Signed images to zero mean and unit deviation of the data set."""

@@ -40,7 +40,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage
 _log = logging.getLogger(__name__)
 
 # Raised when the same settings give another result; it enters every fingerprint.
-FORMAT = 3
+FORMAT = 4
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "round_state": dict,
@@ -112,7 +112,7 @@ class Experiment:
                 raise errors.ConfigError(f"--reuse_from = {path}: no run directory")
         _check_same_study(self.workdir, config)
         self.data = federated.load(config.data, config.seed)
-        _check_fits(config, self.data)
+        _check_fits(config, self.data, self.algorithm)
         self.classifier = build_classifier(config, self.data.info)
         devices = parallel.first_devices(config.compute.devices)
         if config.compute.seeds_at_once > 1 < len(devices):
@@ -136,7 +136,11 @@ class Experiment:
     def _placed(self) -> dict[str, types.Tree]:
         """The data on the devices, as a `Context` names them."""
         # Where a client may run on any device, each must hold all images.
-        anywhere = self._state_on_host or self.settings.init.clients_per_round > 0
+        anywhere = (
+            self._state_on_host
+            or self.algorithm.partial
+            or self.settings.init.clients_per_round > 0
+        )
         return {
             "clients": self._axis.place(self.data.clients, whole=anywhere),
             "held_out": self._axis.replicate(self.data.held_out),
@@ -507,6 +511,7 @@ def build_classifier(config: settings.Settings, info: Info) -> Classifier:
         dtype=config.model.dtype,
         lowering=config.compute.convolution,
         norm=config.model.norm,
+        rate=config.model.rate,
     )
     return Classifier(module, info.mean, info.std)
 
@@ -535,7 +540,21 @@ def _check_same_study(workdir: pathlib.Path, config: settings.Settings) -> None:
                 )
 
 
-def _check_fits(config: settings.Settings, data: federated.StudyData) -> None:
+def _check_fits(
+    config: settings.Settings,
+    data: federated.StudyData,
+    algorithm: algorithms.Algorithm,
+) -> None:
+    if algorithm.partial and config.model.norm != "batch":
+        raise errors.ConfigError(
+            f"model.norm = {config.model.norm!r}: must be batch for init.method ="
+            f" {config.init.method!r}, whose clients lack channels of a group"
+        )
+    if algorithm.partial and config.model.rate != 1:
+        raise errors.ConfigError(
+            f"model.rate = {config.model.rate}: must be 1 for init.method ="
+            f" {config.init.method!r}: budgets say what clients hold"
+        )
     num_classes = data.info.num_classes
     if config.meta.gate_experts > num_classes:
         raise errors.ConfigError(

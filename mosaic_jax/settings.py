@@ -67,6 +67,14 @@ def anything() -> Any:
     return _field("any", lambda _: True)
 
 
+def _is_rates(value: tuple) -> bool:
+    return len(value) > 0 and all(type(x) in (int, float) and 0 < x <= 1 for x in value)
+
+
+def _is_shares(value: tuple) -> bool:
+    return all(type(x) in (int, float) and x >= 0 for x in value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Data set and its split over clients."""
@@ -89,6 +97,7 @@ class Model:
     width: int = at_least(1)
     norm: str = one_of(*NORMS)
     dtype: str = one_of(*DTYPES)
+    rate: float = _field("in (0, 1]", lambda x: 0 < x <= 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +117,39 @@ class Init:
     method: str = anything()
     rounds: int = at_least(1)
     clients_per_round: int = at_least(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgets:
+    """How much of the network each client holds, where `init.method` cuts it."""
+
+    rule: str = one_of("list", "shares", "formula")
+    rates: tuple = _field("numbers in (0, 1], at least one", _is_rates)
+    shares: tuple = _field("numbers >= 0", _is_shares)
+    rho: float = at_least(0)
+    sigma: int = at_least(0)
+
+    def of_clients(self, num_clients: int) -> tuple[float, ...]:
+        """The rate of each client: the share of every hidden layer's channels it holds.
+
+        "list": `rates` in turn; "shares": a part `shares[j]` of the clients holds
+        `rates[j]`, the first clients the first of them; "formula": `2^-min(sigma,
+        floor(rho i / N))` of client i = 1, ..., N (Luo et al., 2023).
+        """
+        if self.rule == "list":
+            turns = range(num_clients)
+            return tuple(float(self.rates[i % len(self.rates)]) for i in turns)
+        if self.rule == "formula":
+            halvings = (
+                min(self.sigma, math.floor(self.rho * i / num_clients))
+                for i in range(1, num_clients + 1)
+            )
+            return tuple(0.5**count for count in halvings)
+        total, bound, result = sum(self.shares), 0.0, []
+        for rate, share in zip(self.rates, self.shares, strict=True):
+            bound += share / total * num_clients
+            result += [float(rate)] * (round(bound) - len(result))
+        return tuple(result)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +292,7 @@ class Settings:
     model: Model = anything()
     local: Local = anything()
     init: Init = anything()
+    budgets: Budgets = anything()
     server: Server = anything()
     methods: dict = anything()
     generators: Generators = anything()
@@ -402,6 +445,14 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"generators.inversion_weight = {generators.inversion_weight}: must be 0"
             " for model.norm = 'group', which has no statistics to match"
+        )
+    budgets = settings.budgets
+    if budgets.rule == "shares" and (
+        len(budgets.shares) != len(budgets.rates) or sum(budgets.shares) <= 0
+    ):
+        problems.append(
+            f"budgets.shares = {budgets.shares}: must be {len(budgets.rates)} numbers,"
+            " one for each of budgets.rates, and not all 0"
         )
     if settings.distill.source == "validation" and settings.data.validation == 0:
         problems.append(

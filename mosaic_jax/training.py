@@ -9,11 +9,13 @@ import optax
 from mosaic_jax import losses, prng
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
-from mosaic_jax.types import Array, Batch, Client, LabelledImages, ModelState
+from mosaic_jax.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 
 # (logits [B, K]) -> logits, and (params) -> scalar added to the loss.
 LogitsHook = Callable[[Array], Array]
 PenaltyHook = Callable[[dict], Array]
+# (running statistics before a step, after it, number of the step) -> statistics.
+StatisticsHook = Callable[[Tree, Tree, Array], Tree]
 
 
 def sgd(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
@@ -110,21 +112,24 @@ def local_training(
     model: ModelState,
     batch_at: Callable[[Array], Batch],
     num_steps: int | Array,
+    statistics: StatisticsHook = lambda old, new, step: new,
     **hooks: LogitsHook | PenaltyHook,
 ) -> tuple[ModelState, Array]:
     """`num_steps` steps of one client from a fresh optimiser, and the mean loss.
 
     Args:
       batch_at: the batch of local step 0, 1, ...
+      statistics: what becomes of the running statistics after each step.
       hooks: `adjust_logits` and `penalty` of `sgd_step`.
     """
 
     def body(step, carry):
-        model, opt_state, total = carry
+        old, opt_state, total = carry
         model, opt_state, loss = sgd_step(
-            classifier, tx, model, opt_state, batch_at(step), **hooks
+            classifier, tx, old, opt_state, batch_at(step), **hooks
         )
-        return model, opt_state, total + loss
+        kept = statistics(old.batch_stats, model.batch_stats, step)
+        return model.replace(batch_stats=kept), opt_state, total + loss
 
     start = (model, tx.init(model.params), jnp.zeros(()))
     model, _, total = jax.lax.fori_loop(0, num_steps, body, start)

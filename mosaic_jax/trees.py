@@ -27,6 +27,11 @@ def broadcast(tree: Tree, size: int) -> Tree:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), tree)
 
 
+def add(a: Tree, b: Tree) -> Tree:
+    """Leaf-wise sum."""
+    return jax.tree.map(jnp.add, a, b)
+
+
 def select(condition: Array, on_true: Tree, on_false: Tree) -> Tree:
     """Leaf-wise choice between two trees by one scalar condition."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), on_true, on_false)
@@ -44,6 +49,11 @@ def weighted_mean(tree: Tree, weight: Array) -> Tree:
         return jnp.sum(jnp.where(w > 0, w * leaf, 0), axis=0)
 
     return jax.tree.map(mean, tree)
+
+
+def num_entries(tree: Tree) -> int:
+    """Numbers that the leaves hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
 def num_bytes(tree: Tree) -> int:

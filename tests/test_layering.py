@@ -9,9 +9,9 @@ ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "methods", "types"},
     {"trees", "prng", "losses", "gating", "schedule"},
-    {"aggregation", "settings"},
+    {"settings"},
     {"models", "data", "tracking", "checkpoint", "environment"},
-    {"parallel", "classifier", "prototypes", "evaluation", "loop"},
+    {"aggregation", "parallel", "classifier", "prototypes", "evaluation", "loop"},
     {"training", "gan"},
     {"algorithms", "distillation"},
     {"memory"},

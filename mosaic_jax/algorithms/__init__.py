@@ -4,9 +4,12 @@ from mosaic_jax import errors, settings
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.algorithms.fedavg import FedAvg
 from mosaic_jax.algorithms.fedbn import FedBN
+from mosaic_jax.algorithms.feddropout import FedDropout
 from mosaic_jax.algorithms.feddyn import FedDyn
 from mosaic_jax.algorithms.fedprox import FedProx
+from mosaic_jax.algorithms.fedrolex import FedRolex
 from mosaic_jax.algorithms.fedrs import FedRS
+from mosaic_jax.algorithms.heterofl import HeteroFL
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedavg": FedAvg,
@@ -14,6 +17,9 @@ ALGORITHMS: dict[str, type[Algorithm]] = {
     "fedbn": FedBN,
     "fedrs": FedRS,
     "feddyn": FedDyn,
+    "heterofl": HeteroFL,
+    "fedrolex": FedRolex,
+    "feddropout": FedDropout,
 }
 
 

@@ -19,6 +19,10 @@ class Algorithm:
 
     # Clients keep a model of their own, to be judged beside the global one.
     personal = False
+    # Clients hold parts of the network, by `channels` and `config.budgets`.
+    partial = False
+    # Their activations are scaled up in training by the inverse of their rate.
+    scaler = False
 
     def init_server(self, model: ModelState) -> Tree:
         """State that the server keeps across rounds."""
@@ -29,6 +33,23 @@ class Algorithm:
         """State that one client keeps across rounds."""
         del model
         return {}
+
+    def channels(self, key: Array, number: Array, width: int, kept: int) -> Array:
+        """The `kept` channels [kept] of `width` that a client holds in round `number`.
+
+        Only of algorithms that are `partial`. `key` is that of the study, the client
+        and the layer.
+        """
+        raise NotImplementedError
+
+    def present(self, label_count: Array) -> Array | None:
+        """Classes [K] bool whose rows of the classifier a client trains; None: all."""
+        del label_count
+        return None
+
+    def weight(self, size: Array) -> Array:
+        """Weights of clients with `size` images in every mean over clients."""
+        return size
 
     def receive(self, model: ModelState, client_state: Tree) -> ModelState:
         """The model that a client starts from, given the global `model`."""
@@ -47,6 +68,14 @@ class Algorithm:
         """[] float32 added to the local loss."""
         del params, global_params, client_state
         return jnp.zeros(())
+
+    def batch_stats(self, old: Tree, new: Tree, step: Array) -> Tree:
+        """Running statistics after local step `step` = 0, 1, ...
+
+        `old` are those before it and `new` those that batch-norm makes of them.
+        """
+        del old, step
+        return new
 
     def upload(
         self, model: ModelState, local: ModelState, client_state: Tree

@@ -8,7 +8,14 @@ Module = nn.Module
 
 
 def build_classifier(
-    name: str, num_classes: int, *, width: int, dtype: str, lowering: str, norm: str
+    name: str,
+    num_classes: int,
+    *,
+    width: int,
+    dtype: str,
+    lowering: str,
+    norm: str,
+    rate: float,
 ) -> Module:
     """The classifier called `name`, a key of `resnet.DEPTHS`."""
-    return resnet.ResNet(num_classes, name, width, dtype, lowering, norm)
+    return resnet.ResNet(num_classes, name, width, dtype, lowering, norm, rate)

@@ -3,9 +3,12 @@
 The published pair is the 32 pixel one; the others drop or add one doubling.
 """
 
+import itertools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mosaic_jax.models import submodel
 from mosaic_jax.models.conv import Conv, ConvTranspose
 from mosaic_jax.models.norm import BatchNorm
 from mosaic_jax.types import Array
@@ -39,13 +42,28 @@ class Generator(nn.Module):
 
     def setup(self) -> None:
         """4 x 4 from noise, doublings, a 1 x 1 output layer."""
-        count = doublings(self.image_size)
-        widths = [self.width * 2 ** (count - i) for i in range(count + 1)]
+        widths = list(self.widths.values())
         self.convs = [ConvTranspose(widths[0], 4, 1, 0, NORMAL, self.lowering)] + [
             ConvTranspose(width, 4, 2, 1, NORMAL, self.lowering) for width in widths[1:]
         ]
         self.norms = [batch_norm() for _ in widths]
         self.out = ConvTranspose(self.channels, 1, 1, 0, NORMAL, self.lowering)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each channel space; see `submodel`."""
+        count = doublings(self.image_size)
+        return {f"map{i}": self.width * 2 ** (count - i) for i in range(count + 1)}
+
+    @property
+    def spaces(self) -> submodel.Spaces:
+        """Channel spaces of each layer; kernels here are [k, k, out, in]."""
+        names = [None, *self.widths]
+        layers = {}
+        for i, (into, out) in enumerate(itertools.pairwise(names)):
+            layers[f"convs_{i}"] = (out, into)
+            layers[f"norms_{i}"] = (None, out)
+        return layers | {"out": (None, names[-1])}
 
     def __call__(self, z: Array, *, train: bool) -> Array:
         """Images of noise `z` [B, nz] float32, standard normal."""
@@ -69,10 +87,27 @@ class Discriminator(nn.Module):
 
     def setup(self) -> None:
         """Halvings down to 2 x 2, then one number."""
-        widths = [self.width * 2**i for i in range(doublings(self.image_size) + 1)]
+        widths = list(self.widths.values())
         self.convs = [Conv(width, 4, 2, 1, NORMAL, self.lowering) for width in widths]
         self.norms = [batch_norm() for _ in widths[1:]]
         self.out = Conv(1, 2, 2, 0, NORMAL, self.lowering)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each channel space; see `submodel`."""
+        count = doublings(self.image_size)
+        return {f"map{i}": self.width * 2**i for i in range(count + 1)}
+
+    @property
+    def spaces(self) -> submodel.Spaces:
+        """Channel spaces of each layer; the first has no batch-norm."""
+        names = [None, *self.widths]
+        layers = {}
+        for i, (into, out) in enumerate(itertools.pairwise(names)):
+            layers[f"convs_{i}"] = (into, out)
+            layers[f"norms_{i - 1}"] = (None, out)
+        del layers["norms_-1"]
+        return layers | {"out": (names[-1], None)}
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Logits [B] of `x` [B, image_size, image_size, channels]."""

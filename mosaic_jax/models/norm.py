@@ -84,6 +84,18 @@ class GroupNorm(nn.Module):
         return (centred * (inverse * scale) + bias).astype(dtype)
 
 
+def cumulative(old: Array, new: Array, step: Array) -> Array:
+    """The plain mean of a statistic over batches 0 to `step`.
+
+    Args:
+      old: the mean over the batches before; read from batch 1 on.
+      new: what `BatchNorm` blends `old` and this batch's statistic to.
+      step: [] int32.
+    """
+    latest = old + (new - old) / (1 - BatchNorm.decay)
+    return old + (latest - old) / (step + 1)
+
+
 NORMS = {"batch": BatchNorm, "group": GroupNorm}
 
 

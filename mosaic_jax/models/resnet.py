@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax.models import submodel
 from mosaic_jax.models.conv import Conv
 from mosaic_jax.models.norm import NORMS
 from mosaic_jax.types import Array
@@ -49,18 +50,24 @@ class Linear(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block; `bottleneck` is 1x1, 3x3, 1x1 with expansion 4, else 3x3, 3x3."""
+    """Residual block; `bottleneck` is 1x1, 3x3, 1x1, else 3x3, 3x3.
+
+    `width` inside, `out` at the end; the convolutions' outputs are multiplied by
+    `scale` in training.
+    """
 
     width: int
+    out: int
     stride: int
     bottleneck: bool
     project: bool
     lowering: str = "auto"
     norm: str = "batch"
+    scale: float = 1.0
 
     def setup(self) -> None:
         """Name the layers as the published state dicts do."""
-        out = self.width * (4 if self.bottleneck else 1)
+        out = self.out
         if self.bottleneck:
             self.conv1 = conv(self.width, 1, lowering=self.lowering)
             self.conv2 = conv(self.width, 3, self.stride, lowering=self.lowering)
@@ -77,12 +84,14 @@ class Block(nn.Module):
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """[B, H, W, in] to [B, H/stride, W/stride, out]."""
-        h = nn.relu(self.bn1(self.conv1(x), train=train, mask=mask))
-        h = self.bn2(self.conv2(h), train=train, mask=mask)
+        scale = self.scale if train else 1.0
+        h = nn.relu(self.bn1(self.conv1(x) * scale, train=train, mask=mask))
+        h = self.bn2(self.conv2(h) * scale, train=train, mask=mask)
         if self.bottleneck:
-            h = self.bn3(self.conv3(nn.relu(h)), train=train, mask=mask)
+            h = self.bn3(self.conv3(nn.relu(h)) * scale, train=train, mask=mask)
         if self.project:
-            x = self.shortcut_bn(self.shortcut_conv(x), train=train, mask=mask)
+            x = self.shortcut_conv(x) * scale
+            x = self.shortcut_bn(x, train=train, mask=mask)
         return nn.relu(h + x)
 
 
@@ -96,6 +105,8 @@ class ResNet(nn.Module):
       dtype: of activations; parameters, moments and logits are float32.
       lowering: of convolutions, one of `conv.LOWERINGS`.
       norm: a key of `norm.NORMS`.
+      rate: share of the channels of every hidden layer that are there.
+      scale: of the convolutions' outputs in training.
     """
 
     num_classes: int
@@ -104,30 +115,90 @@ class ResNet(nn.Module):
     dtype: str = "float32"
     lowering: str = "auto"
     norm: str = "batch"
+    rate: float = 1.0
+    scale: float = 1.0
 
     def setup(self) -> None:
         """Stem, four groups of blocks, classifier."""
-        kind, counts = DEPTHS[self.depth]
-        bottleneck = kind == "bottleneck"
-        self.conv1 = conv(self.width, 3, lowering=self.lowering)
+        kept = {name: submodel.kept(n, self.rate) for name, n in self.widths.items()}
+        self.conv1 = conv(kept[self._stem], 3, lowering=self.lowering)
         self.bn1 = NORMS[self.norm]()
-        blocks, channels = {}, self.width
-        for group, count in enumerate(counts):
-            width = self.width * 2**group
-            out = width * (4 if bottleneck else 1)
-            for i in range(count):
-                stride = 2 if group > 0 and i == 0 else 1
-                project = stride != 1 or channels != out
-                shape = (width, stride, bottleneck, project)
-                block = Block(*shape, self.lowering, self.norm)
-                blocks[f"layer{group + 1}_{i}"] = block
-                channels = out
-        self.blocks = blocks
+        self.blocks = {
+            name: Block(
+                kept[f"{name}/1"],
+                kept[f"stream{group}"],
+                stride,
+                self._bottleneck,
+                project,
+                self.lowering,
+                self.norm,
+                self.scale,
+            )
+            for name, group, stride, project in self._plan()
+        }
         self.fc = Linear(self.num_classes)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of each channel space at rate 1.
+
+        A space is a set of channels that several layers share: "stream1" to "stream4"
+        run through the residual sums of a group, "BLOCK/1" (and "BLOCK/2" where the
+        block has three convolutions) lie within one block, "stem" before a first
+        block that projects.
+        """
+        wide = 4 if self._bottleneck else 1
+        widths = {self._stem: self.width}
+        for name, group, _, _ in self._plan():
+            inner = self.width * 2 ** (group - 1)
+            widths[f"stream{group}"] = inner * wide
+            widths[f"{name}/1"] = inner
+            if self._bottleneck:
+                widths[f"{name}/2"] = inner
+        return widths
+
+    @property
+    def spaces(self) -> submodel.Spaces:
+        """Channel spaces that go into and come out of each layer."""
+        found = {"conv1": (None, self._stem), "bn1": (None, self._stem)}
+        # A module in the dict `blocks` is called after both.
+        into = self._stem
+        for name, group, _, project in self._plan():
+            block, stream = f"blocks_{name}", f"stream{group}"
+            inner = [f"{name}/{i}" for i in range(1, 3 if self._bottleneck else 2)]
+            pairs = zip([into, *inner], [*inner, stream], strict=True)
+            for i, pair in enumerate(pairs, start=1):
+                found[f"{block}/conv{i}"] = found[f"{block}/bn{i}"] = pair
+            if project:
+                found[f"{block}/shortcut_conv"] = (into, stream)
+                found[f"{block}/shortcut_bn"] = (into, stream)
+            into = stream
+        return found | {"fc": (into, submodel.CLASSES)}
+
+    @property
+    def _bottleneck(self) -> bool:
+        return DEPTHS[self.depth][0] == "bottleneck"
+
+    @property
+    def _stem(self) -> str:
+        return "stem" if self._bottleneck else "stream1"
+
+    def _plan(self) -> list[tuple[str, int, int, bool]]:
+        """Name, group, stride, and whether the shortcut projects, of each block."""
+        return [
+            (
+                f"layer{group}_{i}",
+                group,
+                2 if group > 1 and i == 0 else 1,
+                i == 0 and (group > 1 or self._bottleneck),
+            )
+            for group, count in enumerate(DEPTHS[self.depth][1], start=1)
+            for i in range(count)
+        ]
 
     def features(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Pooled penultimate features [B, F] of normalised images `x` [B, H, W, D]."""
-        x = self.conv1(x.astype(self.dtype))
+        x = self.conv1(x.astype(self.dtype)) * (self.scale if train else 1.0)
         x = nn.relu(self.bn1(x, train=train, mask=mask))
         for block in self.blocks.values():
             x = block(x, train=train, mask=mask)

@@ -47,6 +47,13 @@ class Context:
     state_on_host: bool
     key: Array
 
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """What part of the network each client holds; empty: all of it."""
+        if not self.algorithm.partial:
+            return ()
+        return self.settings.budgets.of_clients(self.settings.data.num_clients)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:

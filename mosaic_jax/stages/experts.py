@@ -15,8 +15,9 @@ from mosaic_jax import (
     trees,
 )
 from mosaic_jax.loop import Run
+from mosaic_jax.models import submodel
 from mosaic_jax.settings import Settings, to_mapping
-from mosaic_jax.stages import local
+from mosaic_jax.stages import local, rounds
 from mosaic_jax.stages.base import Context, Outcome, Stage
 from mosaic_jax.types import (
     Array,
@@ -67,7 +68,10 @@ def _run_experts(
         )
         up["specialised_models"] = trees.num_bytes(client_models)
     experts = jax.jit(aggregation.class_experts)(
-        client_models, data.client.label_count, global_model
+        client_models,
+        data.client.label_count,
+        global_model,
+        _held(context, global_model) if context.rates else None,
     )
 
     @jax.jit
@@ -97,6 +101,13 @@ def _run_experts(
     )
 
 
+def _held(context: Context, global_model: ModelState) -> ModelState:
+    """What clients [C, ...] trained in the last round: 1 there, else 0."""
+    settings = context.settings
+    last = settings.init.rounds + settings.warmup.rounds - 1
+    return rounds.held_in(context, global_model, last)
+
+
 def _run_prototypes(
     context: Context,
     client_models: ModelState,
@@ -109,7 +120,8 @@ def _run_prototypes(
     clustered_by = client_models
     if config.space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
-    found = run(data, clustered_by, global_model, experts.model, context.key)
+    share = _held(context, global_model) if context.rates else None
+    found = run(data, clustered_by, share, global_model, experts.model, context.key)
     feature, gate_feature, held = jax.device_get(found)
     # Only clusters that exist are sent; which ones is known once they are computed.
     client, label, _ = np.nonzero(held)
@@ -122,6 +134,10 @@ def _run_prototypes(
     down = {}
     if config.space == "expert":
         down["experts"] = data.num_clients * trees.num_bytes(experts.model)
+        if context.rates:
+            each = trees.broadcast(global_model, data.num_clients)
+            sent = submodel.num_bytes(each, share)
+            down["experts"] = data.num_classes * sent
     sent = trees.num_bytes(result.feature) + trees.num_bytes(result.label)
     if context.settings.meta.gate != "none" and config.space != "global":
         sent += trees.num_bytes(result.gate_feature)
@@ -137,6 +153,7 @@ def client_prototypes(
     context: Context,
     data: FederatedDataset,
     clustered_by: ModelState,
+    share: ModelState | None,
     global_model: ModelState,
     expert_model: ModelState,
     key: Array,
@@ -145,7 +162,8 @@ def client_prototypes(
 
     Clusters are formed in the feature space of `clustered_by` (the client's own model
     or the global one). In the `expert` space the members' means are then taken in
-    every expert's features; otherwise in the same space.
+    every expert's features; otherwise in the same space. With `share`, 1 where each
+    client [C, ...] holds the network, clients run that part of every model.
 
     Returns:
       Centres [C, K, k, S, F], centres in the global model's space [C, K, k, F], and
@@ -154,18 +172,21 @@ def client_prototypes(
     config, classifier = context.settings.prototypes, context.classifier
     size = context.settings.evaluation.batch_size
 
-    def features(model: ModelState, image: Array) -> Array:
-        return evaluation.predict(
-            lambda x: classifier.features(model, x), image, batch_size=size
-        )
-
     def one(
         client: Client,
         model: ModelState,
+        share: ModelState | None,
         global_model: ModelState,
         expert_model: ModelState,
         images: LabelledImages,
     ):
+        def features(model: ModelState, image: Array) -> Array:
+            if share is not None:
+                model = submodel.within(model, share)
+            return evaluation.predict(
+                lambda x: classifier.features(model, x), image, batch_size=size
+            )
+
         rows = client.index
         mine = jnp.arange(len(rows)) < client.size
         image, label = images.image[rows], images.label[rows]
@@ -195,6 +216,7 @@ def client_prototypes(
         one,
         data.client,
         clustered_by,
+        share,
         shared=(global_model, expert_model),
         placed=(data.images,),
     )

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from clu import parameter_overview
 
 from mosaic_jax import (
     checkpoint,
@@ -16,8 +15,10 @@ from mosaic_jax import (
     training,
     trees,
 )
+from mosaic_jax.algorithms import ALGORITHMS
 from mosaic_jax.loop import Chunk, Run, Steps
 from mosaic_jax.settings import Local, Settings
+from mosaic_jax.stages import rounds as common
 from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
 from mosaic_jax.stages.rounds import HostRounds, Rounds
 from mosaic_jax.types import (
@@ -45,9 +46,7 @@ def init_stage(settings: Settings) -> Stage:
             first=0,
             keep_models=_keeps_models(settings),
         )
-        outcome.results["num_parameters"] = int(
-            parameter_overview.count_parameters(model.params)
-        )
+        outcome.results["num_parameters"] = trees.num_entries(model.params)
         # Label histograms travel once; experts and label shares need them.
         outcome.up["label_counts"] = context.data.label_count.size * 4
         return outcome
@@ -139,6 +138,9 @@ def _depends(settings: Settings, first: int, rounds: int, local: Local) -> dict:
         "method": settings.init.method,
         "fields": settings.methods.get(settings.init.method, {}),
         "clients_per_round": settings.init.clients_per_round,
+        "budgets": dataclasses.asdict(settings.budgets)
+        if ALGORITHMS[settings.init.method].partial
+        else {},
         "server": server,
         "server_fields": settings.methods.get(server, {}),
         "server_batch_norm": settings.server.batch_norm if server != "none" else "",
@@ -160,19 +162,8 @@ def _run_rounds(
     Where one stage ends and another begins changes no batch, no draw and no state.
     """
     settings = context.settings
-    every_round = settings.trains_every_round
-    program = Rounds(
-        classifier=context.classifier,
-        algorithm=context.algorithm,
-        local=local,
-        axis=context.axis,
-        augmentation=context.data.info.augmentation,
-        keep_models=keep_models,
-        clients_per_round=settings.init.clients_per_round,
-        server=context.server if every_round else None,
-        task=context.task,
-    )
-    key = prng.named(prng.root(settings.seed), "init")
+    program = common.build(context, local, keep_models=keep_models)
+    key = common.stream(settings)
     state = program.initial_state(model, key)
     if carried is not None:
         carried = checkpoint.restore_into(_carried(state), trees.flatten(carried))
@@ -184,17 +175,24 @@ def _run_rounds(
         )
     state = yield Steps(
         "round",
-        (_chunk_on_host if context.state_on_host else _chunk)(context, program, first),
-        (context.clients, context.held_out, key),
+        (_chunk_on_host if context.state_on_host else _chunk)(context, program),
+        (context.clients, context.held_out, key, jnp.asarray(first)),
         state,
         rounds,
         every=settings.evaluation.every,
         samples_per_step=program.clients_in_round * local.steps * local.batch_size,
         on_host=context.state_on_host,
     )
-    payload = rounds * program.clients_in_round * trees.num_bytes(model)
+    held = program.budgets(context.data.info.image_shape)
+    payload = rounds * sum(row["bytes"] * row["clients_per_round"] for row in held)
     artifacts = {"global_model": state.model, "round_state": _carried(state)}
     results = assess(context, context.classifier.logits, state.model)
+    if context.rates:
+        number = first + rounds - 1
+        results["budgets"] = held
+        results["rate_accuracy"] = _rate_accuracy(
+            context, program, state.model, key, number
+        )
     if first == 0:
         results |= _terms(context, model, key)
     if keep_models:
@@ -214,6 +212,30 @@ def _run_rounds(
         up={"models": payload},
         down={"models": payload},
     )
+
+
+def _rate_accuracy(
+    context: Context, program: Rounds, model: ModelState, key: Array, number: int
+) -> dict[str, float]:
+    """Test accuracy of the parts of the global model that clients of each rate hold.
+
+    Of the first client of each rate, with what it held in round `number`.
+    """
+    client = context.clients.client
+
+    def logits(args: Tree, image: Array) -> dict[str, Array]:
+        model, client, key = args
+        return {
+            str(group.rate): context.classifier.logits(
+                program.part(model, trees.take(client, i), key, number, group.rate),
+                image,
+            )
+            for group in program.groups
+            for i in group.members[:1]
+        }
+
+    found = assess(context, logits, (model, client, key))
+    return {rate: row["test_accuracy"] for rate, row in found.items()}
 
 
 def _terms(context: Context, model: ModelState, key: Array) -> dict[str, str]:
@@ -248,11 +270,14 @@ def _carried(state: ServerState) -> Tree:
     }
 
 
-def _chunk(context: Context, program: Rounds, offset: int) -> Chunk:
-    """Rounds and an evaluation, one program; metrics are those of the last round."""
+def _chunk(context: Context, program: Rounds) -> Chunk:
+    """Rounds and an evaluation, one program; metrics are those of the last round.
+
+    The number of the stage's first round is an argument: stages share the program.
+    """
 
     def chunk(args: Tree, state: ServerState, first: Array, end: Array):
-        data, held_out, key = args
+        data, held_out, key, offset = args
 
         def body(number: Array, carry: Tree) -> Tree:
             state, loss, metrics = program.run(data, key, carry[0], offset + number)
@@ -266,15 +291,15 @@ def _chunk(context: Context, program: Rounds, offset: int) -> Chunk:
     return chunk
 
 
-def _chunk_on_host(context: Context, program: Rounds, offset: int) -> Chunk:
+def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
     """The same where clients' states do not fit on the devices."""
     on_host = HostRounds(program)
     evaluate = jax.jit(functools.partial(_accuracies, context))
 
     def chunk(args: Tree, state: ServerState, first: int, end: int):
-        data, held_out, key = args
+        data, held_out, key, offset = args
         for number in range(first, end):
-            state, loss, metrics = on_host.run(data, key, state, offset + number)
+            state, loss, metrics = on_host.run(data, key, state, int(offset) + number)
         found = evaluate(state.model, held_out)
         return state, {"loss": loss.mean(), **metrics, **found}
 

@@ -1,19 +1,20 @@
 """Stage 2: each client trains a GAN on its own images and sends the generator."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import gan, parallel, prng, training, trees
+from mosaic_jax import gan, models, parallel, prng, training, trees
 from mosaic_jax.data import augment
 from mosaic_jax.loop import Run
+from mosaic_jax.models import submodel
 from mosaic_jax.settings import Settings, to_mapping
-from mosaic_jax.stages import local
+from mosaic_jax.stages import local, rounds
 from mosaic_jax.stages.base import Context, Outcome, Stage
-from mosaic_jax.types import Array, Generators, ModelState, Tree
+from mosaic_jax.types import Array, GanState, Generators, ModelState, Tree
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +79,10 @@ def _run(
     steps = num_steps(config.epochs, config.steps, sizes, config.batch_size)
     state = yield from _train(context, model_gan, client_models, global_model, steps)
     generators = state.average if config.ema_decay else state.generator
+    sent = trees.num_bytes(generators)
+    if context.rates:
+        share = _held(model_gan.generator, generators, context.rates)
+        sent = submodel.num_bytes(generators, share)
 
     @jax.jit
     def deviations(generators: ModelState, key: Array) -> Array:
@@ -95,7 +100,7 @@ def _run(
             "collapsed_clients": collapsed,
             "padding_waste": _padding_waste(context, steps),
         },
-        up={"generators": trees.num_bytes(generators)},
+        up={"generators": sent},
     )
 
 
@@ -118,14 +123,22 @@ def _train(
     steps: np.ndarray,
 ) -> Run:
     config, data = context.settings.generators, context.clients
+    networks = _init_each(context, "networks", model_gan.init)
+    share = None
+    if context.rates:
+        networks = _narrow(model_gan, networks, context.rates)
+        share = rounds.held_in(context, global_model, context.settings.init.rounds - 1)
     each = (
         client_models,
         class_shares(data.client.label_count, config.diversity_target),
         data.client.size < config.inversion_below,
+        share,
     )
 
     def step(state, number, client, each, global_model, images, key):
-        client_model, class_share, inverts = each
+        client_model, class_share, inverts, share = each
+        if share is not None:
+            global_model = submodel.within(global_model, share)
         batch = training.client_batch(
             client,
             images,
@@ -149,7 +162,7 @@ def _train(
         context,
         "gan",
         step,
-        _init_each(context, "networks", model_gan.init),
+        networks,
         steps,
         key=context.key,
         batch_size=config.batch_size,
@@ -158,14 +171,45 @@ def _train(
     )
 
 
+def _narrow(model_gan: gan.Gan, networks: GanState, rates: Sequence[float]) -> GanState:
+    """The networks [C, ...] with the first channels only, by each client's rate.
+
+    What is zero stays zero: these are networks of the size that each client affords.
+    """
+
+    def cut(module: models.Module, model: ModelState) -> ModelState:
+        return submodel.within(model, _held(module, model, rates))
+
+    generator, discriminator = model_gan.generator, model_gan.discriminator
+    return networks.replace(
+        generator=cut(generator, networks.generator),
+        discriminator=cut(discriminator, networks.discriminator),
+        average=cut(generator, networks.average),
+    )
+
+
+def _held(
+    module: models.Module, model: ModelState, rates: Sequence[float]
+) -> ModelState:
+    """1 where clients hold networks `model` [C, ...] of `module`, else 0."""
+    masks = submodel.first_channels(module.widths, rates)
+    return jax.vmap(lambda model, masks: submodel.held(model, module.spaces, masks))(
+        model, masks
+    )
+
+
 def _fresh_classifiers(context: Context) -> Run:
     """Train a new classifier per client on its own images."""
+    fresh = _init_each(context, "fresh", context.classifier.init)
+    if context.rates:
+        share = rounds.held_in(context, trees.take(fresh, 0), 0)
+        fresh = submodel.within(fresh, share)
     epochs = context.settings.generators.classifier_epochs
     sizes = context.data.clients.client.size
     return local.train(
         context,
         "classifier",
-        _init_each(context, "fresh", context.classifier.init),
+        fresh,
         num_steps(epochs, 0, sizes, context.settings.local.batch_size),
         key=prng.named(context.key, "fresh"),
     )

@@ -1,16 +1,20 @@
 """Federated rounds: who takes part, local training, aggregation, server training."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import aggregation, parallel, prng, training, trees
+from mosaic_jax import aggregation, errors, parallel, prng, training, trees
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.distillation.base import ServerTraining, Task
-from mosaic_jax.settings import Local
+from mosaic_jax.models import submodel
+from mosaic_jax.settings import Local, Settings
+from mosaic_jax.stages.base import Context
 from mosaic_jax.types import (
     Array,
     Client,
@@ -26,6 +30,14 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Group:
+    """Clients `members` [m] int that hold networks of the same `rate`."""
+
+    rate: float
+    members: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Rounds:
     """All that rounds of one study have in common.
 
@@ -36,9 +48,13 @@ class Rounds:
       axis: where clients run.
       augmentation: of their images.
       keep_models: clients' trained models enter the state.
-      clients_per_round: drawn anew each round; 0: all of them. If fewer, `axis.place`
-        must have put whole images on every device.
+      clients_per_round: drawn anew each round; 0: all of them.
       server: trains the aggregate, on `task`; None: nobody does.
+      rates: of each client, where the algorithm is partial, else empty. Clients of one
+        rate are a group: batched together, as networks of their own size.
+
+    Where not everyone takes part or rates differ, `axis.place` must have put whole
+    images on every device.
     """
 
     classifier: Classifier
@@ -50,6 +66,20 @@ class Rounds:
     clients_per_round: int = 0
     server: ServerTraining | None = None
     task: Task | None = None
+    rates: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that every group has clients in every round.
+
+        Raises:
+          ConfigError: a group has none.
+        """
+        for group, count in zip(self.groups, self.counts, strict=True):
+            if not count:
+                raise errors.ConfigError(
+                    f"init.clients_per_round = {self.clients_per_round}: must be"
+                    f" larger: no client of rate {group.rate} would take part"
+                )
 
     def initial_state(self, model: ModelState, key: Array) -> ServerState:
         """State before the first round."""
@@ -74,28 +104,59 @@ class Rounds:
           The state, the mean loss of each client that took part [m], metrics of the
           server's training.
         """
-        axis, client, client_state = self.axis, data.client, state.client
-        if self._partial:
-            who = self.participants(key, number)
-            axis = self.axis.of(len(who))
-            client, client_state = trees.take((client, client_state), who)
-        each, loss, taught, upload = self.clients(
-            axis, data, key, state.model, client, client_state, number
+        everyone = len(self.groups) == 1 and not self._some
+        participants = self.participants(key, number)
+        total = self.total_weight(data, participants)
+        parts = []
+        for group, who in zip(self.groups, participants, strict=True):
+            axis, client, client_state = self.axis, data.client, state.client
+            if not everyone:
+                axis = self.axis.of(len(who))
+                client, client_state = trees.take((client, client_state), who)
+            parts.append(
+                self.clients(
+                    axis,
+                    data,
+                    key,
+                    state.model,
+                    client,
+                    client_state,
+                    number,
+                    total,
+                    group.rate,
+                )
+            )
+        each, loss, taught = jax.tree.map(
+            lambda *leaves: jnp.concatenate(leaves), *[part[:3] for part in parts]
         )
-        if self._partial:
+        upload = functools.reduce(trees.add, [part[3] for part in parts])
+        if not everyone:
+            who = jnp.concatenate(participants)
             old = (state.client, state.client_model)
             each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
         state = state.replace(client=each[0], client_model=each[1])
         state, metrics = self.finish(state, upload, taught, key, number)
         return state, loss, metrics
 
-    def participants(self, key: Array, number: Array) -> Array:
-        """Clients [m] of round `number`, in ascending order."""
-        if not self._partial:
-            return jnp.arange(self.axis.num_clients)
+    @functools.cached_property
+    def groups(self) -> list[Group]:
+        """Clients that hold networks of one size; the largest first."""
+        count = self.axis.num_clients
+        rates = np.array(self.rates or [1.0] * count)
+        found = sorted(set(rates.tolist()), reverse=True)
+        return [Group(rate, np.flatnonzero(rates == rate)) for rate in found]
+
+    def participants(self, key: Array, number: Array) -> list[Array]:
+        """Clients of round `number`, of each group, in ascending order."""
+        if not self._some:
+            return [jnp.asarray(group.members) for group in self.groups]
         draw = prng.at(prng.named(key, "participants"), number)
-        order = jax.random.permutation(draw, self.axis.num_clients)
-        return jnp.sort(order[: self.clients_per_round])
+        return [
+            jnp.sort(jax.random.permutation(prng.at(draw, i), group.members)[:count])
+            for i, (group, count) in enumerate(
+                zip(self.groups, self.counts, strict=True)
+            )
+        ]
 
     @property
     def clients_in_round(self) -> int:
@@ -103,8 +164,20 @@ class Rounds:
         return self.clients_per_round or self.axis.num_clients
 
     @property
-    def _partial(self) -> bool:
+    def counts(self) -> list[int]:
+        """How many of each group take part: its share, rounded along the groups."""
+        share = self.clients_in_round / self.axis.num_clients
+        ends = np.cumsum([len(group.members) for group in self.groups]) * share
+        return np.diff(np.rint(ends).astype(int), prepend=0).tolist()
+
+    @property
+    def _some(self) -> bool:
         return self.clients_in_round < self.axis.num_clients
+
+    def total_weight(self, data: FederatedDataset, participants: list[Array]) -> Array:
+        """[] float32, of those who take part."""
+        weight = self.algorithm.weight(data.client.size)
+        return sum(jnp.sum(weight[who]) for who in participants)
 
     def clients(
         self,
@@ -115,15 +188,17 @@ class Rounds:
         client: Client,
         client_state: Tree,
         number: Array,
-        total: Array | None = None,
+        total: Array,
+        rate: float = 1.0,
     ) -> tuple[tuple[Tree, Tree], Array, Tree, Tree]:
-        """What the clients [m, ...] do; `total` images count, by default all of theirs.
+        """What clients [m, ...] of one group do, who are part of the weight `total`.
 
         Returns:
           Their states and kept models, losses [m], what the server's training reads of
-          each, and the mean upload.
+          each, and their part of the mean upload. Models and uploads are wide.
         """
-        total = jnp.sum(client.size) if total is None else total
+        partial = self.algorithm.partial
+        narrow = self.narrow(rate)
 
         def update(
             client: Client,
@@ -131,16 +206,27 @@ class Rounds:
             shared: Tree,
             images: LabelledImages,
         ) -> tuple[Tree, Tree]:
-            model, key, number, total = shared
+            whole, key, number, total = shared
+            channels = self.channels(key, number, client.number, rate)
+            model = submodel.cut(whole, self._spaces, channels) if channels else whole
             trained, loss = self._train(
-                client, client_state, model, images, key, number
+                narrow, client, client_state, model, images, key, number
             )
             upload, client_state = self.algorithm.upload(model, trained, client_state)
+            if channels:
+                trained, upload = (
+                    submodel.paste(tree, self._spaces, channels, self._widths)
+                    for tree in (trained, upload)
+                )
+            if partial:
+                share = self.held(whole, client, key, number, rate)
+                upload = submodel.Part(submodel.within(upload, share), share)
             kept = trained if self.keep_models else ()
             taught = ()
             if self.server is not None:
                 taught = trained, self._used(client, images.label, key, number)
-            weighted = aggregation.weighted(upload, client.size / total)
+            weight = self.algorithm.weight(client.size) / total
+            weighted = aggregation.weighted(upload, weight)
             return ((client_state, kept), loss, taught), weighted
 
         (each, loss, taught), mean_upload = axis.map_and_sum(
@@ -152,8 +238,90 @@ class Rounds:
         )
         return each, loss, taught, mean_upload
 
+    def narrow(self, rate: float) -> Classifier:
+        """The classifier that a client at `rate` trains."""
+        if rate == 1.0:
+            return self.classifier
+        scale = 1 / rate if self.algorithm.scaler else 1.0
+        module = self.classifier.module.clone(rate=rate, scale=scale)
+        return dataclasses.replace(self.classifier, module=module)
+
+    def channels(
+        self, key: Array, number: Array, client: Array, rate: float
+    ) -> submodel.Channels:
+        """What client number `client` at `rate` holds in round `number`."""
+        result = {}
+        for space, width in self._widths.items() if rate < 1 else ():
+            count = submodel.kept(width, rate)
+            draw = prng.at(
+                prng.named(prng.named(key, "channels"), space), number, client
+            )
+            if count < width:
+                result[space] = self.algorithm.channels(draw, number, width, count)
+        return result
+
+    def part(
+        self, model: ModelState, client: Client, key: Array, number: Array, rate: float
+    ) -> ModelState:
+        """What one client holds of the wide `model` in round `number`, among zeros."""
+        if rate == 1:
+            return model
+        return submodel.within(model, self.held(model, client, key, number, rate))
+
+    def budgets(self, image_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
+        """What a client of each group holds and sends."""
+        rows = []
+        for group, count in zip(self.groups, self.counts, strict=True):
+            narrow = self.narrow(group.rate)
+            init = functools.partial(narrow.init, image_shape=image_shape)
+            model = jax.eval_shape(init, prng.root(0))
+            rows.append(
+                {
+                    "rate": group.rate,
+                    "clients": group.members.tolist(),
+                    "clients_per_round": count,
+                    "num_parameters": trees.num_entries(model.params),
+                    "bytes": trees.num_bytes(model),
+                    "flops": narrow.flops(image_shape) if self.rates else 0.0,
+                }
+            )
+        return rows
+
+    def held(
+        self, model: ModelState, client: Client, key: Array, number: Array, rate: float
+    ) -> ModelState:
+        """1 where one client holds the wide `model` in round `number`, else 0."""
+        channels = self.channels(key, number, client.number, rate)
+        masks = submodel.masks(channels, self._widths)
+        present = self.algorithm.present(client.label_count)
+        if present is not None:
+            masks[submodel.CLASSES] = present.astype(jnp.float32)
+        return submodel.held(model, self._spaces, masks)
+
+    def held_by_all(
+        self, model: ModelState, client: Client, key: Array, number: Array
+    ) -> ModelState:
+        """`held` of every client [C, ...], in their order."""
+        parts = [
+            jax.vmap(
+                lambda one, rate=group.rate: self.held(model, one, key, number, rate)
+            )(trees.take(client, group.members))
+            for group in self.groups
+        ]
+        order = np.argsort(np.concatenate([group.members for group in self.groups]))
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
+
+    @property
+    def _spaces(self) -> submodel.Spaces:
+        return self.classifier.module.spaces
+
+    @property
+    def _widths(self) -> dict[str, int]:
+        return self.classifier.module.widths
+
     def _train(
         self,
+        classifier: Classifier,
         client: Client,
         client_state: Tree,
         model: ModelState,
@@ -175,11 +343,12 @@ class Rounds:
             )
 
         return training.local_training(
-            self.classifier,
+            classifier,
             training.sgd(local.learning_rate, local.weight_decay),
             algorithm.receive(model, client_state),
             batch_at,
             local.steps,
+            statistics=algorithm.batch_stats,
             adjust_logits=lambda logits: algorithm.logits(
                 logits, client.label_count, number
             ),
@@ -208,6 +377,8 @@ class Rounds:
     ) -> tuple[ServerState, Metrics]:
         """Aggregate the mean upload, train on the server."""
         share = self.clients_in_round / self.axis.num_clients
+        if self.algorithm.partial:
+            upload = submodel.merge(upload, state.model)
         server, model = self.algorithm.aggregate(
             state.server, state.model, upload, share
         )
@@ -225,6 +396,35 @@ class Rounds:
         return state.replace(model=model, training=training), metrics
 
 
+def build(context: Context, local: Local, *, keep_models: bool) -> Rounds:
+    """The rounds of a study, with clients' steps by `local`."""
+    settings = context.settings
+    return Rounds(
+        classifier=context.classifier,
+        algorithm=context.algorithm,
+        local=local,
+        axis=context.axis,
+        augmentation=context.data.info.augmentation,
+        keep_models=keep_models,
+        clients_per_round=settings.init.clients_per_round,
+        server=context.server if settings.trains_every_round else None,
+        task=context.task,
+        rates=context.rates,
+    )
+
+
+def stream(settings: Settings) -> Array:
+    """The key of all rounds of a study."""
+    return prng.named(prng.root(settings.seed), "init")
+
+
+def held_in(context: Context, model: ModelState, number: int) -> ModelState:
+    """Which part of `model` each client [C, ...] trains in round `number`: 1 there."""
+    program = build(context, context.settings.local, keep_models=True)
+    client = context.clients.client
+    return program.held_by_all(model, client, stream(context.settings), number)
+
+
 class HostRounds:
     """`Rounds` whose client states and models stay in host memory, as NumPy arrays.
 
@@ -238,12 +438,12 @@ class HostRounds:
         self._participants = jax.jit(rounds.participants)
         self._finish = jax.jit(rounds.finish)
 
-        @jax.jit
-        def group(data, key, model, client_state, rows, number, total):
+        @functools.partial(jax.jit, static_argnames="rate")
+        def group(data, key, model, client_state, rows, number, total, rate):
             client = trees.take(data.client, rows)
             axis = rounds.axis.of(len(rows))
             return rounds.clients(
-                axis, data, key, model, client, client_state, number, total
+                axis, data, key, model, client, client_state, number, total, rate
             )
 
         self._group = group
@@ -253,20 +453,24 @@ class HostRounds:
     ) -> tuple[ServerState, np.ndarray, Metrics]:
         """`Rounds.run`; changes `state.client` and `state.client_model` in place."""
         axis = self._rounds.axis
-        who = np.asarray(self._participants(key, number))
-        total = np.asarray(data.client.size)[who].sum()
+        participants = self._participants(key, number)
+        total = self._rounds.total_weight(data, participants)
         size = axis.at_once * axis.num_devices
+        batches = [
+            (np.asarray(who)[first : first + size], group.rate)
+            for group, who in zip(self._rounds.groups, participants, strict=True)
+            for first in range(0, len(who), size)
+        ]
         mean_upload, loss, taught, waiting = None, [], [], None
-        for first in range(0, len(who), size):
-            rows = who[first : first + size]
+        for rows, rate in batches:
             client_state = axis.replicate(trees.take(state.client, rows))
             each, group_loss, group_taught, upload = self._group(
-                data, key, state.model, client_state, rows, number, total
+                data, key, state.model, client_state, rows, number, total, rate
             )
             taught.append(group_taught)
             if waiting is not None:
                 loss.append(_store(state, *waiting))
-                upload = jax.tree.map(jnp.add, mean_upload, upload)
+                upload = trees.add(mean_upload, upload)
             mean_upload, waiting = upload, (rows, each, group_loss)
         loss.append(_store(state, *waiting))
         taught = jax.tree.map(lambda *parts: jnp.concatenate(parts), *taught)
