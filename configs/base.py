@@ -14,7 +14,7 @@ def get_config() -> config_dict.ConfigDict:
     config = config_dict.ConfigDict()
     config.method = "mosaic"  # mosaic, or federated: rounds of init.method only
     config.profile = ""  # a stage: trace a chunk of its steps, for Perfetto
-    config.compare = ""  # methods by comma, or all: run each on equal terms
+    config.compare = ""  # methods by comma, all, heterogeneous: each on equal terms
     config.seeds = 1  # studies with seeds seed, seed + 1, ...: mean and spread
     config.seed = 0  # of everything; the split is drawn from seed + data.split_seed
 
@@ -239,9 +239,9 @@ def for_two_cores(config: config_dict.ConfigDict) -> None:
 
 
 def baseline(config: config_dict.ConfigDict, method: str) -> config_dict.ConfigDict:
-    """Turn a Mosaic study into one of `method`, or "all" into their comparison."""
-    if method == "all":
-        config.compare = "all"
+    """Turn a Mosaic study into one of `method`, or a list's name into a comparison."""
+    if method in methods.LISTS:
+        config.compare = method
     else:
         methods.choose(config, method)
     return config

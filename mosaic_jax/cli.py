@@ -89,7 +89,7 @@ def _compare(
     command: Sequence[str],
 ) -> None:
     """Methods one after the other, in folders of `workdir`; stages are shared."""
-    names = methods.COMPARED if compared == "all" else compared.split(",")
+    names = methods.LISTS.get(compared) or compared.split(",")
     studies = {}
     for name in names:
         mapping = copy.deepcopy(config) | {"compare": ""}

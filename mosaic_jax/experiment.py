@@ -352,6 +352,7 @@ class Experiment:
                 if "padding_waste" in record["results"]
             },
             "communication_bytes": {"up": up, "down": down},
+            "budgets": records.get("init", {}).get("results", {}).get("budgets", []),
             "seconds": {name: r["seconds"] for name, r in records.items()},
             "compile_seconds": sum(r["compile_seconds"] for r in records.values()),
             "peak_memory_bytes": max(r["peak_memory_bytes"] for r in records.values()),

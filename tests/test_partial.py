@@ -252,7 +252,7 @@ def test_a_client_changes_nothing_outside_of_its_part(algorithm, number):
     model = initial()
     state = program.initial_state(model, KEY)
     after = jax.jit(functools.partial(program.run, data, KEY))(state, number)[0].model
-    share = program.held_by_all(model, data.client, KEY, number)
+    share = program.parts.share_of_all(model, data.client, KEY, number)
     outside = jax.tree.map(lambda one: 1 - one[0], share)
     same(submodel.within(after, outside), submodel.within(model, outside))
     inside = jax.tree.map(
@@ -283,7 +283,7 @@ def test_random_channels_change_with_client_and_round_and_are_tied():
     program = program_of(FEDDROPOUT, data, [0.5] * 4)
 
     def held(number, client):
-        found = program.channels(KEY, jnp.array(number), jnp.array(client), 0.5)
+        found = program.parts.channels(KEY, jnp.array(number), jnp.array(client), 0.5)
         return {space: tuple(index.tolist()) for space, index in found.items()}
 
     assert held(0, 0) == held(0, 0)
@@ -302,9 +302,11 @@ def test_batched_equals_each_client_alone(algorithm, layout):
     program, model, state, _ = run(algorithm, rates, data=data, **layout)
     for i, rate in enumerate(rates):
         client = trees.take(data.client, i)
-        channels = program.channels(KEY, jnp.array(0), jnp.array(i), rate)
+        channels = program.parts.channels(KEY, jnp.array(0), jnp.array(i), rate)
         spaces, widths = CLASSIFIER.module.spaces, CLASSIFIER.module.widths
-        trained, _ = jax.jit(functools.partial(program._train, program.narrow(rate)))(
+        trained, _ = jax.jit(
+            functools.partial(program._train, program.parts.classifier_of(rate))
+        )(
             client,
             {},
             submodel.cut(model, spaces, channels),
@@ -342,13 +344,13 @@ def test_every_rate_takes_part():
 def test_scaler_is_one_at_rate_one_and_undoes_the_rate():
     scaled = dataclasses.replace(HETEROFL, scaler=True)
     program = program_of(scaled, tiny.dataset(SIZES), [1.0, 0.5, 0.5, 0.5])
-    assert program.narrow(1.0).module.scale == 1.0
-    assert program.narrow(0.5).module.scale == 2.0
+    assert program.parts.classifier_of(1.0).module.scale == 1.0
+    assert program.parts.classifier_of(0.5).module.scale == 2.0
     model = submodel.cut(
         initial(), CLASSIFIER.module.spaces, indices(0.5, CLASSIFIER.module.widths)
     )
     image = jnp.ones((2, 16, 16, 1))
-    narrow = program.narrow(0.5)
+    narrow = program.parts.classifier_of(0.5)
     plain = dataclasses.replace(narrow, module=narrow.module.clone(scale=1.0))
     statistics = [
         each.train_logits(model, image)[1]["bn1"]["mean"]

@@ -18,6 +18,10 @@ CONFIGS = [
     ("cifar10_mosaic", "published"),
     ("cifar10_baselines", "fedavg"),
     ("cifar100_mosaic", ""),
+    ("digits_heterogeneous", ""),
+    ("digits_heterogeneous", "fedavg@smallest"),
+    ("fashion_mnist_heterogeneous", "heterofl:small"),
+    ("cifar10_heterogeneous", "mosaic+fedrolex"),
 ]
 
 
@@ -48,6 +52,23 @@ def test_fedavg_has_as_many_rounds_as_mosaic(name):
         fedavg.model,
         fedavg.local,
         fedavg.seed,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "method", "algorithm", "rate"),
+    [
+        ("mosaic+fedrolex", "mosaic", "fedrolex", 1.0),
+        ("heterofl", "federated", "heterofl", 1.0),
+        ("fedavg@smallest", "federated", "fedavg", 0.25),
+    ],
+)
+def test_methods_with_two_parts(variant, method, algorithm, rate):
+    study = settings.from_mapping(get("digits_heterogeneous", variant).to_dict())
+    assert (study.method, study.init.method, study.model.rate) == (
+        method,
+        algorithm,
+        rate,
     )
 
 

@@ -15,7 +15,7 @@ from mosaic_jax.report import figures, page
 # Method to its studies, one per seed, in the same order of seeds.
 Studies = Mapping[str, Sequence[Experiment]]
 
-EQUAL = ("data", "model", "local", "evaluation")
+EQUAL = ("data", "budgets", "local", "evaluation")
 # Found when a study's first stage ran.
 RECORDED = ("initial_params_sha256", "batch_order_sha256")
 
@@ -48,6 +48,8 @@ def _terms(work: Experiment) -> dict[str, Any]:
         "augmentation": work.data.info.augmentation,
         "total_rounds": work.settings.total_rounds,
         "clients_per_round": work.settings.init.clients_per_round,
+        # A method may give everyone a smaller network; its table row says so.
+        "model": {n: value for n, value in groups["model"].items() if n != "rate"},
         **{name: groups[name] for name in EQUAL},
     }
 
@@ -61,13 +63,15 @@ def check_recorded(studies: Studies) -> dict[str, Any]:
     shared = {}
     for group in zip(*studies.values(), strict=True):
         found = [work.finished()[0].record["results"] for work in group]
-        for key in RECORDED:
-            values = [results[key] for results in found]
-            if len(set(values)) > 1:
+        rates = [work.settings.model.rate for work in group]
+        whole = [one for one, rate in zip(found, rates, strict=True) if rate == 1]
+        for key, compared in zip(RECORDED, (whole, found), strict=True):
+            if len({results[key] for results in compared}) > 1:
+                values = [results[key] for results in found]
                 listed = dict(zip(studies, values, strict=True))
                 raise errors.MosaicError(f"compare: {key} differs: {listed}")
         seed = str(group[0].settings.seed)
-        shared[seed] = {key: found[0][key] for key in RECORDED}
+        shared[seed] = {key: (whole or found)[0][key] for key in RECORDED}
     return shared
 
 
@@ -86,6 +90,11 @@ def summarise(studies: Studies) -> dict[str, Any]:
         if "validation_accuracy" in found[0]:
             values = [s["validation_accuracy"]["final"] for s in found]
             row["validation_accuracy"] = _spread(values)
+        by_rate = [_rate_accuracy(work) for work in works]
+        if by_rate[0]:
+            row["rate_accuracy"] = {
+                rate: _spread([found[rate] for found in by_rate]) for rate in by_rate[0]
+            }
         if "personal" in found[0]["test_accuracy"]:
             values = [s["test_accuracy"]["personal"] for s in found]
             row["personal_test_accuracy"] = _spread(values)
@@ -100,6 +109,8 @@ def summarise(studies: Studies) -> dict[str, Any]:
 
 def server_work(study: settings.Settings) -> str:
     """What the server does besides aggregation, in words."""
+    if study.model.rate < 1:
+        return f"none; networks of rate {study.model.rate}"
     if study.method == "mosaic":
         return (
             f"head {study.meta.steps} steps, student {study.distill.steps} steps;"
@@ -113,25 +124,36 @@ def server_work(study: settings.Settings) -> str:
     return "none"
 
 
+def _rate_accuracy(work: Experiment) -> dict[str, float]:
+    """Of the parts of the final model that clients of each rate hold; else empty."""
+    results = work.finished()[-1].record["results"]
+    return results.get("rate_accuracy", {})
+
+
 def table(summary: dict[str, Any]) -> str:
     """Markdown, as printed and in the README."""
-    lines = [
-        "| method | test accuracy, % | clients' own models, % | MB up | seconds |"
-        " training on the server |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in summary["methods"].items():
-        own = row.get("personal_test_accuracy")
-        cells = [
-            name,
-            _per_cent(row["test_accuracy"]),
-            _per_cent(own) if own else "",
+    rows = summary["methods"]
+    personal = any("personal_test_accuracy" in row for row in rows.values())
+    partial = [row["rate_accuracy"] for row in rows.values() if "rate_accuracy" in row]
+    smallest = min(partial[0], key=float) if partial else ""
+    head = ["method", "test accuracy, %"]
+    head += ["clients' own models, %"] * personal
+    head += [f"its part of rate {smallest}, %"] * bool(partial)
+    head += ["MB up", "seconds", "training on the server"]
+    lines = [head, ["---"] * len(head)]
+    for name, row in rows.items():
+        cells = [name, _per_cent(row["test_accuracy"])]
+        if personal:
+            cells.append(_per_cent(row.get("personal_test_accuracy")))
+        if partial:
+            cells.append(_per_cent(row.get("rate_accuracy", {}).get(smallest)))
+        cells += [
             f"{sum(row['bytes_up'].values()) / 1e6:.1f}",
             f"{row['seconds']['mean']:.0f}",
             row["server"],
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def write(studies: Studies, folder: pathlib.Path) -> tuple[dict[str, Any], list]:
@@ -163,7 +185,7 @@ def _figures(studies: Studies, summary: dict[str, Any]) -> list[tuple]:
     seeds = len(summary["seeds"])
     band = "; bands: one standard deviation over seeds" if seeds > 1 else ""
     rows = summary["methods"]
-    return [
+    result = [
         (
             "methods",
             f"Final test accuracy over {seeds} seeds; whiskers: standard deviation.",
@@ -200,6 +222,17 @@ def _figures(studies: Studies, summary: dict[str, Any]) -> list[tuple]:
             figures.seconds({n: row["seconds"]["mean"] for n, row in rows.items()}),
         ),
     ]
+    by_rate = {n: r["rate_accuracy"] for n, r in rows.items() if "rate_accuracy" in r}
+    if by_rate:
+        result.append(
+            (
+                "rates",
+                "Test accuracy of the parts of the final model that clients of each"
+                " rate hold; whiskers: standard deviation over seeds.",
+                figures.rates(by_rate),
+            )
+        )
+    return result
 
 
 def _curves(works: Sequence[Experiment]) -> dict[str, np.ndarray]:
@@ -286,6 +319,8 @@ def _spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "spread": spread}
 
 
-def _per_cent(value: dict[str, float]) -> str:
+def _per_cent(value: dict[str, float] | None) -> str:
+    if value is None:
+        return ""
     spread = f" ± {100 * value['spread']:.1f}" if value["spread"] else ""
     return f"{100 * value['mean']:.1f}{spread}"

@@ -166,6 +166,29 @@ def curves(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str) -> F
     return figure
 
 
+def rates(accuracy: dict[str, dict[str, dict[str, float]]]) -> Figure:
+    """Accuracy {"mean", "spread"} by rate, for each name."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, found) in enumerate(accuracy.items()):
+        places = sorted(found, key=float)
+        axes.errorbar(
+            [float(rate) for rate in places],
+            [found[rate]["mean"] for rate in places],
+            [found[rate]["spread"] for rate in places],
+            label=name,
+            color=COLOURS[i % len(COLOURS)],
+            linestyle=("-", "--", ":")[i // len(COLOURS) % 3],
+            marker=".",
+            capsize=3,
+        )
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="share of channels", ylabel="test accuracy", ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
 def classes(accuracy: dict[str, np.ndarray]) -> Figure:
     """Accuracy of each name within each class [K], as a map."""
     figure = _heat(

@@ -90,6 +90,20 @@ def _figures(
             figures.per_class(_per_class(data, finished)),
         )
     )
+    last = list(finished.values())[-1].record["results"]
+    if "rate_accuracy" in last:
+        found = {
+            rate: {"mean": value, "spread": 0.0}
+            for rate, value in last["rate_accuracy"].items()
+        }
+        result.append(
+            (
+                "rates",
+                "Test accuracy of the parts of the final model that clients of each"
+                " rate hold.",
+                figures.rates({"final": found}),
+            )
+        )
     result.append(
         ("seconds", "Seconds in each stage.", figures.seconds(summary["seconds"]))
     )

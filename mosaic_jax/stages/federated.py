@@ -183,13 +183,15 @@ def _run_rounds(
         samples_per_step=program.clients_in_round * local.steps * local.batch_size,
         on_host=context.state_on_host,
     )
-    held = program.budgets(context.data.info.image_shape)
-    payload = rounds * sum(row["bytes"] * row["clients_per_round"] for row in held)
+    budgets = program.parts.budgets(context.data.info.image_shape)
+    payload = rounds * sum(
+        row["bytes"] * count for row, count in zip(budgets, program.counts, strict=True)
+    )
     artifacts = {"global_model": state.model, "round_state": _carried(state)}
     results = assess(context, context.classifier.logits, state.model)
     if context.rates:
         number = first + rounds - 1
-        results["budgets"] = held
+        results["budgets"] = budgets
         results["rate_accuracy"] = _rate_accuracy(
             context, program, state.model, key, number
         )
@@ -221,20 +223,18 @@ def _rate_accuracy(
 
     Of the first client of each rate, with what it held in round `number`.
     """
-    client = context.clients.client
+    parts = program.parts
 
     def logits(args: Tree, image: Array) -> dict[str, Array]:
-        model, client, key = args
-        return {
-            str(group.rate): context.classifier.logits(
-                program.part(model, trees.take(client, i), key, number, group.rate),
-                image,
-            )
-            for group in program.groups
-            for i in group.members[:1]
-        }
+        model, key = args
+        result = {}
+        for group in parts.groups:
+            channels = parts.channels(key, number, group.members[0], group.rate)
+            part = parts.paste(parts.cut(model, channels), channels)
+            result[str(group.rate)] = context.classifier.logits(part, image)
+        return result
 
-    found = assess(context, logits, (model, client, key))
+    found = assess(context, logits, (model, key))
     return {rate: row["test_accuracy"] for rate, row in found.items()}
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.models import submodel
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages.base import Context
+from mosaic_jax.stages.parts import Group, Parts
 from mosaic_jax.types import (
     Array,
     Client,
@@ -30,14 +30,6 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
-    """Clients `members` [m] int that hold networks of the same `rate`."""
-
-    rate: float
-    members: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Rounds:
     """All that rounds of one study have in common.
 
@@ -50,8 +42,7 @@ class Rounds:
       keep_models: clients' trained models enter the state.
       clients_per_round: drawn anew each round; 0: all of them.
       server: trains the aggregate, on `task`; None: nobody does.
-      rates: of each client, where the algorithm is partial, else empty. Clients of one
-        rate are a group: batched together, as networks of their own size.
+      rates: of each client, where the algorithm is partial, else empty.
 
     Where not everyone takes part or rates differ, `axis.place` must have put whole
     images on every device.
@@ -80,6 +71,17 @@ class Rounds:
                     f"init.clients_per_round = {self.clients_per_round}: must be"
                     f" larger: no client of rate {group.rate} would take part"
                 )
+
+    @functools.cached_property
+    def parts(self) -> Parts:
+        """Of the network, and who holds which."""
+        rates = self.rates or (1.0,) * self.axis.num_clients
+        return Parts(self.classifier, self.algorithm, rates)
+
+    @property
+    def groups(self) -> list[Group]:
+        """Clients of one rate: batched together, as networks of their own size."""
+        return self.parts.groups
 
     def initial_state(self, model: ModelState, key: Array) -> ServerState:
         """State before the first round."""
@@ -138,14 +140,6 @@ class Rounds:
         state, metrics = self.finish(state, upload, taught, key, number)
         return state, loss, metrics
 
-    @functools.cached_property
-    def groups(self) -> list[Group]:
-        """Clients that hold networks of one size; the largest first."""
-        count = self.axis.num_clients
-        rates = np.array(self.rates or [1.0] * count)
-        found = sorted(set(rates.tolist()), reverse=True)
-        return [Group(rate, np.flatnonzero(rates == rate)) for rate in found]
-
     def participants(self, key: Array, number: Array) -> list[Array]:
         """Clients of round `number`, of each group, in ascending order."""
         if not self._some:
@@ -197,8 +191,8 @@ class Rounds:
           Their states and kept models, losses [m], what the server's training reads of
           each, and their part of the mean upload. Models and uploads are wide.
         """
-        partial = self.algorithm.partial
-        narrow = self.narrow(rate)
+        held = self.parts
+        narrow = held.classifier_of(rate)
 
         def update(
             client: Client,
@@ -207,19 +201,16 @@ class Rounds:
             images: LabelledImages,
         ) -> tuple[Tree, Tree]:
             whole, key, number, total = shared
-            channels = self.channels(key, number, client.number, rate)
-            model = submodel.cut(whole, self._spaces, channels) if channels else whole
+            channels = held.channels(key, number, client.number, rate)
+            model = held.cut(whole, channels)
             trained, loss = self._train(
                 narrow, client, client_state, model, images, key, number
             )
             upload, client_state = self.algorithm.upload(model, trained, client_state)
-            if channels:
-                trained, upload = (
-                    submodel.paste(tree, self._spaces, channels, self._widths)
-                    for tree in (trained, upload)
-                )
-            if partial:
-                share = self.held(whole, client, key, number, rate)
+            trained = held.paste(trained, channels)
+            if self.algorithm.partial:
+                share = held.share(whole, client, key, number, rate)
+                upload = held.paste(upload, channels)
                 upload = submodel.Part(submodel.within(upload, share), share)
             kept = trained if self.keep_models else ()
             taught = ()
@@ -237,87 +228,6 @@ class Rounds:
             placed=(data.images,),
         )
         return each, loss, taught, mean_upload
-
-    def narrow(self, rate: float) -> Classifier:
-        """The classifier that a client at `rate` trains."""
-        if rate == 1.0:
-            return self.classifier
-        scale = 1 / rate if self.algorithm.scaler else 1.0
-        module = self.classifier.module.clone(rate=rate, scale=scale)
-        return dataclasses.replace(self.classifier, module=module)
-
-    def channels(
-        self, key: Array, number: Array, client: Array, rate: float
-    ) -> submodel.Channels:
-        """What client number `client` at `rate` holds in round `number`."""
-        result = {}
-        for space, width in self._widths.items() if rate < 1 else ():
-            count = submodel.kept(width, rate)
-            draw = prng.at(
-                prng.named(prng.named(key, "channels"), space), number, client
-            )
-            if count < width:
-                result[space] = self.algorithm.channels(draw, number, width, count)
-        return result
-
-    def part(
-        self, model: ModelState, client: Client, key: Array, number: Array, rate: float
-    ) -> ModelState:
-        """What one client holds of the wide `model` in round `number`, among zeros."""
-        if rate == 1:
-            return model
-        return submodel.within(model, self.held(model, client, key, number, rate))
-
-    def budgets(self, image_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
-        """What a client of each group holds and sends."""
-        rows = []
-        for group, count in zip(self.groups, self.counts, strict=True):
-            narrow = self.narrow(group.rate)
-            init = functools.partial(narrow.init, image_shape=image_shape)
-            model = jax.eval_shape(init, prng.root(0))
-            rows.append(
-                {
-                    "rate": group.rate,
-                    "clients": group.members.tolist(),
-                    "clients_per_round": count,
-                    "num_parameters": trees.num_entries(model.params),
-                    "bytes": trees.num_bytes(model),
-                    "flops": narrow.flops(image_shape) if self.rates else 0.0,
-                }
-            )
-        return rows
-
-    def held(
-        self, model: ModelState, client: Client, key: Array, number: Array, rate: float
-    ) -> ModelState:
-        """1 where one client holds the wide `model` in round `number`, else 0."""
-        channels = self.channels(key, number, client.number, rate)
-        masks = submodel.masks(channels, self._widths)
-        present = self.algorithm.present(client.label_count)
-        if present is not None:
-            masks[submodel.CLASSES] = present.astype(jnp.float32)
-        return submodel.held(model, self._spaces, masks)
-
-    def held_by_all(
-        self, model: ModelState, client: Client, key: Array, number: Array
-    ) -> ModelState:
-        """`held` of every client [C, ...], in their order."""
-        parts = [
-            jax.vmap(
-                lambda one, rate=group.rate: self.held(model, one, key, number, rate)
-            )(trees.take(client, group.members))
-            for group in self.groups
-        ]
-        order = np.argsort(np.concatenate([group.members for group in self.groups]))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
-
-    @property
-    def _spaces(self) -> submodel.Spaces:
-        return self.classifier.module.spaces
-
-    @property
-    def _widths(self) -> dict[str, int]:
-        return self.classifier.module.widths
 
     def _train(
         self,
@@ -420,9 +330,9 @@ def stream(settings: Settings) -> Array:
 
 def held_in(context: Context, model: ModelState, number: int) -> ModelState:
     """Which part of `model` each client [C, ...] trains in round `number`: 1 there."""
-    program = build(context, context.settings.local, keep_models=True)
+    parts = Parts(context.classifier, context.algorithm, context.rates)
     client = context.clients.client
-    return program.held_by_all(model, client, stream(context.settings), number)
+    return parts.share_of_all(model, client, stream(context.settings), number)
 
 
 class HostRounds:

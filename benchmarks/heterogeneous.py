@@ -1,0 +1,131 @@
+"""What clients with narrower networks cost, as networks of their size and masked.
+
+    python -m benchmarks.heterogeneous --width 16
+    python -m benchmarks.heterogeneous --width 64 --repeats 3
+
+Rounds of a ResNet-18 (32 x 32 images, batch 64, two local steps), ten clients, taking
+turns in one process:
+
+- full: FedAvg, every client holds all;
+- grouped: HeteroFL, two clients at each of five rates, as networks of their own size;
+- masked: the same clients with full-width networks that are 0 outside of their part;
+- one row per rate: FedAvg with ten clients of that rate, for where the time goes.
+
+Prints seconds, and each row's share of the time and of the FLOPs of `full`; writes
+benchmarks/results/heterogeneous_WIDTH.json.
+"""
+
+import argparse
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import random_data, timing
+from benchmarks.random_data import CLASSES, DEPTH, SIDE
+from mosaic_jax import algorithms, cli, parallel, prng
+from mosaic_jax.algorithms.base import Algorithm
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.models import resnet, submodel
+from mosaic_jax.settings import Local
+from mosaic_jax.stages.rounds import Rounds
+from mosaic_jax.types import ModelState, Tree
+
+RATES = (1.0, 0.5, 0.25, 0.125, 0.0625)
+NUM_CLIENTS = 10
+LOCAL = Local(steps=2, batch_size=64, learning_rate=0.01, weight_decay=1e-4)
+SHAPE = (SIDE, SIDE, DEPTH)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked(Algorithm):
+    """A client's state is 1 where it holds the network."""
+
+    def receive(self, model: ModelState, client_state: Tree) -> ModelState:
+        """The part among zeros; training keeps them zero."""
+        return submodel.within(model, client_state)
+
+
+def build(width: int, algorithm: Algorithm, rates: tuple[float, ...] = ()) -> Rounds:
+    """Ten clients' rounds."""
+    module = resnet.ResNet(CLASSES, width=width)
+    return Rounds(
+        classifier=Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH),
+        algorithm=algorithm,
+        local=LOCAL,
+        axis=parallel.build(random_data.dataset(NUM_CLIENTS, 128).client.size),
+        augmentation="crop_flip",
+        keep_models=False,
+        rates=rates,
+    )
+
+
+def program(rounds: Rounds, state: Tree = None) -> Callable[[], Tree]:
+    """A call that runs the next round, with clients' `state` where it is given."""
+    data = rounds.axis.place(random_data.dataset(NUM_CLIENTS, 128), whole=True)
+    model = jax.jit(lambda key: rounds.classifier.init(key, SHAPE))(prng.root(1))
+    start = rounds.initial_state(model, prng.root(0))
+    if state is not None:
+        start = start.replace(client=state)
+    step = jax.jit(functools.partial(rounds.run, data, prng.root(0)))
+    current = start
+
+    def run() -> Tree:
+        nonlocal current
+        current = jax.block_until_ready(step(current, jnp.zeros((), jnp.int32))[0])
+        return current
+
+    return run
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    cli.prepare()
+    fields = {"batch_norm": "running", "scaler": False}
+    heterofl = algorithms.HeteroFL(**fields, weighting="size", masked_loss=False)
+    each = tuple(rate for rate in RATES for _ in range(NUM_CLIENTS // len(RATES)))
+    mixed = build(args.width, heterofl, each)
+    flops = {rate: mixed.parts.classifier_of(rate).flops(SHAPE) for rate in RATES}
+    model = mixed.classifier.init(prng.root(1), SHAPE)
+    client = jax.tree.map(jnp.asarray, random_data.dataset(NUM_CLIENTS, 128).client)
+    share = mixed.parts.share_of_all(model, client, prng.root(0), 0)
+    rivals = {
+        "full": program(build(args.width, algorithms.FedAvg())),
+        "grouped": program(mixed),
+        "masked": program(build(args.width, Masked()), share),
+    }
+    for rate in RATES[1:]:
+        alone = build(args.width, heterofl, (rate,) * NUM_CLIENTS)
+        rivals[f"all at {rate}"] = program(alone)
+    seconds = timing.take_turns(rivals, args.repeats)
+    mean = sum(flops[rate] for rate in each) / NUM_CLIENTS
+    work = {"full": 1.0, "grouped": mean / flops[1.0], "masked": mean / flops[1.0]}
+    work |= {f"all at {rate}": flops[rate] / flops[1.0] for rate in RATES[1:]}
+    cells = {name: timing.spread(values) for name, values in seconds.items()}
+    full = cells["full"]["median"]
+    rows = [
+        (
+            name,
+            f"{cell['median']:.3f} ({cell['low']:.3f} to {cell['high']:.3f})",
+            f"{cell['median'] / full:.3f}",
+            f"{work[name]:.3f}",
+            f"{cell['median'] / full / work[name]:.2f}",
+        )
+        for name, cell in cells.items()
+    ]
+    header = ["clients", "s per round", "of full's time", "of full's FLOPs", "ratio"]
+    print(timing.table(header, rows))
+    result = {"rates": each, "seconds": cells, "flops_share": work}
+    timing.save(f"heterogeneous_{args.width}", result)
+
+
+if __name__ == "__main__":
+    main()
