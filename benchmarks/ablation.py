@@ -104,7 +104,7 @@ def agreement(study: experiment.Experiment, judge: ModelState) -> float:
     teacher = done["meta"].artifacts()["teacher"]
     generators = done["generators"].artifacts()["client_generators"]
     config, num_classes = study.settings, study.data.info.num_classes
-    ensemble = mosaic.build(config.meta, study.classifier, num_classes)
+    ensemble = mosaic.build(config.meta, study.networks, num_classes)
     model_gan = gan.build(config, study.data.info, study.classifier)
 
     @jax.jit

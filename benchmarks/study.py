@@ -157,14 +157,16 @@ def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
     axis = parallel.build(
         data.clients.client.size, at_once=config.compute.clients_at_once
     )
-    classifier = experiment.build_classifier(config, info)
+    networks = experiment.build_classifiers(config, info)
+    classifier = networks[config.model.name]
     context = Context(
         settings=config,
         data=data,
         clients=axis.place(data.clients),
         held_out=axis.replicate(data.held_out),
         axis=axis,
-        classifier=classifier,
+        networks=networks,
+        name=config.model.name,
         algorithm=algorithms.build(config),
         server=distillation.build(config),
         task=experiment.build_task(config, info, classifier),

@@ -29,7 +29,8 @@ def get_config() -> config_dict.ConfigDict:
     data.validation = 0.0  # share of the training images that no client gets
 
     config.model = model = config_dict.ConfigDict()
-    model.name = "resnet18"  # resnet18, 34, 50, 101, 152 with a CIFAR stem
+    model.name = "resnet18"  # resnet18, 34, 50, 101, 152 with a CIFAR stem; or cnn
+    model.others = ()  # further networks, dealt to the clients in turn with `name`
     model.width = 64  # channels of the first group
     model.norm = "batch"  # or group, which keeps no statistics
     model.dtype = "float32"  # of activations; or bfloat16. Parameters are float32

@@ -97,7 +97,7 @@ def _compare(
         studies[name] = _studies(mapping, workdir / name, reuse_from, command)
     comparison.check_fair(studies)
     # Mosaic's first stage keeps the clients' models and so serves the others too.
-    for name in sorted(names, key=lambda name: name != "mosaic"):
+    for name in sorted(names, key=lambda name: not name.startswith("mosaic")):
         _log.info("method %s", name)
         for works in studies.values():
             for work, other in zip(studies[name], works, strict=True):

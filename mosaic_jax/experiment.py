@@ -75,7 +75,7 @@ class Done:
             raise errors.CheckpointError(f"{self.directory}: artifacts are damaged")
         nested = flax.traverse_util.unflatten_dict(latest[1], sep="/")
         return {
-            name: _rebuild(ARTIFACT_TYPES[name], nested.get(name, {}))
+            name: _rebuild(ARTIFACT_TYPES[name.partition("@")[0]], nested.get(name, {}))
             for name in self.record["provides"]
         }
 
@@ -113,7 +113,7 @@ class Experiment:
         _check_same_study(self.workdir, config)
         self.data = federated.load(config.data, config.seed)
         _check_fits(config, self.data, self.algorithm)
-        self.classifier = build_classifier(config, self.data.info)
+        self.networks = build_classifiers(config, self.data.info)
         devices = parallel.first_devices(config.compute.devices)
         if config.compute.seeds_at_once > 1 < len(devices):
             raise errors.ConfigError(
@@ -121,6 +121,11 @@ class Experiment:
                 f" on {len(devices)} devices, which each seed uses in its own way"
             )
         self._command = list(command)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The server's."""
+        return self.networks[self.settings.model.name]
 
     @functools.cached_property
     def _axis(self) -> parallel.ClientAxis:
@@ -139,6 +144,7 @@ class Experiment:
         anywhere = (
             self._state_on_host
             or self.algorithm.partial
+            or len(self.networks) > 1
             or self.settings.init.clients_per_round > 0
         )
         return {
@@ -280,7 +286,8 @@ class Experiment:
             data=self.data,
             axis=self._axis,
             **self._placed,
-            classifier=self.classifier,
+            networks=self.networks,
+            name=self.settings.model.name,
             algorithm=self.algorithm,
             server=self.server,
             task=build_task(self.settings, self.data.info, self.classifier),
@@ -342,9 +349,11 @@ class Experiment:
                 f"{name}_accuracy": _accuracies(records, f"{name}_accuracy")
                 for name in self.data.held_out
             },
-            "collapsed_generators": records.get("generators", {})
-            .get("results", {})
-            .get("collapsed_clients", []),
+            "collapsed_generators": sorted(
+                client
+                for record in records.values()
+                for client in record["results"].get("collapsed_clients", [])
+            ),
             "rounds": config.total_rounds,
             "padding_waste": {
                 name: record["results"]["padding_waste"]
@@ -503,18 +512,22 @@ def build_task(config: settings.Settings, info: Info, classifier: Classifier) ->
     )
 
 
-def build_classifier(config: settings.Settings, info: Info) -> Classifier:
-    """The classifier of a study."""
-    module = models.build_classifier(
-        config.model.name,
-        info.num_classes,
-        width=config.model.width,
-        dtype=config.model.dtype,
-        lowering=config.compute.convolution,
-        norm=config.model.norm,
-        rate=config.model.rate,
-    )
-    return Classifier(module, info.mean, info.std)
+def build_classifiers(config: settings.Settings, info: Info) -> dict[str, Classifier]:
+    """The classifiers of a study by name; the server's is the first."""
+
+    def one(name: str) -> Classifier:
+        module = models.build_classifier(
+            name,
+            info.num_classes,
+            width=config.model.width,
+            dtype=config.model.dtype,
+            lowering=config.compute.convolution,
+            norm=config.model.norm,
+            rate=config.model.rate,
+        )
+        return Classifier(module, info.mean, info.std)
+
+    return {name: one(name) for name in config.networks}
 
 
 def _check_same_study(workdir: pathlib.Path, config: settings.Settings) -> None:
@@ -527,7 +540,8 @@ def _check_same_study(workdir: pathlib.Path, config: settings.Settings) -> None:
     except (ValueError, KeyError, TypeError):
         _log.warning("%s is damaged; it is written anew", path)
         return
-    new = settings.to_mapping(config)
+    # As JSON has them: tuples are lists.
+    new = json.loads(json.dumps(settings.to_mapping(config)))
     ignored = {"data.dir"}
     for group in ("method", "seed", "data", "model"):
         before = flax.traverse_util.flatten_dict({group: old.get(group)}, sep=".")
@@ -550,6 +564,11 @@ def _check_fits(
         raise errors.ConfigError(
             f"model.norm = {config.model.norm!r}: must be batch for init.method ="
             f" {config.init.method!r}, whose clients lack channels of a group"
+        )
+    if algorithm.partial and config.model.others:
+        raise errors.ConfigError(
+            f"model.others = {config.model.others}: must be () for init.method ="
+            f" {config.init.method!r}, whose clients hold parts of one network"
         )
     if algorithm.partial and config.model.rate != 1:
         raise errors.ConfigError(
@@ -596,7 +615,10 @@ def _resumable(
 
 
 def _rebuild(cls: type, nested: Any) -> Any:
-    """Dataclass `cls` from nested dicts; empty subtrees are not on disk."""
+    """Dataclass `cls`, or a dict of such; empty subtrees are not on disk."""
+    if typing.get_origin(cls) is dict:
+        kind = typing.get_args(cls)[1]
+        return {name: _rebuild(kind, value) for name, value in nested.items()}
     if not dataclasses.is_dataclass(cls):
         return nested
     hints = typing.get_type_hints(cls)

@@ -17,7 +17,7 @@ from mosaic_jax import errors, gating, losses
 
 DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
 SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
-NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "cnn")
 MAX_SEED = 2**31 - 1
 NORMS = ("batch", "group")
 DTYPES = ("float32", "bfloat16")
@@ -71,6 +71,10 @@ def _is_rates(value: tuple) -> bool:
     return len(value) > 0 and all(type(x) in (int, float) and 0 < x <= 1 for x in value)
 
 
+def _are_networks(value: tuple) -> bool:
+    return len(set(value)) == len(value) and set(value) <= set(NETWORKS)
+
+
 def _is_shares(value: tuple) -> bool:
     return all(type(x) in (int, float) and x >= 0 for x in value)
 
@@ -91,9 +95,10 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The classifier that clients and server share."""
+    """The classifier of server and clients, and further networks of clients."""
 
     name: str = one_of(*NETWORKS)
+    others: tuple = _field(f"different ones of {', '.join(NETWORKS)}", _are_networks)
     width: int = at_least(1)
     norm: str = one_of(*NORMS)
     dtype: str = one_of(*DTYPES)
@@ -307,6 +312,11 @@ class Settings:
     log: Log = anything()
 
     @property
+    def networks(self) -> tuple[str, ...]:
+        """Of clients, dealt to them in turn; the first is the server's as well."""
+        return (self.model.name, *self.model.others)
+
+    @property
     def trains_once(self) -> bool:
         """The server trains on the clients of the last round."""
         return self.server.method != "none" and self.server.when == "once"
@@ -446,6 +456,7 @@ def _contradictions(settings: Settings) -> list[str]:
             f"generators.inversion_weight = {generators.inversion_weight}: must be 0"
             " for model.norm = 'group', which has no statistics to match"
         )
+    problems += _contradictions_of_networks(settings)
     budgets = settings.budgets
     if budgets.rule == "shares" and (
         len(budgets.shares) != len(budgets.rates) or sum(budgets.shares) <= 0
@@ -458,4 +469,34 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             "data.validation = 0.0: must be > 0 for distill.source = 'validation'"
         )
+    return problems
+
+
+def _contradictions_of_networks(settings: Settings) -> list[str]:
+    """What studies with several networks cannot do."""
+    others = settings.model.others
+    if not others:
+        return []
+    problems = []
+    if settings.model.name in others:
+        problems.append(
+            f"model.others = {others}: must not have model.name ="
+            f" {settings.model.name!r} again"
+        )
+    if len(settings.networks) > settings.data.num_clients:
+        problems.append(
+            f"model.others = {others}: must be fewer than data.num_clients ="
+            f" {settings.data.num_clients}"
+        )
+    for name, value, allowed in (
+        ("method", settings.method, "mosaic"),
+        ("prototypes.space", settings.prototypes.space, "expert"),
+        ("meta.gate", settings.meta.gate, "none"),
+        ("init.clients_per_round", settings.init.clients_per_round, 0),
+    ):
+        if value != allowed:
+            problems.append(
+                f"{name} = {value!r}: must be {allowed!r} where clients have different"
+                f" networks, model.others = {others}"
+            )
     return problems

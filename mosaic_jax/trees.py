@@ -17,6 +17,11 @@ def stack(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
+def concatenate(trees: Sequence[Tree]) -> Tree:
+    """Join equal trees along their leading axis."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *trees)
+
+
 def take(tree: Tree, index: int | Array) -> Tree:
     """Entry (or entries) `index` of the leading axis of each leaf."""
     return jax.tree.map(lambda leaf: leaf[index], tree)

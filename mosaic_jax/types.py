@@ -159,12 +159,12 @@ class Experts:
 class Prototypes:
     """Class prototypes of all clients, P in all.
 
-    `feature` [P, S, F] with S = K where each expert has its own feature space and 1
-    where all read the same vector; `gate_feature` [P, F] in the global model's space;
-    `label` int32 [P]; `client` int32 [P].
+    `feature` by network: [P, S, F] with S = K where each expert has its own feature
+    space and 1 where all read the same vector; `gate_feature` [P, F] in the global
+    model's space; `label` int32 [P]; `client` int32 [P].
     """
 
-    feature: Array
+    feature: dict[str, Array]
     gate_feature: Array
     label: Array
     client: Array
@@ -181,9 +181,12 @@ class MetaState:
 
 @flax.struct.dataclass
 class Teacher:
-    """The fused ensemble that the student learns from; `gate` is the global model."""
+    """The fused ensemble that the student learns from.
 
-    experts: Experts
+    `experts` by network; `gate` is the global model.
+    """
+
+    experts: dict[str, Experts]
     meta_params: Tree
     gate: ModelState
 

@@ -19,6 +19,7 @@ CONFIGS = [
     ("cifar10_baselines", "fedavg"),
     ("cifar100_mosaic", ""),
     ("digits_heterogeneous", ""),
+    ("digits_architectures", ""),
     ("digits_heterogeneous", "fedavg@smallest"),
     ("fashion_mnist_heterogeneous", "heterofl:small"),
     ("cifar10_heterogeneous", "mosaic+fedrolex"),

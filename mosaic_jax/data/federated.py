@@ -110,6 +110,18 @@ def padded(data: StudyData, length: int) -> StudyData:
     return dataclasses.replace(data, clients=clients)
 
 
+def of_clients(data: StudyData, members: np.ndarray) -> StudyData:
+    """`data` of the clients `members` [m] int alone; their numbers stay."""
+    client = trees.take(data.clients.client, members)
+    return dataclasses.replace(
+        data,
+        clients=data.clients.replace(client=client),
+        test_index=data.test_index[members],
+        parts=[data.parts[i] for i in members],
+        label_count=data.label_count[members],
+    )
+
+
 def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
     return LabelledImages(image, label.astype(np.int32))
 

@@ -16,13 +16,13 @@ class Ensemble:
     """How experts become one prediction.
 
     Attributes:
-      classifier: that the experts share.
+      networks: classifiers of the experts by name; the global model's first.
       head: module from expert logits [B, E, K] to logits [B, K].
       gate: a name of `gating.GATES`.
       gate_experts: experts that "global_topk" keeps per sample.
     """
 
-    classifier: Classifier
+    networks: dict[str, Classifier]
     head: models.Module
     gate: str
     gate_experts: int
@@ -36,27 +36,35 @@ class Ensemble:
         expert_logits = self.expert_logits(teacher.experts, image)
         if self.gate == "none":
             return expert_logits
-        return self.gated(expert_logits, self.classifier.logits(teacher.gate, image))
+        return self.gated(expert_logits, self._global.logits(teacher.gate, image))
 
-    def expert_logits(self, experts: Experts, image: Array) -> Array:
-        """[B, E, K] logits of each expert."""
-        logits = parallel.expert_map(
-            lambda model: self.classifier.logits(model, image), experts.model
-        )
-        return logits.transpose(1, 0, 2)
+    def expert_logits(self, experts: dict[str, Experts], image: Array) -> Array:
+        """[B, E, K] logits of each expert, one network's after the other's."""
+        logits = [
+            parallel.expert_map(
+                lambda model, c=classifier: c.logits(model, image), experts[name].model
+            )
+            for name, classifier in self.networks.items()
+        ]
+        return jnp.concatenate(logits).transpose(1, 0, 2)
 
     def prototype_logits(
-        self, experts: Experts, gate: ModelState, prototypes: Prototypes
+        self, experts: dict[str, Experts], gate: ModelState, prototypes: Prototypes
     ) -> Array:
         """[P, E, K]: each expert's last layer on the prototypes, gated."""
-        num_experts = len(experts.present)
-        shape = (len(prototypes.label), num_experts, prototypes.feature.shape[-1])
-        feature = jnp.broadcast_to(prototypes.feature, shape)
-        logits = jax.vmap(self.classifier.head, in_axes=(0, 1), out_axes=1)(
-            experts.model, feature
-        )
-        on_global = self.classifier.head(gate, prototypes.gate_feature)
-        return self.gated(logits, on_global)
+        logits = []
+        for name, classifier in self.networks.items():
+            feature = prototypes.feature[name]
+            shape = (len(feature), len(experts[name].present), feature.shape[-1])
+            heads = jax.vmap(classifier.head, in_axes=(0, 1), out_axes=1)
+            feature = jnp.broadcast_to(feature, shape)
+            logits.append(heads(experts[name].model, feature))
+        on_global = self._global.head(gate, prototypes.gate_feature)
+        return self.gated(jnp.concatenate(logits, axis=1), on_global)
+
+    @property
+    def _global(self) -> Classifier:
+        return next(iter(self.networks.values()))
 
     def gated(self, expert_logits: Array, global_logits: Array) -> Array:
         """Expert logits [B, E, K] weighted by the gate."""
@@ -78,7 +86,9 @@ class Ensemble:
         )
 
 
-def build(config: settings.Meta, classifier: Classifier, num_classes: int) -> Ensemble:
+def build(
+    config: settings.Meta, networks: dict[str, Classifier], num_classes: int
+) -> Ensemble:
     """The ensemble of a study."""
     head = meta.build(config.head, num_classes)
-    return Ensemble(classifier, head, config.gate, config.gate_experts)
+    return Ensemble(networks, head, config.gate, config.gate_experts)

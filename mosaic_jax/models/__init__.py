@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from mosaic_jax.models import resnet
+from mosaic_jax.models import cnn, resnet
 
 Module = nn.Module
 
@@ -17,5 +17,8 @@ def build_classifier(
     norm: str,
     rate: float,
 ) -> Module:
-    """The classifier called `name`, a key of `resnet.DEPTHS`."""
-    return resnet.ResNet(num_classes, name, width, dtype, lowering, norm, rate)
+    """The classifier called `name`: "cnn" or a key of `resnet.DEPTHS`."""
+    kind = (width, dtype, lowering, norm, rate)
+    if name == "cnn":
+        return cnn.CNN(num_classes, *kind)
+    return resnet.ResNet(num_classes, name, *kind)

@@ -104,15 +104,20 @@ class LinearHead(nn.Module):
 
 
 class DiagonalHead(nn.Module):
-    """Untrained: class c is scored by expert c's own log-probability of c."""
+    """Untrained: class c is scored by expert c's own log-probability of c.
+
+    Where there are several experts of a class, by the mean of theirs.
+    """
 
     num_classes: int
 
     @nn.compact
     def __call__(self, expert_logits: Array, *, train: bool) -> Array:
-        """Fuse `expert_logits` [B, K, K] into [B, K]."""
+        """Fuse `expert_logits` [B, n K, K] into [B, K]."""
         del train
-        return jnp.diagonal(jax.nn.log_softmax(expert_logits), axis1=1, axis2=2)
+        log_p = jax.nn.log_softmax(expert_logits)
+        log_p = log_p.reshape(len(log_p), -1, self.num_classes, self.num_classes)
+        return jnp.mean(jnp.diagonal(log_p, axis1=2, axis2=3), axis=1)
 
 
 class MeanHead(nn.Module):

@@ -78,10 +78,12 @@ def paste(
 
 
 def masks(channels: Channels, widths: Mapping[str, int]) -> Channels:
-    """1.0 for each channel [width] that is kept, else 0.0."""
+    """1.0 for each channel [width] of every space that is kept, else 0.0."""
     return {
-        space: jnp.zeros(widths[space]).at[index].set(1.0)
-        for space, index in channels.items()
+        space: jnp.zeros(width).at[channels[space]].set(1.0)
+        if space in channels
+        else jnp.ones(width)
+        for space, width in widths.items()
     }
 
 

@@ -72,17 +72,24 @@ def _figures(
             figures.accuracy_over_rounds(_curves(finished), marks),
         ),
     ]
-    if "generators" in finished:
-        result.append(_generator_figure(study, finished["generators"]))
-    if "experts" in finished:
-        table = finished["experts"].record["results"]["expert_class_accuracy"]
-        result.append(
-            (
-                "experts",
-                "Share of each class's test images that each expert gets right.",
-                figures.expert_classes(np.array(table, float)),
+    for i, network in enumerate(study.networks):
+        end = f"@{network}" if i else ""
+        if f"generators{end}" in finished:
+            members = np.arange(i, data.clients.num_clients, len(study.networks))
+            done = finished[f"generators{end}"]
+            result.append(_generator_figure(study, done, end, members))
+        if f"experts{end}" in finished:
+            results = finished[f"experts{end}"].record["results"]
+            result.append(
+                (
+                    f"experts{end}",
+                    "Share of each class's test images that each expert"
+                    f" ({network}) gets right.",
+                    figures.expert_classes(
+                        np.array(results["expert_class_accuracy"], float)
+                    ),
+                )
             )
-        )
     result.append(
         (
             "per_class",
@@ -145,26 +152,33 @@ def _per_class(data: StudyData, finished: dict[str, Done]) -> dict[str, np.ndarr
     }
 
 
-def _generator_figure(study: Experiment, done: Done) -> tuple[str, str, Figure]:
+def _generator_figure(
+    study: Experiment, done: Done, end: str, members: np.ndarray
+) -> tuple[str, str, Figure]:
+    """Of the clients `members`, whose artifacts' names have the `end`."""
     data, config = study.data, study.settings
-    generators = done.artifacts()["client_generators"]
+    generators = done.artifacts()[f"client_generators{end}"]
     model_gan = gan.build(config, data.info, study.classifier)
     key = prng.named(prng.root(config.seed), "report")
     generated = np.asarray(
         sample_grid(model_gan, generators.model, key, NUM_GRID_IMAGES)
     )[:NUM_GRID_CLIENTS]
-    rows = data.clients.client.index[:NUM_GRID_CLIENTS, :NUM_GRID_IMAGES]
+    rows = data.clients.client.index[members[:NUM_GRID_CLIENTS], :NUM_GRID_IMAGES]
     real = data.clients.images.image[rows]
     titles = [
         f"client {i}" + ("" if alive else " (collapsed)")
-        for i, alive in enumerate(generators.alive.tolist())
+        for i, alive in zip(members, generators.alive.tolist(), strict=True)
     ][:NUM_GRID_CLIENTS]
     collapsed = done.record["results"]["collapsed_clients"]
     caption = (
         "Real images of each client beside images of its generator, from the same"
         f" noise in every row. Collapsed generators, left out: {collapsed or 'none'}."
     )
-    return "generated", caption, figures.generated_beside_real(generated, real, titles)
+    return (
+        f"generated{end}",
+        caption,
+        figures.generated_beside_real(generated, real, titles),
+    )
 
 
 def embedded(figure: Figure, caption: str) -> str:

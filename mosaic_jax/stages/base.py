@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import evaluation, parallel, settings
+from mosaic_jax import evaluation, parallel, settings, trees
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
+from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.loop import Run
@@ -27,7 +28,8 @@ class Context:
       clients: the clients' data on the devices.
       held_out: `data.held_out` on the devices.
       axis: where clients run.
-      classifier: of the study.
+      networks: classifiers of the study by name; the server's first.
+      name: of the network that the clients in this context have.
       algorithm: of its rounds.
       server: training on the server; None: there is none.
       task: what it must know.
@@ -40,7 +42,8 @@ class Context:
     clients: FederatedDataset
     held_out: dict[str, LabelledImages]
     axis: parallel.ClientAxis
-    classifier: Classifier
+    networks: dict[str, Classifier]
+    name: str
     algorithm: Algorithm
     server: ServerTraining | None
     task: Task
@@ -48,11 +51,32 @@ class Context:
     key: Array
 
     @property
+    def classifier(self) -> Classifier:
+        """Of the clients in this context."""
+        return self.networks[self.name]
+
+    @property
     def rates(self) -> tuple[float, ...]:
         """What part of the network each client holds; empty: all of it."""
         if not self.algorithm.partial:
             return ()
         return self.settings.budgets.of_clients(self.settings.data.num_clients)
+
+    def of(self, name: str) -> "Context":
+        """The same study as the clients that have network `name` see it."""
+        if len(self.networks) == 1:
+            return self
+        names = list(self.networks)
+        numbers = np.arange(self.data.clients.num_clients)
+        members = numbers[names.index(name) :: len(names)]
+        client = trees.take(self.clients.client, members)
+        return dataclasses.replace(
+            self,
+            data=federated.of_clients(self.data, members),
+            clients=self.clients.replace(client=client),
+            axis=self.axis.of(len(members)),
+            name=name,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +114,33 @@ class Stage:
     provides: tuple[str, ...]
     depends: dict[str, Any]
     run: Callable[..., Run]
+
+
+def each_network(artifact: str, study: settings.Settings) -> tuple[str, ...]:
+    """The names of an artifact that the clients of each network make, in order."""
+    return (artifact, *(f"{artifact}@{name}" for name in study.model.others))
+
+
+def for_clients_with(stage: Stage, name: str, *, suffix: bool) -> Stage:
+    """`stage` for the clients that have network `name`.
+
+    With `suffix`, its name, needs and artifacts end in "@" and `name`.
+    """
+    end = f"@{name}" if suffix else ""
+
+    def run(context: Context, **artifacts: Tree) -> Run:
+        given = {key.removesuffix(end): value for key, value in artifacts.items()}
+        outcome = yield from stage.run(context.of(name), **given)
+        made = {key + end: value for key, value in outcome.artifacts.items()}
+        return dataclasses.replace(outcome, artifacts=made)
+
+    return Stage(
+        name=stage.name + end,
+        needs=tuple(key + end for key in stage.needs),
+        provides=tuple(key + end for key in stage.provides),
+        depends=stage.depends | {"network": name},
+        run=run,
+    )
 
 
 def accuracies(

@@ -4,13 +4,19 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import gan, losses, parallel, prng
+from mosaic_jax import gan, losses, parallel, prng, trees
 from mosaic_jax.data import augment
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.errors import MosaicError
 from mosaic_jax.loop import Run, Steps
 from mosaic_jax.settings import Settings, to_mapping
-from mosaic_jax.stages.base import Context, Outcome, Stage, assess
+from mosaic_jax.stages.base import (
+    Context,
+    Outcome,
+    Stage,
+    assess,
+    each_network,
+)
 from mosaic_jax.types import (
     Array,
     Generators,
@@ -28,7 +34,11 @@ def stage(settings: Settings) -> Stage:
     """Stage 7."""
     return Stage(
         name="distill",
-        needs=("global_model", "teacher", "client_generators"),
+        needs=(
+            "global_model",
+            "teacher",
+            *each_network("client_generators", settings),
+        ),
         provides=("student",),
         depends={"distill": to_mapping(settings.distill)},
         run=_run,
@@ -52,24 +62,27 @@ def _run(
     context: Context,
     global_model: ModelState,
     teacher: Teacher,
-    client_generators: Generators,
+    **of_networks: Generators,
 ) -> Run:
     settings, data = context.settings, context.data
     config = settings.distill
+    # One network's clients after the other's.
+    client_generators = trees.concatenate(list(of_networks.values()))
+    sizes = [context.of(name).clients.client.size for name in context.networks]
     if not bool(client_generators.alive.any()):
         raise MosaicError(
             "generators: all have collapsed: train them longer (generators.epochs or"
             " generators.steps) or lower generators.collapse_below ="
             f" {settings.generators.collapse_below}"
         )
-    ensemble = mosaic.build(settings.meta, context.classifier, data.clients.num_classes)
+    ensemble = mosaic.build(settings.meta, context.networks, data.clients.num_classes)
     rate = config.learning_rate
     if config.schedule == "cosine":
         rate = optax.cosine_decay_schedule(rate, config.steps)
     tx = optax.adam(rate)
     weight = client_generators.alive.astype(jnp.float32)
     if config.weighting == "size":
-        weight *= data.clients.client.size
+        weight *= jnp.concatenate(sizes)
     model_gan = gan.build(settings, data.info, context.classifier)
     batch_at = _batches(context, model_gan)
 

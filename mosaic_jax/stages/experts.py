@@ -18,7 +18,7 @@ from mosaic_jax.loop import Run
 from mosaic_jax.models import submodel
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages import local, rounds
-from mosaic_jax.stages.base import Context, Outcome, Stage
+from mosaic_jax.stages.base import Context, Outcome, Stage, each_network
 from mosaic_jax.types import (
     Array,
     Client,
@@ -27,6 +27,7 @@ from mosaic_jax.types import (
     LabelledImages,
     ModelState,
     Prototypes,
+    Tree,
 )
 
 
@@ -49,7 +50,11 @@ def prototypes_stage(settings: Settings) -> Stage:
     """Stage 5: k-means centres of penultimate features."""
     return Stage(
         name="prototypes",
-        needs=("client_models", "global_model", "experts"),
+        needs=(
+            "global_model",
+            *each_network("client_models", settings),
+            *each_network("experts", settings),
+        ),
         provides=("prototypes",),
         depends={"prototypes": to_mapping(settings.prototypes)},
         run=_run_prototypes,
@@ -109,44 +114,67 @@ def _held(context: Context, global_model: ModelState) -> ModelState:
 
 
 def _run_prototypes(
+    context: Context, global_model: ModelState, **artifacts: Tree
+) -> Run:
+    yield from ()  # no loop
+    settings = context.settings
+    experts, client_models = (
+        dict(
+            zip(
+                context.networks,
+                (artifacts[name] for name in each_network(kind, settings)),
+                strict=True,
+            )
+        )
+        for kind in ("experts", "client_models")
+    )
+    expert_model = {name: found.model for name, found in experts.items()}
+    parts = [
+        _of_network(context.of(name), client_models[name], global_model, expert_model)
+        for name in context.networks
+    ]
+    result, down = trees.concatenate([part[0] for part in parts]), {}
+    if settings.prototypes.space == "expert":
+        down["experts"] = sum(part[1] for part in parts)
+    sent = trees.num_bytes(result.feature) + trees.num_bytes(result.label)
+    if settings.meta.gate != "none" and settings.prototypes.space != "global":
+        sent += trees.num_bytes(result.gate_feature)
+    return Outcome(
+        artifacts={"prototypes": result},
+        results={"num_prototypes": len(result.label)},
+        up={"prototypes": sent},
+        down=down,
+    )
+
+
+def _of_network(
     context: Context,
     client_models: ModelState,
     global_model: ModelState,
-    experts: Experts,
-) -> Run:
-    yield from ()  # no loop
-    config, data = context.settings.prototypes, context.clients
+    expert_model: dict[str, ModelState],
+) -> tuple[Prototypes, int]:
+    """Prototypes of the clients in `context`, and bytes of the experts they receive."""
+    data = context.clients
     run = jax.jit(functools.partial(client_prototypes, context))
     clustered_by = client_models
-    if config.space == "global":
+    if context.settings.prototypes.space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
     share = _held(context, global_model) if context.rates else None
-    found = run(data, clustered_by, share, global_model, experts.model, context.key)
+    found = run(data, clustered_by, share, global_model, expert_model, context.key)
     feature, gate_feature, held = jax.device_get(found)
     # Only clusters that exist are sent; which ones is known once they are computed.
     client, label, _ = np.nonzero(held)
     result = Prototypes(
-        feature=jnp.asarray(feature[held]),
+        feature={name: jnp.asarray(centres[held]) for name, centres in feature.items()},
         gate_feature=jnp.asarray(gate_feature[held]),
         label=jnp.asarray(label, jnp.int32),
-        client=jnp.asarray(client, jnp.int32),
+        client=jnp.asarray(data.client.number[client], jnp.int32),
     )
-    down = {}
-    if config.space == "expert":
-        down["experts"] = data.num_clients * trees.num_bytes(experts.model)
-        if context.rates:
-            each = trees.broadcast(global_model, data.num_clients)
-            sent = submodel.num_bytes(each, share)
-            down["experts"] = data.num_classes * sent
-    sent = trees.num_bytes(result.feature) + trees.num_bytes(result.label)
-    if context.settings.meta.gate != "none" and config.space != "global":
-        sent += trees.num_bytes(result.gate_feature)
-    return Outcome(
-        artifacts={"prototypes": result},
-        results={"num_prototypes": len(label)},
-        up={"prototypes": sent},
-        down=down,
-    )
+    received = data.num_clients * trees.num_bytes(expert_model)
+    if share is not None:
+        each = trees.broadcast(global_model, data.num_clients)
+        received = data.num_classes * submodel.num_bytes(each, share)
+    return result, received
 
 
 def client_prototypes(
@@ -155,46 +183,51 @@ def client_prototypes(
     clustered_by: ModelState,
     share: ModelState | None,
     global_model: ModelState,
-    expert_model: ModelState,
+    expert_model: dict[str, ModelState],
     key: Array,
-) -> tuple[Array, Array, Array]:
+) -> tuple[dict[str, Array], Array, Array]:
     """Cluster each client's features per class.
 
     Clusters are formed in the feature space of `clustered_by` (the client's own model
-    or the global one). In the `expert` space the members' means are then taken in
-    every expert's features; otherwise in the same space. With `share`, 1 where each
-    client [C, ...] holds the network, clients run that part of every model.
+    or the global one). In the `expert` space the members' means are then taken in the
+    features of every expert, by network; otherwise in the same space. With `share`, 1
+    where each client [C, ...] holds the network, clients run that part of every model.
 
     Returns:
-      Centres [C, K, k, S, F], centres in the global model's space [C, K, k, F], and
-      which clusters exist [C, K, k] bool.
+      Centres [C, K, k, S, F] by network, centres in the global model's space
+      [C, K, k, F], and which clusters exist [C, K, k] bool.
     """
-    config, classifier = context.settings.prototypes, context.classifier
+    config, networks = context.settings.prototypes, context.networks
     size = context.settings.evaluation.batch_size
+    first = next(iter(networks))
 
     def one(
         client: Client,
         model: ModelState,
         share: ModelState | None,
         global_model: ModelState,
-        expert_model: ModelState,
+        expert_model: dict[str, ModelState],
         images: LabelledImages,
     ):
-        def features(model: ModelState, image: Array) -> Array:
-            if share is not None:
-                model = submodel.within(model, share)
-            return evaluation.predict(
-                lambda x: classifier.features(model, x), image, batch_size=size
-            )
-
         rows = client.index
         mine = jnp.arange(len(rows)) < client.size
         image, label = images.image[rows], images.label[rows]
-        own = features(model, image)
-        on_global = features(global_model, image)
-        spaces = own[None]
+
+        def features(model: ModelState, name: str) -> Array:
+            if share is not None:
+                model = submodel.within(model, share)
+            return evaluation.predict(
+                lambda x: networks[name].features(model, x), image, batch_size=size
+            )
+
+        own = features(model, context.name)
+        on_global = features(global_model, first)
+        spaces = {context.name: own[None]}
         if config.space == "expert":
-            spaces = jax.lax.map(lambda expert: features(expert, image), expert_model)
+            spaces = {
+                name: jax.lax.map(lambda e, name=name: features(e, name), expert)
+                for name, expert in expert_model.items()
+            }
 
         def one_class(k: Array):
             mask = mine & (label == k)
@@ -206,9 +239,15 @@ def client_prototypes(
                 num_steps=config.iterations,
             )
             member = jax.nn.one_hot(cluster, config.clusters) * mask[:, None]
-            centres = jax.vmap(lambda f: prototypes.cluster_means(f, member)[0])(spaces)
-            gate = prototypes.cluster_means(on_global, member)[0]
-            return centres.transpose(1, 0, 2), gate, held
+
+            def centres(feature: Array) -> Array:
+                return prototypes.cluster_means(feature, member)[0]
+
+            found = {
+                name: jax.vmap(centres)(feature).swapaxes(0, 1)
+                for name, feature in spaces.items()
+            }
+            return found, centres(on_global), held
 
         return jax.lax.map(one_class, jnp.arange(data.num_classes))
 

@@ -90,7 +90,8 @@ def _run(
 
     spread = deviations(generators, prng.named(context.key, "collapse"))
     alive = spread >= config.collapse_below
-    collapsed = [i for i, ok in enumerate(alive.tolist()) if not ok]
+    number = context.data.clients.client.number
+    collapsed = number[~np.asarray(alive)].tolist()
     if collapsed:
         _log.warning("generators of clients %s collapsed; they are left out", collapsed)
     return Outcome(

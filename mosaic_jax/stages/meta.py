@@ -11,7 +11,13 @@ from mosaic_jax.distillation import mosaic
 from mosaic_jax.loop import Run, Steps
 from mosaic_jax.models import meta
 from mosaic_jax.settings import Settings, to_mapping
-from mosaic_jax.stages.base import Context, Outcome, Stage, assess
+from mosaic_jax.stages.base import (
+    Context,
+    Outcome,
+    Stage,
+    assess,
+    each_network,
+)
 from mosaic_jax.types import Array, Experts, MetaState, ModelState, Prototypes, Teacher
 
 
@@ -19,7 +25,7 @@ def stage(settings: Settings) -> Stage:
     """Stage 6."""
     return Stage(
         name="meta",
-        needs=("experts", "prototypes", "global_model"),
+        needs=(*each_network("experts", settings), "prototypes", "global_model"),
         provides=("teacher",),
         depends={"meta": to_mapping(settings.meta)},
         run=_run,
@@ -28,13 +34,14 @@ def stage(settings: Settings) -> Stage:
 
 def _run(
     context: Context,
-    experts: Experts,
     prototypes: Prototypes,
     global_model: ModelState,
+    **of_networks: Experts,
 ) -> Run:
     num_classes = context.data.clients.num_classes
-    config, classifier = context.settings.meta, context.classifier
-    ensemble = mosaic.build(config, classifier, num_classes)
+    config, networks = context.settings.meta, context.networks
+    experts = dict(zip(networks, of_networks.values(), strict=True))
+    ensemble = mosaic.build(config, networks, num_classes)
     logits = jax.jit(ensemble.prototype_logits)(experts, global_model, prototypes)
     params = {}
     if config.head not in meta.UNTRAINED:
@@ -42,7 +49,7 @@ def _run(
     teacher = Teacher(experts=experts, meta_params=params, gate=global_model)
     heads = {"teacher": ensemble} | {
         name: mosaic.build(
-            dataclasses.replace(config, head=name), classifier, num_classes
+            dataclasses.replace(config, head=name), networks, num_classes
         )
         for name in meta.UNTRAINED
     }

@@ -98,7 +98,7 @@ class Parts:
             for group in self.groups
         ]
         order = np.argsort(np.concatenate([group.members for group in self.groups]))
-        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[order], *parts)
+        return trees.take(trees.concatenate(parts), order)
 
     def budgets(self, image_shape: tuple[int, int, int]) -> list[dict[str, Any]]:
         """What a client of each group holds, sends and computes for an image."""

@@ -128,9 +128,7 @@ class Rounds:
                     group.rate,
                 )
             )
-        each, loss, taught = jax.tree.map(
-            lambda *leaves: jnp.concatenate(leaves), *[part[:3] for part in parts]
-        )
+        each, loss, taught = trees.concatenate([part[:3] for part in parts])
         upload = functools.reduce(trees.add, [part[3] for part in parts])
         if not everyone:
             who = jnp.concatenate(participants)
@@ -383,7 +381,7 @@ class HostRounds:
                 upload = trees.add(mean_upload, upload)
             mean_upload, waiting = upload, (rows, each, group_loss)
         loss.append(_store(state, *waiting))
-        taught = jax.tree.map(lambda *parts: jnp.concatenate(parts), *taught)
+        taught = trees.concatenate(taught)
         on_device = state.replace(client=(), client_model=())
         on_device, metrics = self._finish(on_device, mean_upload, taught, key, number)
         state = on_device.replace(client=state.client, client_model=state.client_model)

@@ -1,0 +1,13 @@
+"""Clients with different architectures, on digits.
+
+python launch.py --config configs/digits_architectures.py
+"""
+
+from configs import digits_mosaic
+
+
+def get_config():
+    """Every other client has a plain CNN, the rest the server's ResNet-18."""
+    config = digits_mosaic.get_config()
+    config.model.others = ("cnn",)
+    return config
