@@ -225,16 +225,20 @@ def for_two_cores(config: config_dict.ConfigDict) -> None:
     config.finetune.rounds = 6
     config.finetune.learning_rate = 0.01
     config.server.rounds = 30
+    # Rates and mu: docs/methods.md has the search.
     fields = config.methods
+    fields.fedprox.mu = 1.0
+    fields.fedrs.alpha = 0.9
     fields.dense.batch_size = 64
     fields.dense.width = 16
-    fields.dense.student_learning_rate = 0.02
     fields.fedftg.iterations = 3
     fields.fedftg.width = 16
     fields.fedftg.student_steps = 2
+    fields.fedftg.student_learning_rate = 0.003
     fields.dfrd.iterations = 3
     fields.dfrd.generator_steps = 1
     fields.dfrd.student_steps = 2
+    fields.dfrd.student_learning_rate = 0.003
     fields.dfrd.width = 32
     fields.dfrd.generator_learning_rate = 1e-3
 
