@@ -14,6 +14,7 @@ FIELDS = {
     "data.num_clients": 3,
     "data.alpha": 1.0,
     "data.validation": 0.7,
+    "model.name": "cnn",
     "model.width": 2,
     "local.steps": 2,
     "local.batch_size": 16,

@@ -138,7 +138,7 @@ def for_clients_with(stage: Stage, name: str, *, suffix: bool) -> Stage:
         name=stage.name + end,
         needs=tuple(key + end for key in stage.needs),
         provides=tuple(key + end for key in stage.provides),
-        depends=stage.depends | {"network": name},
+        depends=stage.depends,
         run=run,
     )
 

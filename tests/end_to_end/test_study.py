@@ -30,6 +30,7 @@ SUMMARY = {
     "rounds",
     "padding_waste",
     "communication_bytes",
+    "budgets",
     "seconds",
     "compile_seconds",
     "peak_memory_bytes",
