@@ -56,11 +56,6 @@ def weighted_mean(tree: Tree, weight: Array) -> Tree:
     return jax.tree.map(mean, tree)
 
 
-def num_entries(tree: Tree) -> int:
-    """Numbers that the leaves hold."""
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
 def num_bytes(tree: Tree) -> int:
     """Bytes that the leaves take."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

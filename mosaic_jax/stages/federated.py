@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 
 from mosaic_jax import (
     checkpoint,
@@ -46,7 +47,9 @@ def init_stage(settings: Settings) -> Stage:
             first=0,
             keep_models=_keeps_models(settings),
         )
-        outcome.results["num_parameters"] = trees.num_entries(model.params)
+        outcome.results["num_parameters"] = int(
+            parameter_overview.count_parameters(model.params)
+        )
         # Label histograms travel once; experts and label shares need them.
         outcome.up["label_counts"] = context.data.label_count.size * 4
         return outcome

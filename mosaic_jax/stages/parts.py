@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 
 from mosaic_jax import prng, trees
 from mosaic_jax.algorithms.base import Algorithm
@@ -111,7 +112,9 @@ class Parts:
                 {
                     "rate": group.rate,
                     "clients": group.members.tolist(),
-                    "num_parameters": trees.num_entries(model.params),
+                    "num_parameters": int(
+                        parameter_overview.count_parameters(model.params)
+                    ),
                     "bytes": trees.num_bytes(model),
                     "flops": narrow.flops(image_shape),
                 }
