@@ -36,6 +36,7 @@ from mosaic_jax import (
 )
 from mosaic_jax import stages as chain
 from mosaic_jax.data import federated, sources
+from mosaic_jax.data.arrays import Arrays, Info
 from mosaic_jax.loop import Run
 from mosaic_jax.stages import generators
 from mosaic_jax.stages.base import Context
@@ -66,7 +67,7 @@ def probe(run: Run, num_steps: int) -> tuple[Any, dict[str, dict[str, Any]]]:
         }
 
 
-def arrays(info: sources.Info, num_train: int) -> sources.Arrays:
+def arrays(info: Info, num_train: int) -> Arrays:
     """Random images, every class as often."""
     np_rng = np.random.RandomState(0)
 
@@ -74,7 +75,7 @@ def arrays(info: sources.Info, num_train: int) -> sources.Arrays:
         image = np_rng.randint(0, 256, (count, *info.image_shape)).astype(np.uint8)
         return image, (np.arange(count) % info.num_classes).astype(np.int32)
 
-    return sources.Arrays(*images(num_train), *images(NUM_TEST))
+    return Arrays(*images(num_train), *images(NUM_TEST))
 
 
 def flops(function: Callable[..., Any], *shapes: Tree) -> float:
@@ -151,9 +152,9 @@ def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
     mapping = module.get_config(variant) if variant else module.get_config()
     mapping.update_from_flattened_dict(overrides)
     config = settings.from_mapping(mapping.to_dict())
-    info = sources.INFO[config.data.name]
+    info = sources.SOURCES[config.data.name].info
     num_train = config.data.max_images or {"digits": 1437}.get(config.data.name, 50_000)
-    data = federated.build(config.data, config.seed, arrays(info, num_train))
+    data = federated.build(config.data, config.seed, info, arrays(info, num_train))
     axis = parallel.build(
         data.clients.client.size, at_once=config.compute.clients_at_once
     )

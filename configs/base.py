@@ -19,9 +19,13 @@ def get_config() -> config_dict.ConfigDict:
     config.seed = 0  # of everything; the split is drawn from seed + data.split_seed
 
     config.data = data = config_dict.ConfigDict()
-    data.name = "cifar10"  # digits, fashion_mnist, cifar10
+    # digits, mnist, fashion_mnist, svhn, cifar10, cifar100, tiny_imagenet, food101;
+    # or your own: folder (of class sub-folders of images), npz
+    data.name = "cifar10"
     data.dir = "data"  # archives are looked for, downloaded and cached here
-    data.split = "dirichlet_unbalanced"  # or dirichlet_balanced, iid
+    data.augmentation = "auto"  # of the data set; or none, crop_flip
+    data.split = "dirichlet_unbalanced"  # or dirichlet_balanced, iid, file
+    data.split_file = ""  # JSON like a run's split.json, or CSV: client, index
     data.num_clients = 10
     data.alpha = 0.01  # Dirichlet concentration; smaller: clients differ more
     data.split_seed = 5363  # with seed 0: the published CIFAR-10 split

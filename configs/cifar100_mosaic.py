@@ -1,4 +1,4 @@
-"""Mosaic's settings for CIFAR-100; the data set has no loader yet.
+"""Mosaic on CIFAR-100.
 
 python launch.py --config configs/cifar100_mosaic.py
 """

@@ -15,8 +15,20 @@ from typing import Any
 
 from mosaic_jax import errors, gating, losses
 
-DATA_SETS = ("digits", "fashion_mnist", "cifar10", "cifar100")
-SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
+DATA_SETS = (
+    "digits",
+    "mnist",
+    "fashion_mnist",
+    "svhn",
+    "cifar10",
+    "cifar100",
+    "tiny_imagenet",
+    "food101",
+    "folder",
+    "npz",
+)
+SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced", "file")
+AUGMENTATIONS = ("auto", "none", "crop_flip")
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "cnn")
 MAX_SEED = 2**31 - 1
 NORMS = ("batch", "group")
@@ -85,7 +97,9 @@ class Data:
 
     name: str = one_of(*DATA_SETS)
     dir: str = anything()
+    augmentation: str = one_of(*AUGMENTATIONS)
     split: str = one_of(*SPLITS)
+    split_file: str = anything()
     num_clients: int = at_least(1)
     alpha: float = above(0)
     split_seed: int = at_least(0)
@@ -457,6 +471,11 @@ def _contradictions(settings: Settings) -> list[str]:
             " for model.norm = 'group', which has no statistics to match"
         )
     problems += _contradictions_of_networks(settings)
+    if (settings.data.split == "file") != bool(settings.data.split_file):
+        problems.append(
+            f"data.split_file = {settings.data.split_file!r}: must be a path for"
+            " data.split = 'file', and '' otherwise"
+        )
     budgets = settings.budgets
     if budgets.rule == "shares" and (
         len(budgets.shares) != len(budgets.rates) or sum(budgets.shares) <= 0

@@ -113,7 +113,7 @@ def test_too_many_devices():
 
 
 def test_clients_at_once_from_free_memory(monkeypatch):
-    config, info = tiny.study(), sources.INFO["digits"]
+    config, info = tiny.study(), sources.SOURCES["digits"].info
     classifier = tiny.classifier(10)
     assert memory.clients_at_once(config, info, classifier) == 0  # CPUs do not tell
     needed = memory.gan_bytes(config, info, classifier)

@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic_jax import errors, settings, trees
 from mosaic_jax.data import partition, sources
+from mosaic_jax.data.arrays import Arrays, Info
 from mosaic_jax.types import Client, FederatedDataset, LabelledImages
 
 
@@ -21,7 +22,7 @@ class StudyData:
     numbers of the images left for training; `images_sha256` is over all images.
     """
 
-    info: sources.Info
+    info: Info
     clients: FederatedDataset
     held_out: dict[str, LabelledImages]
     test_index: np.ndarray
@@ -37,12 +38,13 @@ def load(config: settings.Data, seed: int) -> StudyData:
     Raises:
       DataError: the data are missing or damaged, or the split cannot be met.
     """
-    return build(config, seed, sources.load(config.name, config.dir))
+    return build(config, seed, *sources.load(config.name, config.dir))
 
 
-def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData:
+def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
     """`load` from arrays at hand."""
-    info = sources.INFO[config.name]
+    if config.augmentation != "auto":
+        info = dataclasses.replace(info, augmentation=config.augmentation)
     image, label = arrays.train_image, arrays.train_label
     split_seed = seed + config.split_seed
     if 0 < config.max_images < len(label):
@@ -56,13 +58,18 @@ def build(config: settings.Data, seed: int, arrays: sources.Arrays) -> StudyData
         kept, rest = np.sort(order[num_validation:]), order[:num_validation]
         sets["validation"] = _labelled(image[rest], label[rest])
         image, label = image[kept], label[kept]
-    parts = partition.split(
-        label,
-        mode=config.split,
-        num_clients=config.num_clients,
-        alpha=config.alpha,
-        seed=split_seed,
-    )
+    if config.split == "file":
+        parts = partition.read(
+            config.split_file, num_images=len(label), num_clients=config.num_clients
+        )
+    else:
+        parts = partition.split(
+            label,
+            mode=config.split,
+            num_clients=config.num_clients,
+            alpha=config.alpha,
+            seed=split_seed,
+        )
     if config.num_clients > len(arrays.test_label):
         raise errors.DataError(
             f"data.num_clients = {config.num_clients}: must be <="

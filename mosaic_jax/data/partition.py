@@ -1,6 +1,9 @@
 """Splits of a labelled data set over clients (host side, NumPy only)."""
 
+import csv
 import hashlib
+import json
+import pathlib
 
 import numpy as np
 
@@ -47,6 +50,65 @@ def split(
     if mode == "dirichlet_balanced":
         return _balanced(labels, num_clients, alpha, np_rng)
     raise errors.DataError(f"data.split = {mode!r}: must be one of {', '.join(MODES)}")
+
+
+def read(
+    path: str | pathlib.Path, *, num_images: int, num_clients: int
+) -> list[np.ndarray]:
+    """A split from a file: numbers of training images for each client.
+
+    JSON with a list of lists under "clients", as `split.json` of a run directory has
+    it, or CSV with the columns client and index. Clients of a CSV are numbered in the
+    order of their names, by number where all are numbers.
+
+    Raises:
+      DataError: it cannot be read, or a client is empty, or an image is not there or
+        twice; or the number of clients is not `num_clients`.
+    """
+    path = pathlib.Path(path)
+    try:
+        text = path.read_text()
+        clients = _csv(text) if path.suffix == ".csv" else json.loads(text)["clients"]
+        parts = [np.array(part, dtype=object) for part in clients]
+        if not all(type(i) is int for part in parts for i in part.ravel()):
+            raise ValueError("image numbers must be integers")
+        parts = [part.astype(np.int64).reshape(-1) for part in parts]
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        raise errors.DataError(
+            f"data.split_file = {str(path)!r}: cannot be read: {error}"
+        ) from error
+    field = f"data.split_file = {str(path)!r}"
+    if len(parts) != num_clients:
+        raise errors.DataError(
+            f"{field}: has {len(parts)} clients: must be data.num_clients ="
+            f" {num_clients}"
+        )
+    for i, part in enumerate(parts):
+        if not len(part):
+            raise errors.DataError(f"{field}: client {i} has no images")
+    every = np.concatenate(parts)
+    if every.min() < 0 or every.max() >= num_images:
+        raise errors.DataError(
+            f"{field}: image numbers {every.min()}..{every.max()}: must be"
+            f" 0..{num_images - 1}"
+        )
+    number, count = np.unique(every, return_counts=True)
+    if count.max() > 1:
+        raise errors.DataError(
+            f"{field}: image {number[count.argmax()]} is there {count.max()} times"
+        )
+    return parts
+
+
+def _csv(text: str) -> list[list[int]]:
+    rows = list(csv.DictReader(text.splitlines()))
+    if not rows or not {"client", "index"} <= set(rows[0]):
+        raise ValueError("must have the columns client and index")
+    clients: dict[str, list[int]] = {}
+    for row in rows:
+        clients.setdefault(row["client"], []).append(int(row["index"]))
+    numbers = all(name.isdigit() for name in clients)
+    return [clients[name] for name in sorted(clients, key=int if numbers else str)]
 
 
 def _unbalanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:

@@ -1,0 +1,79 @@
+"""Prepare and look at a data set, and at how it would be split, without training.
+
+python -m mosaic_jax.data cifar10 --data_dir data
+python -m mosaic_jax.data digits --split dirichlet_unbalanced --alpha 0.1 --seed 5363
+"""
+
+import argparse
+import pathlib
+import sys
+
+import numpy as np
+
+from mosaic_jax import errors, settings
+from mosaic_jax.data import partition, sources
+from mosaic_jax.report import figures
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for a user's error."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("name", choices=settings.DATA_SETS)
+    parser.add_argument("--data_dir", default="data", help="as config.data.dir")
+    parser.add_argument("--split", choices=settings.SPLITS, help="draw label counts")
+    parser.add_argument("--split_file", default="", help="of --split file")
+    parser.add_argument("--num_clients", type=int, default=10)
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--output", default="label_counts.png", help="of --split")
+    args = parser.parse_args(arguments)
+    try:
+        info, arrays = sources.load(args.name, args.data_dir)
+        print(
+            f"{args.name}: {info.num_classes} classes, {info.image_size} x"
+            f" {info.image_size} x {info.channels}, augmentation {info.augmentation}"
+        )
+        print(f"mean {info.mean}, deviation {info.std} (black 0, white 1)")
+        for part in ("train", "test"):
+            label = getattr(arrays, f"{part}_label")
+            count = np.bincount(label, minlength=info.num_classes)
+            print(
+                f"{part:5} {len(label):7} images, {count.min()} to {count.max()} of a"
+                " class"
+            )
+        if args.split:
+            _draw(args, arrays.train_label, info.num_classes)
+    except errors.MosaicError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _draw(args: argparse.Namespace, label: np.ndarray, num_classes: int) -> None:
+    if args.split == "file":
+        parts = partition.read(
+            args.split_file, num_images=len(label), num_clients=args.num_clients
+        )
+    else:
+        parts = partition.split(
+            label,
+            mode=args.split,
+            num_clients=args.num_clients,
+            alpha=args.alpha,
+            seed=args.seed,
+        )
+    count = partition.label_counts(label, parts, num_classes)
+    size = count.sum(axis=1)
+    print(
+        f"{len(parts)} clients, {size.min()} to {size.max()} images, sha256"
+        f" {partition.digest(parts)[:16]}"
+    )
+    path = pathlib.Path(args.output)
+    figures.label_counts(count).savefig(path, dpi=110)
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""Files of data sets: found, downloaded, verified; nothing unpacked or unpickled."""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+import tarfile
+import threading
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import tqdm
+
+from mosaic_jax import errors
+
+CONNECT_SECONDS = 6.0
+_BLOCK = 1 << 20
+# What reading a damaged archive or cache may raise.
+UNREADABLE = (
+    OSError,
+    EOFError,
+    KeyError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+    """A file and where it comes from.
+
+    Attributes:
+      name: of the file.
+      url: of its folder.
+      sha256: of the file, or of what `decode` makes of it.
+      decode: undoes a compression that may differ between sources.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    decode: Callable[[bytes], bytes] | None = None
+
+    def find(self, folders: Sequence[pathlib.Path]) -> pathlib.Path:
+        """Its path in the first of `folders` that has it, else downloaded to the first.
+
+        Raises:
+          DataError: it is nowhere; says where to put it.
+        """
+        for folder in folders:
+            if (folder / self.name).is_file():
+                return folder / self.name
+        path = folders[0] / self.name
+        download(self, path)
+        return path
+
+    def content(self, path: pathlib.Path) -> bytes:
+        """Decoded content of `path`, whose sha256 must match.
+
+        Raises:
+          DataError: it does not, or cannot be read.
+        """
+        try:
+            content = path.read_bytes()
+            content = self.decode(content) if self.decode else content
+        except UNREADABLE as error:
+            raise errors.DataError(f"{path}: cannot be read: {error}") from error
+        _compare(hashlib.sha256(content).hexdigest(), self.sha256, path)
+        return content
+
+    def verify(self, path: pathlib.Path) -> None:
+        """Check the sha256 of `path`, block by block where nothing is decoded.
+
+        Raises:
+          DataError: it does not match.
+        """
+        if self.decode:
+            self.content(path)
+            return
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _compare(digest, self.sha256, path)
+
+
+def _compare(found: str, expected: str, path: pathlib.Path) -> None:
+    if found != expected:
+        raise errors.DataError(f"{path}: wrong sha256: delete the file and try again")
+
+
+def download(archive: Archive, path: pathlib.Path) -> None:
+    """Fetch an archive to `path` with a progress bar; a broken one goes on.
+
+    Raises:
+      DataError: it cannot be fetched, or its sha256 is wrong; then nothing is kept.
+    """
+    partial, url = path.with_name(path.name + ".partial"), archive.url + archive.name
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        done = partial.stat().st_size if partial.is_file() else 0
+        with contextlib.closing(_connect(url, done)) as response:
+            # A server that does not know ranges starts anew.
+            if getattr(response, "status", None) != 206:
+                done = 0
+            size = int(response.headers.get("Content-Length", 0)) + done or None
+            bar = tqdm.tqdm(
+                total=size,
+                initial=done,
+                desc=path.name,
+                unit="B",
+                unit_scale=True,
+                disable=None,
+            )
+            with bar, partial.open("ab" if done else "wb") as file:
+                while block := response.read(_BLOCK):
+                    bar.update(file.write(block))
+        if size and partial.stat().st_size < size:
+            raise OSError(f"ended after {partial.stat().st_size} of {size} bytes")
+    except OSError as error:
+        reason = str(error).split("\n")[0]
+        raise errors.DataError(
+            f"{path} is missing and {url} cannot be fetched ({reason}): put the file"
+            f" {path.name} into {path.parent.resolve()}"
+        ) from error
+    try:
+        archive.verify(partial)
+    except errors.DataError:
+        partial.unlink()
+        raise
+    partial.replace(path)
+
+
+def _connect(url: str, done: int):
+    """Open `url` from byte `done` on; name look-ups ignore urlopen's own limit."""
+    answer = []
+    request = urllib.request.Request(url)
+    if done:
+        request.add_header("Range", f"bytes={done}-")
+
+    def open_url() -> None:
+        try:
+            answer.append(urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
+        except urllib.error.HTTPError as error:
+            # 416: nothing is left to fetch, or the file has changed: from the start.
+            answer.append(_connect(url, 0) if error.code == 416 else error)
+        except OSError as error:
+            answer.append(error)
+
+    thread = threading.Thread(target=open_url, daemon=True)
+    thread.start()
+    thread.join(CONNECT_SECONDS)
+    result = answer[0] if answer else TimeoutError("no answer")
+    if isinstance(result, OSError):
+        raise result
+    return result
+
+
+def members(
+    path: pathlib.Path, wanted: Callable[[str], bool]
+) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the wanted files in a tar or zip archive, in its order.
+
+    Names are only compared, never used as paths.
+
+    Raises:
+      DataError: the archive cannot be read.
+    """
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                for name in archive.namelist():
+                    if wanted(name):
+                        yield name, archive.read(name)
+            return
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile() and wanted(member.name):
+                    yield member.name, archive.extractfile(member).read()
+    except UNREADABLE as error:
+        raise errors.DataError(f"{path}: cannot be read: {error}") from error
+
+
+def read_members(path: pathlib.Path, names: Sequence[str]) -> list[bytes]:
+    """Contents of the files `names` of an archive.
+
+    Raises:
+      DataError: one is missing, or the archive cannot be read.
+    """
+    found = dict(members(path, lambda name: name in names))
+    for name in names:
+        if name not in found:
+            raise errors.DataError(f"{path}: cannot be read: has no {name}")
+    return [found[name] for name in names]

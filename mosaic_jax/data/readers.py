@@ -1,0 +1,436 @@
+"""One function per data set: from files to arrays."""
+
+import concurrent.futures
+import gzip
+import io
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import tqdm
+
+from mosaic_jax import errors
+from mosaic_jax.data.archives import UNREADABLE, Archive, members, read_members
+from mosaic_jax.data.arrays import Arrays, decode, nearest_size, resize
+
+FASHION_MNIST_FOLDERS = (pathlib.Path("/usr/share/datasets/fashion-mnist"),)
+IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif")
+# Share of a user's images that is held out for the test where no test set is there.
+TEST_SHARE = 0.2
+
+Files = dict[str, Archive]
+
+
+def _files(url: str, sha256: dict[str, str], decode=None) -> Files:
+    return {
+        name: Archive(name, url, digest, decode) for name, digest in sha256.items()
+    }
+
+
+# Of the decompressed files: packagers compress anew.
+FASHION_MNIST = _files(
+    "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    {
+        "train-images-idx3-ubyte.gz": (
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9"
+        ),
+        "t10k-images-idx3-ubyte.gz": (
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
+        ),
+    },
+    gzip.decompress,
+)
+MNIST = _files(
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+    {
+        "train-images-idx3-ubyte.gz": (
+            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"
+        ),
+        "train-labels-idx1-ubyte.gz": (
+            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"
+        ),
+        "t10k-images-idx3-ubyte.gz": (
+            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"
+        ),
+        "t10k-labels-idx1-ubyte.gz": (
+            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"
+        ),
+    },
+)
+CIFAR10 = Archive(
+    "cifar-10-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+)
+CIFAR100 = Archive(
+    "cifar-100-binary.tar.gz",
+    "https://www.cs.toronto.edu/~kriz/",
+    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+)
+SVHN = _files(
+    "http://ufldl.stanford.edu/housenumbers/",
+    {
+        "train_32x32.mat": (
+            "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"
+        ),
+        "test_32x32.mat": (
+            "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"
+        ),
+    },
+)
+FOOD101 = Archive(
+    "food-101.tar.gz",
+    "http://data.vision.ee.ethz.ch/cvl/",
+    "d97d15e438b7f4498f96086a4f7e2fa42a32f2712e87d3295441b2b6314053a4",
+)
+
+
+def digits(directory: pathlib.Path) -> Arrays:
+    """1,797 real 8 x 8 digits that scikit-learn ships; a fixed fifth is the test set."""
+    del directory
+    from sklearn import datasets
+
+    raw = datasets.load_digits()
+    image = resize((raw.images[..., None] * (255 / 16)).astype(np.uint8), 16)
+    label = raw.target.astype(np.int32)
+    order = np.random.RandomState(0).permutation(len(label))
+    test, train = order[:360], order[360:]
+    return Arrays(image[train], label[train], image[test], label[test])
+
+
+def mnist(directory: pathlib.Path) -> Arrays:
+    """MNIST (LeCun et al., 1998) from idx files, resized to 32, grey to RGB."""
+    return _idx_set(MNIST, (directory / "mnist",))
+
+
+def fashion_mnist(directory: pathlib.Path) -> Arrays:
+    """Fashion-MNIST (Xiao et al., 2017) from idx files, resized to 32, grey to RGB."""
+    folders = (directory / "fashion_mnist", directory, *FASHION_MNIST_FOLDERS)
+    return _idx_set(FASHION_MNIST, folders)
+
+
+def _idx_set(files: Files, folders: Sequence[pathlib.Path]) -> Arrays:
+    raw = {}
+    for name, archive in files.items():
+        path = archive.find(folders)
+        content = archive.content(path)
+        raw[name] = idx(path, content if archive.decode else _gunzip(path, content))
+
+    def images(name: str) -> np.ndarray:
+        return np.repeat(resize(raw[name][..., None], 32), 3, axis=-1)
+
+    return Arrays(
+        images("train-images-idx3-ubyte.gz"),
+        raw["train-labels-idx1-ubyte.gz"].astype(np.int32),
+        images("t10k-images-idx3-ubyte.gz"),
+        raw["t10k-labels-idx1-ubyte.gz"].astype(np.int32),
+    )
+
+
+def _gunzip(path: pathlib.Path, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except UNREADABLE as error:
+        raise errors.DataError(f"{path}: cannot be read: {error}") from error
+
+
+def idx(path: pathlib.Path, content: bytes) -> np.ndarray:
+    """Array of an idx file: magic (0, 0, 8 = uint8, rank), big-endian sizes, bytes.
+
+    Raises:
+      DataError: it is something else; names `path`.
+    """
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise errors.DataError(f"{path}: not an idx file of bytes")
+    rank = content[3]
+    if len(content) < 4 + 4 * rank:
+        raise errors.DataError(f"{path}: ends within its header")
+    shape = np.frombuffer(content, ">u4", rank, 4)
+    body = np.frombuffer(content, np.uint8, -1, 4 + 4 * rank)
+    if body.size != shape.prod(dtype=np.int64):
+        raise errors.DataError(f"{path}: {body.size} bytes for an array of {shape}")
+    return body.reshape(shape)
+
+
+def cifar10(directory: pathlib.Path) -> Arrays:
+    """CIFAR-10 (Krizhevsky, 2009) from its binary archive."""
+    parts = [f"cifar-10-batches-bin/data_batch_{i}.bin" for i in range(1, 6)]
+    parts.append("cifar-10-batches-bin/test_batch.bin")
+    return _cifar(CIFAR10.find(_manual(directory)), parts, label_bytes=1)
+
+
+def cifar100(directory: pathlib.Path) -> Arrays:
+    """CIFAR-100 (Krizhevsky, 2009), fine labels, from its binary archive."""
+    parts = ["cifar-100-binary/train.bin", "cifar-100-binary/test.bin"]
+    return _cifar(CIFAR100.find(_manual(directory)), parts, label_bytes=2)
+
+
+def _manual(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Where archives lie: here, or where TFDS looks for those put in place by hand."""
+    return directory, directory / "downloads" / "manual"
+
+
+def _cifar(path: pathlib.Path, parts: Sequence[str], *, label_bytes: int) -> Arrays:
+    """Rows of label bytes, of which the last counts, and three planes of 32 x 32.
+
+    The whole file's checksum is verified where it is downloaded; an archive that was
+    put in place by hand is checked by its structure.
+    """
+    row, raw = label_bytes + 3072, read_members(path, parts)
+    for part, content in zip(parts, raw, strict=True):
+        if len(content) % row or not content:
+            name = part.rpartition("/")[2]
+            raise errors.DataError(f"{path}: {name} is not a whole number of images")
+
+    def arrays(content: bytes) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.frombuffer(content, np.uint8).reshape(-1, row)
+        image = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return np.ascontiguousarray(image), rows[:, label_bytes - 1].astype(np.int32)
+
+    return Arrays(*arrays(b"".join(raw[:-1])), *arrays(raw[-1]))
+
+
+def svhn(directory: pathlib.Path) -> Arrays:
+    """SVHN (Netzer et al., 2011), cropped digits, train and test, from MATLAB files."""
+    import scipy.io
+
+    found = []
+    for archive in SVHN.values():
+        path = archive.find((directory / "svhn", directory))
+        try:
+            # Arrays of numbers only: nothing in this format is run.
+            raw = scipy.io.loadmat(io.BytesIO(path.read_bytes()))
+            image, label = raw["X"].transpose(3, 0, 1, 2), raw["y"].reshape(-1)
+        except (
+            *UNREADABLE,
+            ValueError,
+            TypeError,
+            NotImplementedError,
+            scipy.io.matlab.MatReadError,
+        ) as error:
+            raise errors.DataError(f"{path}: cannot be read: {error}") from error
+        # Digit 0 has label 10.
+        found += [np.ascontiguousarray(image), label.astype(np.int32) % 10]
+    return Arrays(*found)
+
+
+def tiny_imagenet(directory: pathlib.Path) -> Arrays:
+    """Tiny-ImageNet (Stanford CS231n) from its folder or zip, resized to 32.
+
+    The labelled validation images are the test set.
+    """
+    folder, archive = "tiny-imagenet-200", "tiny-imagenet-200.zip"
+    source = next(
+        (p for p in (directory / folder, directory / archive) if p.exists()), None
+    )
+    if source is None:
+        raise errors.DataError(
+            f"{directory / folder} is missing: put the folder {folder} or the file"
+            f" {archive} (from http://cs231n.stanford.edu) into {directory.resolve()}"
+        )
+    names = {f"{folder}/wnids.txt", f"{folder}/val/val_annotations.txt"}
+    texts = {n: c.decode() for n, c in _entries(source, lambda n: n in names)}
+    if set(texts) != names:
+        missing = sorted(names - set(texts))[0]
+        raise errors.DataError(f"{source}: has no {missing}")
+    classes = texts[f"{folder}/wnids.txt"].split()
+    number = {wnid: i for i, wnid in enumerate(sorted(classes))}
+    rows = texts[f"{folder}/val/val_annotations.txt"].splitlines()
+    label_of = dict(row.split("\t")[:2] for row in rows if "\t" in row)
+
+    def label(name: str) -> tuple[str, int] | None:
+        parts = name.split("/")
+        if len(parts) == 5 and parts[1] == "train" and parts[2] in number:
+            return "train", number[parts[2]]
+        if len(parts) == 4 and parts[1] == "val" and parts[3] in label_of:
+            return "test", number[label_of[parts[3]]]
+        return None
+
+    return _decoded(source, label, size=32)
+
+
+def food101(directory: pathlib.Path) -> Arrays:
+    """Food-101 (Bossard et al., 2014) from its folder or archive, resized to 32."""
+    folder = directory / "food-101"
+    source = folder if folder.is_dir() else FOOD101.find((directory,))
+    names = [f"food-101/meta/{part}.txt" for part in ("classes", "train", "test")]
+    texts = {n: c.decode() for n, c in _entries(source, lambda n: n in names)}
+    if set(texts) != set(names):
+        raise errors.DataError(f"{source}: has no {sorted(set(names) - set(texts))[0]}")
+    number = {name: i for i, name in enumerate(sorted(texts[names[0]].split()))}
+    part_of = {
+        f"food-101/images/{row}.jpg": (part, number[row.partition("/")[0]])
+        for part in ("train", "test")
+        for row in texts[f"food-101/meta/{part}.txt"].split()
+    }
+    return _decoded(source, part_of.get, size=32)
+
+
+def folder(directory: pathlib.Path) -> Arrays:
+    """A user's images: one sub-folder a class, or such in `train` and `test`.
+
+    Images are resized to 16, 32 or 64 pixels, whichever is nearest to their median
+    side; they are grey only if all are.
+    """
+    parts = [directory / part for part in ("train", "test")]
+    split = all(part.is_dir() for part in parts)
+    roots = parts if split else [directory]
+    classes = sorted({path.name for path in roots[0].iterdir() if path.is_dir()})
+    files = [
+        (path, "train" if root is roots[0] else "test", number)
+        for root in roots
+        for number, name in enumerate(classes)
+        for path in sorted((root / name).glob("**/*"))
+        if path.suffix.lower() in IMAGE_FILES
+    ]
+    if len(classes) < 2 or not files:
+        raise errors.DataError(
+            f"data.dir = {directory}: must have a sub-folder of images for each of at"
+            " least two classes"
+        )
+    sides, modes = zip(*(_look_at(path) for path, _, _ in files), strict=True)
+    grey = all(mode in ("1", "L", "I", "I;16", "F", "LA") for mode in modes)
+    size, mode = nearest_size(float(np.median(sides))), "L" if grey else "RGB"
+    images = _decode_all(
+        ((str(path), path.read_bytes()) for path, _, _ in files), size, mode
+    )
+    image = np.stack(list(images))
+    label = np.array([number for _, _, number in files], np.int32)
+    test = np.array([part == "test" for _, part, _ in files])
+    if not split:
+        test = _held_out(label)
+    return Arrays(image[~test], label[~test], image[test], label[test])
+
+
+def npz(path: pathlib.Path) -> Arrays:
+    """A user's arrays: uint8 images [N, H, W] or [N, H, W, D], integer labels [N].
+
+    Names are x_train, y_train and, if there is a test set, x_test, y_test.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            saved = {name: file[name] for name in file.files}
+    except (*UNREADABLE, ValueError) as error:
+        raise errors.DataError(f"{path}: cannot be read: {error}") from error
+    for name in ("x_train", "y_train"):
+        if name not in saved:
+            raise errors.DataError(f"{path}: has no array {name}")
+    if ("x_test" in saved) != ("y_test" in saved):
+        raise errors.DataError(f"{path}: must have both x_test and y_test or neither")
+    image, label = _own(path, saved["x_train"], saved["y_train"])
+    if "x_test" in saved:
+        return Arrays(image, label, *_own(path, saved["x_test"], saved["y_test"]))
+    test = _held_out(label)
+    return Arrays(image[~test], label[~test], image[test], label[test])
+
+
+def _own(path: pathlib.Path, image: np.ndarray, label: np.ndarray):
+    if image.ndim == 3:
+        image = image[..., None]
+    label = np.asarray(label)
+    if label.ndim == 2 and label.shape[1] == 1:
+        label = label[:, 0]
+    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] not in (1, 3):
+        raise errors.DataError(
+            f"{path}: images of shape {image.shape} and type {image.dtype}: must be"
+            " uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
+        )
+    if not np.issubdtype(label.dtype, np.integer) or label.shape != image.shape[:1]:
+        raise errors.DataError(
+            f"{path}: labels of shape {label.shape} and type {label.dtype}: must be"
+            f" integers [{len(image)}]"
+        )
+    return resize(image, nearest_size(image.shape[1])), label.astype(np.int32)
+
+
+def _held_out(label: np.ndarray) -> np.ndarray:
+    """[N] bool: a fixed share of each class, for the test."""
+    np_rng, result = np.random.RandomState(0), np.zeros(len(label), bool)
+    for k in np.unique(label):
+        members = np_rng.permutation(np.flatnonzero(label == k))
+        result[members[: round(TEST_SHARE * len(members))]] = True
+    return result
+
+
+def _entries(
+    source: pathlib.Path, wanted: Callable[[str], bool]
+) -> Iterable[tuple[str, bytes]]:
+    """Names from the top folder's on, and contents, of a folder or an archive."""
+    if not source.is_dir():
+        yield from members(source, wanted)
+        return
+    for path in sorted(source.glob("**/*")):
+        name = path.relative_to(source.parent).as_posix()
+        if wanted(name) and path.is_file():
+            yield name, path.read_bytes()
+
+
+def _decoded(
+    source: pathlib.Path,
+    label: Callable[[str], tuple[str, int] | None],
+    *,
+    size: int,
+) -> Arrays:
+    """RGB images of which `label(name)` tells part and class, in order of names."""
+    names = []
+
+    def entries() -> Iterable[tuple[str, bytes]]:
+        for name, content in _entries(source, lambda n: label(n) is not None):
+            names.append(name)
+            yield name, content
+
+    bar = tqdm.tqdm(_decode_all(entries(), size, "RGB"), source.name, disable=None)
+    images = list(bar)
+    found = {"train": ([], []), "test": ([], [])}
+    for i in np.argsort(names, kind="stable"):
+        part, number = label(names[i])
+        found[part][0].append(images[i])
+        found[part][1].append(number)
+    for part, (image, _) in found.items():
+        if not image:
+            raise errors.DataError(f"{source}: has no {part} images")
+    return Arrays(
+        *(
+            array
+            for image, number in found.values()
+            for array in (np.stack(image), np.array(number, np.int32))
+        )
+    )
+
+
+def _decode_all(
+    files: Iterable[tuple[str, bytes]], size: int, mode: str
+) -> Iterable[np.ndarray]:
+    """Images in order, decoded by all cores, a few hundred files in memory at a time."""
+
+    def one(entry: tuple[str, bytes]) -> np.ndarray:
+        try:
+            return decode(entry[1], size, mode)
+        except (OSError, ValueError) as error:
+            raise errors.DataError(f"{entry[0]}: no image: {error}") from error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        waiting: list[concurrent.futures.Future] = []
+        for entry in files:
+            waiting.append(pool.submit(one, entry))
+            if len(waiting) >= 256:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def _look_at(path: pathlib.Path) -> tuple[int, str]:
+    """Longer side and colour mode of an image file, of which the header is read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return max(image.size), image.mode
+    except (OSError, ValueError) as error:
+        raise errors.DataError(f"{path}: no image: {error}") from error
