@@ -158,5 +158,5 @@ def test_a_finished_study_of_architectures_runs_nothing(architectures):
 )
 def test_what_does_not_go_together(tmp_path, changes, expected):
     with pytest.raises(errors.ConfigError) as error:
-        Experiment(tiny.study(**changes), tmp_path)
+        Experiment(tiny.study(**{"model__name": "resnet18"} | changes), tmp_path)
     assert str(error.value) == expected
