@@ -16,6 +16,9 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Run directory; by default runs/CO
 _REUSE = flags.DEFINE_multi_string(
     "reuse_from", [], "Run directory whose finished stages may be used."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only tell what the study would cost, by a few steps of each."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0, where several run one study."
 )
@@ -34,6 +37,7 @@ def main(_: list[str]) -> None:
             pathlib.Path(_WORKDIR.value or default_workdir(config_argument(sys.argv))),
             reuse_from=_REUSE.value,
             command=sys.argv,
+            dry_run=_DRY_RUN.value,
             processes=(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         )
     )

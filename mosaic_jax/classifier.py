@@ -1,11 +1,12 @@
 """A classifier with its input normalisation: what the rest of the library calls."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax import models
+from mosaic_jax import flops, models
 from mosaic_jax.data import augment
 from mosaic_jax.types import Array, ModelState, Tree
 
@@ -63,12 +64,12 @@ class Classifier:
         """Logits [B, K] of features [B, F]."""
         return self.module.apply(model.variables, features, method="head")
 
+    @functools.cache  # noqa: B019  a handful of classifiers live as long as the program
     def flops(self, image_shape: tuple[int, int, int]) -> float:
         """Floating-point operations of one image's logits, as XLA counts them."""
         model = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        cost = jax.jit(self.logits).lower(model, image).cost_analysis()
-        return float(cost["flops"])
+        return flops.count(self.logits, model, image)
 
     def normalise(self, image: Array) -> Array:
         """Signed images to zero mean and unit deviation of the data set."""

@@ -14,14 +14,16 @@ import jax
 from mosaic_jax import (
     environment,
     errors,
+    estimate,
     experiment,
+    fairness,
     methods,
     report,
     settings,
     tracking,
 )
 from mosaic_jax.loop import Interrupted
-from mosaic_jax.report import comparison
+from mosaic_jax.report import comparison, runs
 
 _log = logging.getLogger(__name__)
 
@@ -33,16 +35,20 @@ def run(
     reuse_from: Sequence[str] = (),
     command: Sequence[str] = (),
     processes: tuple[str, int, int] = ("", 1, 0),
+    dry_run: bool = False,
 ) -> int:
     """Run a study; returns the exit code: 0, 2 for a user's error, 128 + signal.
 
-    `processes` are the arguments of `environment.join`.
+    `processes` are the arguments of `environment.join`; a dry run only tells what the
+    study would cost.
     """
     prepare()
     try:
         environment.join(*processes)
         compared = settings.from_mapping(config).compare
-        if compared:
+        if dry_run:
+            _estimate(config, compared, workdir, reuse_from)
+        elif compared:
             _compare(config, compared, workdir, reuse_from, command)
         else:
             works = _studies(config, workdir, reuse_from, command)
@@ -89,13 +95,13 @@ def _compare(
     command: Sequence[str],
 ) -> None:
     """Methods one after the other, in folders of `workdir`; stages are shared."""
-    names = methods.LISTS.get(compared) or compared.split(",")
+    names = compared_methods(compared)
     studies = {}
     for name in names:
         mapping = copy.deepcopy(config) | {"compare": ""}
         methods.choose(mapping, name)
         studies[name] = _studies(mapping, workdir / name, reuse_from, command)
-    comparison.check_fair(studies)
+    fair = fairness.check_fair(studies)
     # Mosaic's first stage keeps the clients' models and so serves the others too.
     for name in sorted(names, key=lambda name: not name.startswith("mosaic")):
         _log.info("method %s", name)
@@ -104,10 +110,42 @@ def _compare(
                 work.reuse(other.workdir)
         _run_all(studies[name], workdir / name)
     if environment.is_primary():
-        summary, paths = comparison.write(studies, workdir)
-        print(comparison.table(summary))
-        for path in paths:
-            print(path)
+        recorded = fairness.check_recorded(studies)
+        terms = {seed: fair[seed] | recorded[seed] for seed in fair}
+        content = {"order": list(names), "equal_terms": terms}
+        tracking.write_json(workdir / "comparison.json", content)
+        path = workdir / "comparison.html"
+        title = f"{len(names)} methods on {config['data']['name']}"
+        groups = runs.collect([workdir])
+        rows = comparison.write(groups, path, title=title, terms=terms)
+        tracking.write_json(workdir / "comparison.json", content | {"methods": rows})
+        print(comparison.table(rows))
+        print(workdir / "comparison.json")
+        print(path)
+
+
+def _estimate(
+    config: dict[str, Any], compared: str, workdir: pathlib.Path, reuse_from: Sequence
+) -> None:
+    """Print what a study, each method of a comparison, would cost."""
+    for name in compared_methods(compared) if compared else [""]:
+        mapping = copy.deepcopy(config) | {"compare": ""}
+        if name:
+            print(f"\n{name}")
+            methods.choose(mapping, name)
+        works = _studies(mapping, workdir / name, reuse_from, ())
+        done = {stage.name for stage in works[0].finished()}
+        costs = estimate.estimate(works[0])
+        print(estimate.table(costs, works[0].num_parameters))
+        if done:
+            print(f"finished already: {', '.join(done)}")
+        if len(works) > 1:
+            print(f"for each of {len(works)} seeds")
+
+
+def compared_methods(compared: str) -> Sequence[str]:
+    """The methods of a list's name, or of names with commas."""
+    return methods.LISTS.get(compared) or compared.split(",")
 
 
 def _check_seeds(workdir: pathlib.Path, seeds: int) -> None:
@@ -142,7 +180,7 @@ def _run_all(
         group = works[first : first + at_once]
         summaries += experiment.run_together(group)
         if environment.is_primary():
-            pages += [report.write(work) for work in group]
+            pages += [report.write(work.workdir) for work in group]
     if len(works) == 1:
         return summaries[0], pages
     summary = experiment.over_seeds(summaries)

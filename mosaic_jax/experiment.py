@@ -14,10 +14,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.traverse_util
+import jax
+from clu import parameter_overview
 
 from mosaic_jax import (
     algorithms,
     checkpoint,
+    costs,
     distillation,
     environment,
     errors,
@@ -40,7 +43,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage
 _log = logging.getLogger(__name__)
 
 # Raised when the same settings give another result; it enters every fingerprint.
-FORMAT = 4
+FORMAT = 5
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "round_state": dict,
@@ -152,6 +155,29 @@ class Experiment:
             "held_out": self._axis.replicate(self.data.held_out),
         }
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the server's classifier."""
+        shape = self.data.info.image_shape
+        model = jax.eval_shape(lambda: self.classifier.init(prng.root(0), shape))
+        return int(parameter_overview.count_parameters(model.params))
+
+    @functools.cached_property
+    def flops(self) -> dict[str, float]:
+        """Of every stage, finished or not."""
+        return costs.flops_by_stage(
+            self.settings,
+            self.data,
+            self.networks,
+            self.algorithm,
+            self.server,
+            self._task,
+        )
+
+    @functools.cached_property
+    def _task(self) -> Task:
+        return build_task(self.settings, self.data.info, self.classifier)
+
     @functools.cached_property
     def _state_on_host(self) -> bool:
         return memory.state_on_host(
@@ -262,6 +288,7 @@ class Experiment:
         stage: Stage,
         fingerprint: str,
         tracker: tracking.Tracker,
+        progress: tracking.Progress,
         interruption: Interruption,
     ) -> Loop:
         directory = _stage_directory(self.workdir, stage.name, fingerprint)
@@ -272,6 +299,7 @@ class Experiment:
             seed=self.settings.seed,
             directory=directory / "checkpoints",
             tracker=tracker,
+            progress=progress,
             interruption=interruption,
             checkpoint_seconds=self.settings.log.checkpoint_seconds,
             place=self._axis.replicate,
@@ -280,7 +308,8 @@ class Experiment:
             else None,
         )
 
-    def _start(self, stage: Stage, artifacts: dict[str, types.Tree]) -> Run:
+    def start(self, stage: Stage, artifacts: dict[str, types.Tree]) -> Run:
+        """The stage on what it needs of `artifacts`."""
         context = Context(
             settings=self.settings,
             data=self.data,
@@ -290,7 +319,7 @@ class Experiment:
             name=self.settings.model.name,
             algorithm=self.algorithm,
             server=self.server,
-            task=build_task(self.settings, self.data.info, self.classifier),
+            task=self._task,
             state_on_host=self._state_on_host,
             key=prng.named(prng.root(self.settings.seed), stage.name),
         )
@@ -309,11 +338,14 @@ class Experiment:
         saved = checkpoint.Checkpoints(directory / "artifacts")
         saved.save(0, outcome.artifacts)
         saved.close()
+        if outcome.pictures and environment.is_primary():
+            tracking.write_arrays(directory / "pictures.npz", outcome.pictures)
         record = {
             "provides": list(stage.provides),
             "results": outcome.results,
             "up": outcome.up,
             "down": outcome.down,
+            "flops": self.flops[stage.name],
             "history": tracker.history(stage.name),
             **cost,
         }
@@ -363,10 +395,12 @@ class Experiment:
             "communication_bytes": {"up": up, "down": down},
             "budgets": records.get("init", {}).get("results", {}).get("budgets", []),
             "seconds": {name: r["seconds"] for name, r in records.items()},
+            "flops": {name: r["flops"] for name, r in records.items()},
             "compile_seconds": sum(r["compile_seconds"] for r in records.values()),
             "peak_memory_bytes": max(r["peak_memory_bytes"] for r in records.values()),
             "device": environment.device(),
             "versions": environment.versions(),
+            "stages": {done.name: done.directory.name for done in finished},
             "config_sha256": settings.digest(settings.to_mapping(config)),
         }
 
@@ -402,6 +436,7 @@ def run_together(works: Sequence[Experiment]) -> list[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         interruption = stack.enter_context(Interruption())
         trackers = [stack.enter_context(work._opened()) for work in works]
+        progress = stack.enter_context(_progress(works))
         for links in zip(*(work.plan() for work in works), strict=True):
             found = [
                 work._reuse(*link, tracker)
@@ -417,6 +452,7 @@ def run_together(works: Sequence[Experiment]) -> list[dict[str, Any]]:
                     [links[i] for i in missing],
                     [artifacts[i] for i in missing],
                     [trackers[i] for i in missing],
+                    progress,
                     interruption,
                 )
                 for i, one in zip(missing, computed, strict=True):
@@ -425,7 +461,25 @@ def run_together(works: Sequence[Experiment]) -> list[dict[str, Any]]:
                 artifacts[i] |= produced
                 finished[i].append(done)
                 summaries[i] = works[i]._write_summary(finished[i])
+            progress.finished(links[0][0].name, reused=not missing)
     return summaries
+
+
+@contextlib.contextmanager
+def _progress(works: Sequence[Experiment]) -> Iterator[tracking.Progress]:
+    """Of studies that run together; it tells if they end early."""
+    flops = {name: len(works) * value for name, value in works[0].flops.items()}
+    progress = tracking.Progress(
+        [work.workdir for work in works], flops, writes=environment.is_primary()
+    )
+    try:
+        yield progress
+    except Interrupted:
+        progress.stopped("interrupted")
+        raise
+    except errors.MosaicError:
+        progress.stopped("failed")
+        raise
 
 
 def _make_alike(works: Sequence[Experiment]) -> None:
@@ -440,29 +494,30 @@ def _compute(
     links: Sequence[tuple[Stage, str]],
     artifacts: Sequence[dict[str, types.Tree]],
     trackers: Sequence[tracking.Tracker],
+    progress: tracking.Progress,
     interruption: Interruption,
 ) -> list[tuple[Done, dict[str, types.Tree]]]:
     """One stage of each study; what it costs is shared out evenly."""
     name = links[0][0].name
     _log.info("%s: running", name)
     loops = [
-        work._loop(*link, tracker, interruption)
+        work._loop(*link, tracker, progress, interruption)
         for work, link, tracker in zip(works, links, trackers, strict=True)
     ]
     start = time.monotonic()
     with environment.CompileTime() as compile_time:
         runs = [
-            work._start(stage, inputs)
+            work.start(stage, inputs)
             for work, (stage, _), inputs in zip(works, links, artifacts, strict=True)
         ]
         outcomes = run_stage(loops, runs)
     seconds = time.monotonic() - start
-    _log.info("%s: done in %.1f s", name, seconds)
     cost = {
         "seconds": seconds / len(works),
         "compile_seconds": compile_time.seconds / len(works),
         "peak_memory_bytes": environment.peak_memory(),
     }
+    _log.info("%s: done in %.1f s", name, seconds)
     return [
         (work._save(*link, outcome, tracker, cost), outcome.artifacts)
         for work, link, outcome, tracker in zip(
@@ -493,6 +548,7 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rounds": first["rounds"],
         "communication_bytes": first["communication_bytes"],
         "seconds": merge([s["seconds"] for s in summaries]),
+        "flops": merge([s["flops"] for s in summaries]),
         "compile_seconds": sum(s["compile_seconds"] for s in summaries),
         "peak_memory_bytes": max(s["peak_memory_bytes"] for s in summaries),
         "device": first["device"],

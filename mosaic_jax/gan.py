@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import losses, models, prng, settings
+from mosaic_jax import flops, losses, models, prng, settings
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
 from mosaic_jax.data.sources import Info
@@ -134,6 +134,34 @@ class Gan:
             generator, discriminator, average, generator_opt, discriminator_opt
         )
         return state, {"discriminator_loss": d_loss, **metrics}
+
+    def flops(self, image_shape: tuple[int, int, int]) -> tuple[float, float]:
+        """Of one image: by the generator, and of a judgement on it."""
+        state = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        z = jax.ShapeDtypeStruct((1, self.latent_dim), jnp.float32)
+
+        def judge(discriminator: ModelState, image: Array) -> Array:
+            variables = discriminator.variables
+            return self.discriminator.apply(variables, image, train=False)
+
+        return (
+            flops.count(self.sample, state.generator, z),
+            flops.count(judge, state.discriminator, image),
+        )
+
+    def step_flops(self, image_shape: tuple[int, int, int]) -> float:
+        """Of `step`, for each image of its batch."""
+        generator, discriminator = self.flops(image_shape)
+        shaping = self.entropy_weight or self.diversity_weight
+        judges = bool(shaping) + bool(self.inversion_weight)
+        # Real and fake train the discriminator; then fake passes through it, and
+        # through the classifiers, on the way to the generator.
+        return (
+            flops.TRAINED * (generator + 2 * discriminator)
+            + flops.THROUGH * discriminator
+            + flops.THROUGH * judges * self.classifier.flops(image_shape)
+        )
 
     def _generate(self, generator: ModelState, params: Tree, z: Array):
         variables = generator.replace(params=params).variables

@@ -102,6 +102,7 @@ class Loop:
       seed: of the study, for messages.
       directory: where checkpoints go while it runs.
       tracker: of the run.
+      progress: of the run.
       interruption: asked between chunks.
       checkpoint_seconds: least time between two checkpoints.
       place: puts a state on the devices.
@@ -112,6 +113,7 @@ class Loop:
     seed: int
     directory: pathlib.Path
     tracker: tracking.Tracker
+    progress: tracking.Progress
     interruption: Interruption
     checkpoint_seconds: float
     place: Callable[[Tree], Tree]
@@ -152,7 +154,7 @@ class _Running:
         same = steps.name, steps.num_steps, steps.every, self.step
         return (*same, structure, shapes, alone)
 
-    def record(self, step: int, metrics: dict[str, float]) -> None:
+    def record(self, step: int, metrics: dict[str, float], note: str) -> None:
         """Add metrics, which must be finite, to the run's records."""
         loop, name = self.loop, self.steps.name
         for metric, value in metrics.items():
@@ -161,7 +163,7 @@ class _Running:
                     f"seed {loop.seed}, {loop.stage}: {metric} = {value} by {name}"
                     f" {step}: lower the learning rate; the last finite state is saved"
                 )
-        loop.tracker.record(loop.stage, name, step, metrics)
+        loop.tracker.record(loop.stage, name, step, metrics, note)
 
     def save(self) -> None:
         self._saved.save(self.step, self.state)
@@ -214,12 +216,8 @@ def _run(group: Sequence[_Running]) -> None:
     if not steps.on_host:
         program = jax.jit(program, donate_argnames="states")
     args = tuple(one.steps.args for one in group)
-    bar = tracking.Progress(
-        f"{loop.stage} {steps.name}",
-        step,
-        steps.num_steps,
-        len(group) * steps.samples_per_step,
-    )
+    samples = len(group) * steps.samples_per_step
+    loop.progress.begin(loop.stage, steps.name, step, steps.num_steps, samples)
     last_save = time.monotonic()
     pending = None
 
@@ -227,9 +225,9 @@ def _run(group: Sequence[_Running]) -> None:
         if pending is None:
             return
         found = [tracking.to_python(metrics) for metrics in jax.device_get(pending[1])]
+        note = loop.progress.update(pending[0], found[0], environment.memory_in_use())
         for one, metrics in zip(group, found, strict=True):
-            one.record(pending[0], metrics)
-        bar.update(pending[0], found[0])
+            one.record(pending[0], metrics, note)
 
     try:
         while step < steps.num_steps:
@@ -257,7 +255,7 @@ def _run(group: Sequence[_Running]) -> None:
             if signum:
                 raise Interrupted(signum)
     finally:
-        bar.close()
+        loop.progress.end()
         for one in group:
             one.close()
 

@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import absl.logging
@@ -20,6 +21,16 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     partial = path.with_name(path.name + ".partial")
     with partial.open("w") as file:
         json.dump(content, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an npz atomically."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -62,9 +73,14 @@ class Tracker:
         self._rewrite(others + history)
 
     def record(
-        self, stage: str, loop: str, step: int, metrics: dict[str, float]
+        self,
+        stage: str,
+        loop: str,
+        step: int,
+        metrics: dict[str, float],
+        note: str = "",
     ) -> None:
-        """Append one record."""
+        """Append one record; its log line ends with `note`."""
         if not self._writes:
             return
         entry = {"stage": stage, "loop": loop, "step": step, "time": time.time()}
@@ -74,7 +90,7 @@ class Tracker:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-        _log.info("%s %s %d  %s", stage, loop, step, text)
+        _log.info("%s %s %d  %s  %s", stage, loop, step, text, note)
 
     def close(self) -> None:
         """Flush TensorBoard."""
@@ -101,26 +117,119 @@ class Tracker:
 
 
 class Progress:
-    """A bar on a terminal, nothing elsewhere: loss, samples per second, time left."""
+    """How far a run is: a bar on a terminal, a note for log lines, progress.json.
 
-    def __init__(self, name: str, start: int, total: int, samples_per_step: int):
-        """Begin at `start` of `total` steps."""
+    Time left is by FLOPs: what is still to compute, at the speed so far.
+    """
+
+    def __init__(
+        self, workdirs: Sequence[pathlib.Path], flops: dict[str, float], *, writes: bool
+    ) -> None:
+        """Nothing is done yet.
+
+        Args:
+          workdirs: of studies that run together; each gets a progress.json.
+          flops: of every stage, in order.
+          writes: whether this process writes files.
+        """
+        self._paths = [path / "progress.json" for path in workdirs] if writes else []
+        self._flops = flops
+        self._skipped = self._computed = 0.0
+        self._done: list[str] = []
+        self._start = time.monotonic()
+        self._now: dict[str, Any] = {}
+        self._bar: tqdm.tqdm | None = None
+
+    def begin(
+        self, stage: str, loop: str, step: int, num_steps: int, samples_per_step: int
+    ) -> None:
+        """A loop goes on at `step` of `num_steps`."""
+        self._now = {
+            "stage": stage,
+            "loop": loop,
+            "step": step,
+            "num_steps": num_steps,
+        }
+        self._first, self._samples_per_step = step, samples_per_step
+        self._loop_start = time.monotonic()
         self._bar = tqdm.tqdm(
-            initial=start, total=total, desc=name, unit="step", disable=None
+            initial=step, total=num_steps, desc=f"{stage} {loop}", disable=None
         )
-        self._samples_per_step = samples_per_step
 
-    def update(self, step: int, metrics: dict[str, float]) -> None:
-        """Show that `step` is done."""
-        self._bar.update(step - self._bar.n)
-        rate = self._bar.format_dict["rate"] or 0
-        shown = {name: f"{value:.3g}" for name, value in list(metrics.items())[:2]}
-        samples = f"{rate * self._samples_per_step:.0f} samples/s"
-        self._bar.set_postfix(shown | {"": samples}, refresh=False)
+    def update(self, step: int, metrics: dict[str, float], memory: int) -> str:
+        """Step `step` is done; returns a note on speed, time left and memory."""
+        now, total = time.monotonic(), self._now["num_steps"]
+        seconds = max(now - self._loop_start, 1e-9)
+        steps = step - self._first
+        rate = steps / seconds
+        stage_left = (total - step) / rate if steps else None
+        study_left = self._study_left(step, now)
+        samples = rate * self._samples_per_step
+        self._now["step"] = step
+        self._write(
+            state="running",
+            **self._now,
+            metrics=metrics,
+            samples_per_second=samples,
+            stage_seconds_left=stage_left,
+            study_seconds_left=study_left,
+            memory_bytes=memory,
+        )
+        note = (
+            f"{samples:.0f} samples/s, left: stage {_clock(stage_left)}, study"
+            f" {_clock(study_left)}, {memory / 1e9:.1f} GB"
+        )
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            shown = {name: f"{value:.3g}" for name, value in list(metrics.items())[:2]}
+            self._bar.set_postfix(shown | {"": note}, refresh=False)
+        return note
 
-    def close(self) -> None:
-        """End the bar."""
-        self._bar.close()
+    def end(self) -> None:
+        """The loop is over or broken off."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def finished(self, stage: str, *, reused: bool) -> None:
+        """Stage `stage` is there."""
+        self._done.append(stage)
+        if reused:
+            self._skipped += self._flops[stage]
+            self._start = time.monotonic() if not self._computed else self._start
+        else:
+            self._computed += self._flops[stage]
+        over = len(self._done) == len(self._flops)
+        self._write(state="done" if over else "running", stage=stage)
+
+    def stopped(self, state: str) -> None:
+        """The run ends early: "interrupted" or "failed"."""
+        self._write(state=state, **self._now)
+
+    def _study_left(self, step: int, now: float) -> float | None:
+        """Seconds; a stage's loops count as if each were the whole of it."""
+        total, stage = self._now["num_steps"], self._flops[self._now["stage"]]
+        here = stage * (step - self._first) / total
+        done = self._computed + here
+        if not done:
+            return None
+        left = sum(self._flops.values()) - self._skipped - self._computed
+        left -= stage * step / total
+        return left * (now - self._start) / done
+
+    def _write(self, **content: Any) -> None:
+        content = {"time": time.time(), "stages_done": self._done, **content}
+        for path in self._paths:
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps(content))
+            partial.replace(path)
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def configure_logging() -> None:

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "methods", "types"},
-    {"trees", "prng", "losses", "gating", "schedule"},
+    {"flops", "gating", "losses", "prng", "schedule", "trees"},
     {"settings"},
     {"models", "data", "tracking", "checkpoint", "environment"},
     {"aggregation", "parallel", "classifier", "prototypes", "evaluation", "loop"},
@@ -16,7 +16,9 @@ LEVELS = [
     {"algorithms", "distillation"},
     {"memory"},
     {"stages"},
+    {"costs"},
     {"experiment"},
+    {"estimate", "fairness"},
     {"report", "interop"},
     {"cli"},
 ]

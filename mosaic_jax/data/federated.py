@@ -99,11 +99,17 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
 
 
 def save_split(path: pathlib.Path, data: StudyData) -> None:
-    """Write the split as JSON: hash, label counts and image numbers per client."""
+    """Write the split as JSON: hash, label counts and image numbers per client.
+
+    The labels of the held-out sets are there too: a report needs no images.
+    """
     content = {
         "sha256": data.sha256,
         "label_counts": data.label_count.tolist(),
         "clients": [part.tolist() for part in data.parts],
+        "held_out_labels": {
+            name: images.label.tolist() for name, images in data.held_out.items()
+        },
     }
     path.write_text(json.dumps(content))
 

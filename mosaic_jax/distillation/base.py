@@ -6,13 +6,14 @@ trained rounds, or after every aggregation, by `config.server.when`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import models, parallel
+from mosaic_jax import flops, models, parallel
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.types import Array, GeneratorState, ModelState, Teachers, Tree
 
@@ -68,6 +69,20 @@ class ServerTraining:
           New state and global model, and scalar metrics.
         """
         raise NotImplementedError
+
+    def flops(self, task: Task, num_teachers: int, rounds: int) -> float:
+        """Of rounds 0 to `rounds` - 1 of training with `num_teachers` clients' models.
+
+        As `mosaic_jax.flops` counts.
+        """
+        raise NotImplementedError
+
+
+def generator_flops(module: models.Module, *inputs: Array) -> float:
+    """Of one image; `inputs` are an example of one."""
+    shape = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs, train=False))
+    run = functools.partial(module.apply, train=False)
+    return flops.count(run, shape, *inputs)
 
 
 def class_shares(label_count: Array) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import losses, parallel, prng, settings, trees
+from mosaic_jax import flops, losses, parallel, prng, settings, trees
 from mosaic_jax.data import augment
 from mosaic_jax.distillation import base
 from mosaic_jax.models import conditional
@@ -94,6 +94,20 @@ class Dense(base.ServerTraining):
         )
         metrics = {"generator_loss": g_loss, "student_loss": s_loss}
         return state.replace(opt_state=opt_state), model, metrics
+
+    def flops(self, task: base.Task, num_teachers: int, rounds: int) -> float:
+        """See the base class."""
+        size, _, channels = task.image_shape
+        module = conditional.DenseGenerator(size, channels, self.width, task.lowering)
+        generator = base.generator_flops(module, jnp.zeros((1, self.latent_dim)))
+        classifier = task.classifier.flops(task.image_shape)
+        judged = num_teachers + bool(self.boundary_weight)
+        made = self.generator_steps * (
+            flops.TRAINED * generator + flops.THROUGH * judged * classifier
+        )
+        learned = (num_teachers + flops.TRAINED) * classifier
+        batches = sum(min(number + 1, self.pool) for number in range(rounds))
+        return self.batch_size * (rounds * made + batches * learned)
 
     def boundary_loss(self, student: Array, teacher: Array) -> Array:
         """L_adv of logits [B, K]: KL where the two disagree, divided by B."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import losses, prng, settings, training, trees
+from mosaic_jax import flops, losses, prng, settings, training, trees
 from mosaic_jax.distillation import base
 from mosaic_jax.models import conditional
 from mosaic_jax.types import (
@@ -142,6 +142,19 @@ class DFRD(base.ServerTraining):
         total = total / max(self.iterations, 1)
         metrics = {"generator_loss": total[0], "student_loss": total[1]}
         return DFRDState(generator, average), model, metrics
+
+    def flops(self, task: base.Task, num_teachers: int, rounds: int) -> float:
+        """See the base class."""
+        z, label = jnp.zeros((1, self.latent_dim)), jnp.zeros(1, jnp.int32)
+        generator = base.generator_flops(self._module(task), z, label)
+        classifier = task.classifier.flops(task.image_shape)
+        made = self.generator_steps * (
+            flops.TRAINED * generator + flops.THROUGH * (num_teachers + 1) * classifier
+        )
+        # Of the new generator's images and of its running mean's.
+        learned = generator + (num_teachers + flops.TRAINED) * classifier
+        each = self.batch_size * (made + 2 * self.student_steps * learned)
+        return rounds * self.iterations * each
 
     def generator_loss(
         self, student: Array, teacher: Array, label: Array, diversity: Array

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import losses, prng, settings, training
+from mosaic_jax import flops, losses, prng, settings, training
 from mosaic_jax.distillation import base
 from mosaic_jax.models import conditional
 from mosaic_jax.types import Array, GeneratorState, ModelState, Teachers, Tree
@@ -91,6 +91,19 @@ class FedFTG(base.ServerTraining):
         )
         total = total / max(self.iterations, 1)
         return state, model, {"generator_loss": total[0], "student_loss": total[1]}
+
+    def flops(self, task: base.Task, num_teachers: int, rounds: int) -> float:
+        """See the base class."""
+        z, label = jnp.zeros((1, self.latent_dim)), jnp.zeros(1, jnp.int32)
+        generator = base.generator_flops(self._module(task), z, label)
+        classifier = task.classifier.flops(task.image_shape)
+        # A generator step against each client in turn, judged by it and the student.
+        made = num_teachers * (
+            flops.TRAINED * generator + 2 * flops.THROUGH * classifier
+        )
+        learned = (num_teachers + self.student_steps * flops.TRAINED) * classifier
+        each = self.batch_size * (made + generator + learned)
+        return rounds * self.iterations * each
 
     def generator_loss(
         self,

@@ -66,6 +66,11 @@ class Ensemble:
     def _global(self) -> Classifier:
         return next(iter(self.networks.values()))
 
+    def gate_weight(self, teacher: Teacher, image: Array) -> Array:
+        """[B, E] that the gate gives each expert, by the global model."""
+        logits = self._global.logits(teacher.gate, image)
+        return gating.global_topk(logits, self.gate_experts)
+
     def gated(self, expert_logits: Array, global_logits: Array) -> Array:
         """Expert logits [B, E, K] weighted by the gate."""
         if self.gate == "none":
@@ -84,6 +89,19 @@ class Ensemble:
             train=dropout_key is not None,
             rngs=rngs,
         )
+
+    def attention(self, meta_params: Tree, expert_logits: Array) -> Array | None:
+        """[E, E] from expert to expert in the head's decoder; None: it has none."""
+        if not isinstance(self.head, meta.TransformerHead):
+            return None
+        _, found = self.head.apply(
+            {"params": meta_params},
+            expert_logits,
+            train=False,
+            mutable=["intermediates"],
+        )
+        (weight,) = found["intermediates"]["decoder"]["multihead_attn"]["weight"]
+        return jnp.mean(weight, axis=(0, 1))
 
 
 def build(

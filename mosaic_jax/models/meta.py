@@ -31,6 +31,7 @@ class Attention(nn.Module):
         q = project("query", query) * heads[1] ** -0.5
         k, v = project("key", memory), project("value", memory)
         weight = nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+        self.sow("intermediates", "weight", weight)
         weight = nn.Dropout(self.dropout, deterministic=not train)(weight)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weight, v).reshape(query.shape)
         return nn.Dense(dim, name="out")(mixed)

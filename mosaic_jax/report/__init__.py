@@ -1,4 +1,4 @@
-"""Figures of a run, and one self-contained page that shows them."""
+"""Figures of runs, and self-contained pages that show them."""
 
 from mosaic_jax.report.page import write
 

@@ -1,325 +1,315 @@
-"""Several methods over several seeds, on equal terms: table, figures and page."""
+"""Several studies, each of one or more seeds: table, figures and one page."""
 
-import html
+import collections
+import os
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util
 import numpy as np
 
-from mosaic_jax import errors, evaluation, settings, tracking
-from mosaic_jax.experiment import Experiment
-from mosaic_jax.report import figures, page
+from mosaic_jax.report import figures, html, page
+from mosaic_jax.report.runs import Groups, Run
 
-# Method to its studies, one per seed, in the same order of seeds.
-Studies = Mapping[str, Sequence[Experiment]]
-
-EQUAL = ("data", "budgets", "local", "evaluation")
-# Found when a study's first stage ran.
-RECORDED = ("initial_params_sha256", "batch_order_sha256")
+Spread = dict[str, float]
+# They differ between runs of the same study, or tell nothing about its result.
+NOT_COMPARED = ("seed", "seeds", "compare", "profile", "data.dir")
 
 
-def check_fair(studies: Studies) -> dict[str, Any]:
-    """What every method shares, before anything runs.
-
-    Raises:
-      ConfigError: data, split, model, local work, rounds or evaluation differ.
-    """
-    shared = {}
-    for group in zip(*studies.values(), strict=True):
-        found = [_terms(work) for work in group]
-        for name, terms in zip(studies, found, strict=True):
-            for term, value in terms.items():
-                if value != found[0][term]:
-                    raise errors.ConfigError(
-                        f"compare: {term} of {name} = {value}: must be"
-                        f" {found[0][term]}, as {next(iter(studies))} has it"
-                    )
-        shared[str(group[0].settings.seed)] = found[0]
-    return shared
+def summarise(groups: Groups) -> dict[str, dict[str, Any]]:
+    """Mean and spread over seeds, and costs, of each study by its name."""
+    return {name: _summarise(group) for name, group in groups.items()}
 
 
-def _terms(work: Experiment) -> dict[str, Any]:
-    groups = settings.to_mapping(work.settings)
-    return {
-        "seed": work.settings.seed,
-        "split_sha256": work.data.sha256,
-        "augmentation": work.data.info.augmentation,
-        "total_rounds": work.settings.total_rounds,
-        "clients_per_round": work.settings.init.clients_per_round,
-        # A method may give everyone a smaller network; its table row says so.
-        "model": {n: value for n, value in groups["model"].items() if n != "rate"},
-        **{name: groups[name] for name in EQUAL},
+def _summarise(group: Sequence[Run]) -> dict[str, Any]:
+    found = [run.summary for run in group]
+    row: dict[str, Any] = {
+        "seeds": [summary["seed"] for summary in found],
+        "test_accuracy": _spread([s["test_accuracy"]["final"] for s in found]),
+        "bytes_up": found[0]["communication_bytes"]["up"],
+        "bytes_down": found[0]["communication_bytes"]["down"],
+        "flops": sum(found[0]["flops"].values()),
+        "seconds": _spread([sum(s["seconds"].values()) for s in found]),
+        "server": server_work(group[0].config),
     }
-
-
-def check_recorded(studies: Studies) -> dict[str, Any]:
-    """Initial parameters and batch order, as the finished programs recorded them.
-
-    Raises:
-      MosaicError: they differ between methods.
-    """
-    shared = {}
-    for group in zip(*studies.values(), strict=True):
-        found = [work.finished()[0].record["results"] for work in group]
-        rates = [work.settings.model.rate for work in group]
-        whole = [one for one, rate in zip(found, rates, strict=True) if rate == 1]
-        for key, compared in zip(RECORDED, (whole, found), strict=True):
-            if len({results[key] for results in compared}) > 1:
-                values = [results[key] for results in found]
-                listed = dict(zip(studies, values, strict=True))
-                raise errors.MosaicError(f"compare: {key} differs: {listed}")
-        seed = str(group[0].settings.seed)
-        shared[seed] = {key: (whole or found)[0][key] for key in RECORDED}
-    return shared
-
-
-def summarise(studies: Studies) -> dict[str, Any]:
-    """Mean and spread over seeds, costs, and what differs by nature, per method."""
-    rows = {}
-    for name, works in studies.items():
-        found = [work.summarise(work.finished()) for work in works]
-        row: dict[str, Any] = {
-            "test_accuracy": _spread([s["test_accuracy"]["final"] for s in found]),
-            "bytes_up": found[0]["communication_bytes"]["up"],
-            "bytes_down": found[0]["communication_bytes"]["down"],
-            "seconds": _spread([sum(s["seconds"].values()) for s in found]),
-            "server": server_work(works[0].settings),
+    if "validation_accuracy" in found[0]:
+        values = [s["validation_accuracy"]["final"] for s in found]
+        row["validation_accuracy"] = _spread(values)
+    for name in ("teacher", "personal"):
+        if name in found[0]["test_accuracy"]:
+            values = [s["test_accuracy"][name] for s in found]
+            row[f"{name}_test_accuracy"] = _spread(values)
+    by_rate = [_rate_accuracy(run) for run in group]
+    if by_rate[0]:
+        row["rate_accuracy"] = {
+            rate: _spread([one[rate] for one in by_rate]) for rate in by_rate[0]
         }
-        if "validation_accuracy" in found[0]:
-            values = [s["validation_accuracy"]["final"] for s in found]
-            row["validation_accuracy"] = _spread(values)
-        by_rate = [_rate_accuracy(work) for work in works]
-        if by_rate[0]:
-            row["rate_accuracy"] = {
-                rate: _spread([found[rate] for found in by_rate]) for rate in by_rate[0]
-            }
-        if "personal" in found[0]["test_accuracy"]:
-            values = [s["test_accuracy"]["personal"] for s in found]
-            row["personal_test_accuracy"] = _spread(values)
-        rows[name] = row
-    return {
-        "seeds": [work.settings.seed for work in next(iter(studies.values()))],
-        "fair": check_fair(studies),
-        "recorded": check_recorded(studies),
-        "methods": rows,
-    }
+    if "audit" in found[0]:
+        row["audit_auc"] = _spread([s["audit"]["auc"]["mean"] for s in found])
+    return row
 
 
-def server_work(study: settings.Settings) -> str:
+def server_work(config: Mapping[str, Any]) -> str:
     """What the server does besides aggregation, in words."""
-    if study.model.rate < 1:
-        return f"none; networks of rate {study.model.rate}"
-    if study.method == "mosaic":
+    server = config["server"]["method"]
+    if config["model"]["rate"] < 1:
+        return f"none; networks of rate {config['model']['rate']}"
+    if config["method"] == "mosaic":
         return (
-            f"head {study.meta.steps} steps, student {study.distill.steps} steps;"
-            " clients also train GANs"
+            f"head {config['meta']['steps']} steps, student"
+            f" {config['distill']['steps']} steps; clients also train GANs"
         )
-    if study.trains_once:
-        return f"once, {study.server.rounds} rounds"
-    if study.trains_every_round:
-        iterations = study.methods[study.server.method].get("iterations", 1)
-        return f"every round, {iterations} iterations"
-    return "none"
+    if server == "none":
+        return "none"
+    if config["server"]["when"] == "once":
+        return f"once, {config['server']['rounds']} rounds"
+    iterations = config["methods"][server].get("iterations", 1)
+    return f"every round, {iterations} iterations"
 
 
-def _rate_accuracy(work: Experiment) -> dict[str, float]:
+def _rate_accuracy(run: Run) -> dict[str, float]:
     """Of the parts of the final model that clients of each rate hold; else empty."""
-    results = work.finished()[-1].record["results"]
-    return results.get("rate_accuracy", {})
+    return run.results(list(run.records)[-1]).get("rate_accuracy", {})
 
 
-def table(summary: dict[str, Any]) -> str:
+def columns(
+    rows: Mapping[str, Mapping[str, Any]],
+) -> tuple[list[str], list[list[str]]]:
+    """Heads and cells of the table over all studies; only what some study has."""
+    rates = {rate for row in rows.values() for rate in row.get("rate_accuracy", {})}
+    smallest = min(rates, key=float, default="")
+    found: list[tuple[str, Callable[[Mapping], str]]] = [
+        ("test accuracy, %", lambda row: _per_cent(row["test_accuracy"])),
+        ("teacher, %", lambda row: _per_cent(row.get("teacher_test_accuracy"))),
+        (
+            "clients' own models, %",
+            lambda row: _per_cent(row.get("personal_test_accuracy")),
+        ),
+        (
+            f"its part of rate {smallest}, %",
+            lambda row: _per_cent(row.get("rate_accuracy", {}).get(smallest)),
+        ),
+        (
+            "membership AUC",
+            lambda row: f"{row['audit_auc']['mean']:.3f}" if "audit_auc" in row else "",
+        ),
+        ("MB up", lambda row: f"{sum(row['bytes_up'].values()) / 1e6:.1f}"),
+        ("TFLOP", lambda row: f"{row['flops'] / 1e12:.3g}"),
+        ("seconds", lambda row: f"{row['seconds']['mean']:.0f}"),
+        ("training on the server", lambda row: row["server"]),
+    ]
+    kept = [(n, of) for n, of in found if any(of(row) for row in rows.values())]
+    cells = [[name, *(of(row) for _, of in kept)] for name, row in rows.items()]
+    return ["study", *(name for name, _ in kept)], cells
+
+
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Markdown, as printed and in the README."""
-    rows = summary["methods"]
-    personal = any("personal_test_accuracy" in row for row in rows.values())
-    partial = [row["rate_accuracy"] for row in rows.values() if "rate_accuracy" in row]
-    smallest = min(partial[0], key=float) if partial else ""
-    head = ["method", "test accuracy, %"]
-    head += ["clients' own models, %"] * personal
-    head += [f"its part of rate {smallest}, %"] * bool(partial)
-    head += ["MB up", "seconds", "training on the server"]
-    lines = [head, ["---"] * len(head)]
-    for name, row in rows.items():
-        cells = [name, _per_cent(row["test_accuracy"])]
-        if personal:
-            cells.append(_per_cent(row.get("personal_test_accuracy")))
-        if partial:
-            cells.append(_per_cent(row.get("rate_accuracy", {}).get(smallest)))
-        cells += [
-            f"{sum(row['bytes_up'].values()) / 1e6:.1f}",
-            f"{row['seconds']['mean']:.0f}",
-            row["server"],
-        ]
-        lines.append(cells)
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    head, cells = columns(rows)
+    lines = [head, ["---"] * len(head), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write(studies: Studies, folder: pathlib.Path) -> tuple[dict[str, Any], list]:
-    """comparison.json, comparison.html and figures/ in `folder`.
+def write(
+    groups: Groups,
+    path: pathlib.Path,
+    *,
+    title: str,
+    terms: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """One page over all `groups`, and its figures as PNG in figures/ beside it.
+
+    Args:
+      groups: of `runs.collect`.
+      path: of the page.
+      title: its heading.
+      terms: what was checked to be equal, by seed; None: nothing was.
 
     Returns:
-      What comparison.json holds, and the paths of both.
-
-    Raises:
-      MosaicError: the methods were not on equal terms.
+      What `summarise` found.
     """
-    summary = summarise(studies)
-    tracking.write_json(folder / "comparison.json", summary)
-    pictures = folder / "figures"
-    pictures.mkdir(exist_ok=True)
-    parts = []
-    for name, caption, figure in _figures(studies, summary):
-        figure.savefig(pictures / f"{name}.png", dpi=110)
-        parts.append(page.embedded(figure, caption))
-    path = folder / "comparison.html"
-    partial = path.with_suffix(".partial")
-    partial.write_text(_page(studies, summary, parts))
-    partial.replace(path)
-    return summary, [folder / "comparison.json", path]
+    rows = summarise(groups)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent / "figures"
+    folder.mkdir(exist_ok=True)
+    draw = page.Drawn(folder)
+    first = next(iter(groups.values()))[0]
+    head, cells = columns(rows)
+    sections = [
+        ("Summary", _links(groups, path) + html.table(head, cells, "Summary")),
+        ("Accuracy", _accuracy(groups, rows, draw)),
+        ("Classes", _classes(groups, draw)),
+        ("Costs", _costs(groups, draw)),
+        ("Equal terms", _terms(terms) if terms else ""),
+        ("Differences in settings", _differences(groups)),
+        ("Where they ran", _environments(groups)),
+    ]
+    data = first.config["data"]
+    lead = f"{len(groups)} studies; {data['num_clients']} clients, {data['name']}"
+    html.save(path, html.page(title, lead, sections))
+    return rows
 
 
-def _figures(studies: Studies, summary: dict[str, Any]) -> list[tuple]:
-    curves = {name: _curves(works) for name, works in studies.items()}
-    seeds = len(summary["seeds"])
+def _links(groups: Groups, path: pathlib.Path) -> str:
+    """To each run's own report, as seen from `path`."""
+    targets = {}
+    for name, group in groups.items():
+        for run in group:
+            report = run.path / "report.html"
+            if report.exists():
+                address = os.path.relpath(report, path.parent)
+                seed = f", seed {run.summary['seed']}" if len(group) > 1 else ""
+                targets[f"{name}{seed}"] = pathlib.Path(address).as_posix()
+    if not targets:
+        return ""
+    return html.folded("Reports of the single runs", html.links(targets))
+
+
+def _accuracy(groups: Groups, rows: Mapping[str, Any], draw: page.Drawn) -> str:
+    seeds = max(len(group) for group in groups.values())
     band = "; bands: one standard deviation over seeds" if seeds > 1 else ""
-    rows = summary["methods"]
-    result = [
-        (
+    parts = [
+        draw(
             "methods",
-            f"Final test accuracy over {seeds} seeds; whiskers: standard deviation.",
             figures.bars({n: row["test_accuracy"] for n, row in rows.items()}),
-        ),
-        (
-            "rounds",
-            f"Test accuracy of the global model over federated rounds{band}.",
-            figures.curves(
-                {n: (c["round"], c["accuracy"]) for n, c in curves.items()},
-                xlabel="federated round",
-            ),
-        ),
+            "Final test accuracy, mean over seeds; whiskers: standard deviation.",
+        )
+    ]
+    found = {name: [run.curve() for run in group] for name, group in groups.items()}
+    for axis, scale, xlabel, caption in (
+        ("round", 1, "federated round", "over federated rounds"),
         (
             "bytes",
-            "Test accuracy against what all clients have sent by then, generators,"
-            f" prototypes and label counts included{band}.",
-            figures.curves(
-                {n: (c["bytes"] / 1e6, c["accuracy"]) for n, c in curves.items()},
-                xlabel="MB sent up",
-            ),
+            1e6,
+            "MB sent by clients",
+            "against what all clients had sent by then, generators, prototypes and"
+            " label counts included",
         ),
-        (
-            "classes",
-            "Test accuracy of the final model within each class, mean over seeds.",
-            figures.classes(
-                {name: _per_class(works) for name, works in studies.items()}
-            ),
-        ),
-        (
-            "seconds",
-            "Seconds of a study, mean over seeds. Stages that methods share were run"
-            " once and count for each.",
-            figures.seconds({n: row["seconds"]["mean"] for n, row in rows.items()}),
-        ),
-    ]
+    ):
+        lines = {
+            name: (
+                group[0][axis] / scale,
+                np.stack([one["accuracy"] for one in group]),
+            )
+            for name, group in found.items()
+            if len({len(one["round"]) for one in group}) == 1 and len(group[0]["round"])
+        }
+        if lines:
+            drawn = figures.curves(lines, xlabel=xlabel)
+            text = f"Test accuracy of the global model {caption}{band}."
+            parts.append(draw(f"{axis}s" if axis == "round" else axis, drawn, text))
     by_rate = {n: r["rate_accuracy"] for n, r in rows.items() if "rate_accuracy" in r}
     if by_rate:
-        result.append(
-            (
+        parts.append(
+            draw(
                 "rates",
+                figures.rates(by_rate),
                 "Test accuracy of the parts of the final model that clients of each"
                 " rate hold; whiskers: standard deviation over seeds.",
-                figures.rates(by_rate),
             )
         )
-    return result
+    return html.side_by_side(*parts)
 
 
-def _curves(works: Sequence[Experiment]) -> dict[str, np.ndarray]:
-    """Rounds [R], bytes sent by then [R], accuracy [seeds, R]."""
-    accuracy = []
-    for work in works:
-        rounds, sent, values = [], [], []
-        offset, payload = 0, 0
-        for done in work.finished():
-            record = done.record
-            history = [r for r in record["history"] if r["loop"] == "round"]
-            total = sum(record["up"].values())
-            extra = total - record["up"].get("models", 0)
-            steps = history[-1]["step"] if history else 0
-            for r in history:
-                rounds.append(offset + r["step"])
-                share = record["up"]["models"] * r["step"] / steps
-                sent.append(payload + extra + share)
-                values.append(r["test_accuracy"])
-            offset += steps
-            payload += total
-        accuracy.append(values)
-    return {
-        "round": np.array(rounds),
-        "bytes": np.array(sent),
-        "accuracy": np.array(accuracy),
+def _classes(groups: Groups, draw: page.Drawn) -> str:
+    found = {}
+    for name, group in groups.items():
+        last = list(group[0].predictions())[-1]
+        found[name] = np.mean([run.per_class(last) for run in group], axis=0)
+    if len({len(values) for values in found.values()}) > 1:
+        return html.paragraph("The studies have different classes.")
+    return html.side_by_side(
+        draw(
+            "classes",
+            figures.classes(found),
+            "Test accuracy of the final model within each class, mean over seeds.",
+        )
+    )
+
+
+def _costs(groups: Groups, draw: page.Drawn) -> str:
+    def mean(group: Sequence[Run]) -> dict[str, float]:
+        return {
+            stage: statistics.mean(run.summary["seconds"][stage] for run in group)
+            for stage in group[0].summary["seconds"]
+        }
+
+    def sent(group: Sequence[Run], direction: str) -> dict[str, float]:
+        payloads = group[0].summary["communication_bytes"][direction]
+        return {name: count / 1e6 for name, count in payloads.items()}
+
+    parts = [
+        draw(
+            "seconds",
+            figures.shares(
+                {name: mean(group) for name, group in groups.items()}, xlabel="seconds"
+            ),
+            "Seconds of each stage, mean over seeds. Stages that studies share were run"
+            " once and count for each.",
+        )
+    ]
+    for direction, text in (("up", "sent to"), ("down", "got from")):
+        drawn = figures.shares(
+            {name: sent(group, direction) for name, group in groups.items()},
+            xlabel=f"MB {direction}",
+            fmt=".1f",
+        )
+        caption = f"What all clients {text} the server, by payload."
+        parts.append(draw(f"mb_{direction}", drawn, caption))
+    return html.side_by_side(*parts)
+
+
+def _terms(terms: Mapping[str, Any]) -> str:
+    lines = []
+    for seed, found in terms.items():
+        short = {
+            name: value[:12] if name.endswith("sha256") else value
+            for name, value in found.items()
+        }
+        lines.append((f"seed {seed}", *short.values()))
+        head = ["", *(name.replace("_", " ") for name in short)]
+    return html.paragraph(
+        "Checked, not assumed: all methods had the same split, initial parameters,"
+        " batch order, augmentation, local work, rounds and evaluation."
+    ) + html.table(head, lines, "Equal terms")
+
+
+def _differences(groups: Groups) -> str:
+    flat = {
+        name: flax.traverse_util.flatten_dict(group[0].config, sep=".")
+        for name, group in groups.items()
     }
+    fields = sorted(set().union(*flat.values()))
+    rows = []
+    for field in fields:
+        values = [found.get(field, "") for found in flat.values()]
+        if field not in NOT_COMPARED and len({str(value) for value in values}) > 1:
+            rows.append((field, *values))
+    if not rows:
+        return html.paragraph("None but names and seeds.")
+    return html.table(["setting", *groups], rows, "Settings that differ")
 
 
-def _per_class(works: Sequence[Experiment]) -> np.ndarray:
-    """[K] of the final models."""
-    found = []
-    for work in works:
-        predicted = [
-            done.record["results"]["predictions"]
-            for done in work.finished()
-            if "predictions" in done.record["results"]
-        ][-1]
-        label = np.asarray(work.data.held_out["test"].label)
-        found.append(
-            evaluation.per_class_accuracy(
-                np.array(predicted), label, work.data.info.num_classes
-            )
+def _environments(groups: Groups) -> str:
+    where = collections.defaultdict(list)
+    for name, group in groups.items():
+        versions = ", ".join(
+            f"{n} {v}" for n, v in group[0].summary["versions"].items()
         )
-    return np.mean(found, axis=0)
-
-
-def _page(studies: Studies, summary: dict[str, Any], parts: list[str]) -> str:
-    first = next(iter(studies.values()))[0]
-    data = first.settings.data
-    title = f"{len(studies)} methods on {data.name}"
-    head, _, *lines = table(summary).splitlines()
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    names = [cell.strip() for cell in head.split("|")[1:-1]]
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-        for row in rows
+        where[f"{group[0].summary['device']}; {versions}"].append(name)
+    return "".join(
+        html.paragraph(f"{', '.join(names)}: {text}.") for text, names in where.items()
     )
-    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in names)
-    terms = next(iter(summary["fair"].values()))
-    equal = "".join(
-        f"<li>{html.escape(name)}: {html.escape(str(terms[name]))}</li>"
-        for name in ("total_rounds", "clients_per_round", "augmentation", "local")
-    )
-    hashes = "".join(
-        f"<li>seed {seed}: split {terms['split_sha256'][:12]}, initial parameters"
-        f" {found[RECORDED[0]][:12]}, batch order {found[RECORDED[1]][:12]}</li>"
-        for (seed, terms), found in zip(
-            summary["fair"].items(), summary["recorded"].values(), strict=True
-        )
-    )
-    body = f"""
-<p>{data.num_clients} clients, split {html.escape(data.split)} at alpha {data.alpha},
-seeds {", ".join(map(str, summary["seeds"]))}.</p>
-<table><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table>
-{"".join(parts)}
-<h2>Equal terms</h2><p>Checked, not assumed: all methods had the same</p>
-<ul>{equal}{hashes}</ul>"""
-    return page.document(title, body)
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def _spread(values: Sequence[float]) -> Spread:
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.mean(values), "spread": spread}
 
 
-def _per_cent(value: dict[str, float] | None) -> str:
+def _per_cent(value: Spread | None) -> str:
     if value is None:
         return ""
     spread = f" ± {100 * value['spread']:.1f}" if value["spread"] else ""

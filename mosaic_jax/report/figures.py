@@ -1,34 +1,116 @@
 """The pictures of a run, as matplotlib figures from plain arrays."""
 
-from collections.abc import Sequence
-from typing import Any
+import io
+import re
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 # Okabe and Ito's palette stays apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+# Drawn in these; on a page they follow its theme, by the names of its style sheet.
+INK, LINES = "#1b1b1c", "#8c8c8d"
+STYLE = {
+    "axes.edgecolor": LINES,
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 10,
+    "grid.alpha": 0.4,
+    "grid.color": LINES,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "mosaic_jax",
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+WIDTH = 5.4
+MARKERS = "os^Dv<>"
 
 
-def _heat(
-    values: np.ndarray, *, xlabel: str, ylabel: str, label: str, fmt: str
-) -> Figure:
-    """Annotated heat map of `values` [rows, columns]."""
-    rows, columns = values.shape
-    figure = Figure(
-        figsize=(2 + 0.5 * columns, 1.5 + 0.35 * rows), layout="constrained"
+# Figures are made and drawn in one process that draws nothing else.
+matplotlib.rcParams.update(STYLE)
+
+
+def new(height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
+    """An empty figure, as wide as a column of a page."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.add_subplot()
+
+
+def svg(figure: Figure, label: str) -> str:
+    """Inline SVG whose ink follows the page, read out as `label` (HTML-escaped)."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
+    text = re.sub(
+        r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>",
+        rf'<svg \1 role="img" aria-label="{label}"'
+        ' xmlns:xlink="http://www.w3.org/1999/xlink">',
+        text,
+        count=1,
     )
-    axes = figure.add_subplot()
-    image = axes.imshow(values, cmap="cividis", aspect="auto")
+    text = text.replace(INK, "currentColor").replace(LINES, "var(--line)")
+    for i, colour in enumerate(COLOURS):
+        text = text.replace(colour.lower(), f"var(--c{i})")
+    return text
+
+
+def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    if len(axes.get_legend_handles_labels()[0]) > 1:
+        figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
+
+
+def _accuracy_axis(axes: Axes) -> None:
+    axes.set(ylabel="test accuracy", ylim=(0, 1.02))
+    axes.grid(visible=True)
+
+
+def _line_style(i: int) -> dict[str, str]:
+    """Names differ by colour and marker, in black and white too."""
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
+        "marker": MARKERS[i % len(MARKERS)],
+    }
+
+
+def heat(
+    values: np.ndarray,
+    *,
+    xlabel: str,
+    ylabel: str,
+    label: str,
+    fmt: str,
+    rows: Sequence[str] = (),
+) -> Figure:
+    """Heat map of `values` [rows, columns]; small ones carry their numbers."""
+    height, width = values.shape
+    figure, axes = new(
+        width=min(7.5, max(4.4, 1.7 + 0.42 * width)),
+        height=min(6.5, max(2.2, 1.0 + 0.32 * height)),
+    )
+    image = axes.imshow(values, cmap="cividis", aspect="auto", interpolation="nearest")
     figure.colorbar(image, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    if columns <= 20:
-        axes.set_xticks(range(columns))
-    if rows <= 40:
-        axes.set_yticks(range(rows))
-    if values.size <= 400:
+    if width <= 20:
+        axes.set_xticks(range(width))
+    if rows:
+        axes.set_yticks(range(height), rows)
+    elif height <= 20:
+        axes.set_yticks(range(height))
+    if width <= 12 and height <= 25:
         middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for (row, column), value in np.ndenumerate(values):
             colour = "black" if value > middle else "white"
@@ -38,138 +120,114 @@ def _heat(
 
 
 def label_counts(label_count: np.ndarray) -> Figure:
-    """Images per client and class, [C, K]."""
-    return _heat(
+    """Images per client and class, [C, K]; many clients are sorted by main class."""
+    ylabel = "client"
+    if len(label_count) > 25:
+        order = np.lexsort((-label_count.sum(axis=1), label_count.argmax(axis=1)))
+        label_count, ylabel = label_count[order], "clients, by their main class"
+    figure = heat(
         label_count.astype(float),
         xlabel="class",
-        ylabel="client",
+        ylabel=ylabel,
         label="images",
         fmt=".0f",
     )
+    if ylabel != "client":
+        figure.axes[0].set_yticks([])
+    return figure
 
 
-def expert_classes(accuracy: np.ndarray) -> Figure:
-    """Test accuracy of each expert [K] on each class [K]."""
-    return _heat(
-        accuracy, xlabel="class", ylabel="expert", label="test accuracy", fmt=".2f"
-    )
+def sizes(size: np.ndarray) -> Figure:
+    """How many clients hold how many images, [C]."""
+    figure, axes = new(2.6)
+    axes.hist(size, bins=min(40, max(5, len(size) // 5)), color=COLOURS[0])
+    axes.set(xlabel="training images", ylabel="clients")
+    return figure
 
 
-def accuracy_over_rounds(
-    curves: dict[str, Sequence[tuple[int, float]]], marks: dict[str, float]
+def curves(
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    xlabel: str,
+    marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Accuracy of the global model over rounds, by stage; other models as lines.
+    """Accuracy of each name: places [R] and values [seeds, R], mean and spread.
 
-    Args:
-      curves: stage to (round, accuracy) pairs, rounds counted over the whole study.
-      marks: model to accuracy, drawn as labelled horizontal lines.
+    `marks` are accuracies drawn as horizontal lines.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    colours = iter(COLOURS * 3)
-    for name, points in curves.items():
-        rounds, values = zip(*points, strict=True)
-        axes.plot(rounds, values, marker="o", label=name, color=next(colours))
-    styles = iter(("--", ":", "-.") * 3)
-    for name, value in marks.items():
-        axes.axhline(
-            value, linestyle=next(styles), label=name, color=next(colours), alpha=0.9
-        )
-    axes.set(xlabel="federated round", ylabel="test accuracy", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    return figure
-
-
-def per_class(accuracy: dict[str, np.ndarray]) -> Figure:
-    """Accuracy within each class [K], a bar per model."""
-    num_classes = len(next(iter(accuracy.values())))
-    width = 0.8 / len(accuracy)
-    figure = Figure(figsize=(2 + 0.8 * min(num_classes, 25), 4), layout="constrained")
-    axes = figure.add_subplot()
-    for i, (name, values) in enumerate(accuracy.items()):
-        place = np.arange(num_classes) - 0.4 + (i + 0.5) * width
-        axes.bar(place, values, width, label=name, color=COLOURS[i % len(COLOURS)])
-    axes.set(xlabel="class", ylabel="test accuracy", ylim=(0, 1.02))
-    if num_classes <= 25:
-        axes.set_xticks(range(num_classes))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
-    return figure
-
-
-def generated_beside_real(
-    generated: np.ndarray, real: np.ndarray, titles: Sequence[str]
-) -> Figure:
-    """A row per client: its real images on the left, generated ones on the right.
-
-    Args:
-      generated: [C, G, H, W, D] uint8, the same noise in each row.
-      real: [C, R, H, W, D] uint8.
-      titles: C row labels.
-    """
-    rows, count = generated.shape[:2]
-    columns = count + real.shape[1]
-    figure = Figure(
-        figsize=(2 + 0.55 * columns, 0.6 + 0.62 * rows), layout="constrained"
-    )
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for row in range(rows):
-        for column, image in enumerate([*real[row], *generated[row]]):
-            cell = axes[row][column]
-            cell.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
-            cell.set(xticks=[], yticks=[])
-            colour = COLOURS[0] if column < real.shape[1] else COLOURS[1]
-            for spine in cell.spines.values():
-                spine.set_color(colour)
-        axes[row][0].set_ylabel(
-            titles[row], rotation=0, ha="right", va="center", size=8
-        )
-    axes[0][0].set_title("real", loc="left", color=COLOURS[0])
-    axes[0][real.shape[1]].set_title("generated", loc="left", color=COLOURS[1])
-    return figure
-
-
-def bars(values: dict[str, dict[str, float]]) -> Figure:
-    """A bar per name, {"mean", "spread"} accuracies, with whiskers."""
-    figure = Figure(figsize=(8, 0.8 + 0.4 * len(values)), layout="constrained")
-    axes = figure.add_subplot()
-    mean = [value["mean"] for value in values.values()]
-    spread = [value["spread"] for value in values.values()]
-    axes.barh(list(values), mean, xerr=spread, color=COLOURS[5], capsize=4)
-    for row, (middle, width) in enumerate(zip(mean, spread, strict=True)):
-        axes.text(
-            middle + width + 0.01, row, f"{100 * middle:.1f}", va="center", size=9
-        )
-    axes.invert_yaxis()
-    axes.set(xlabel="test accuracy", xlim=(0, 1.1))
-    axes.grid(axis="x", alpha=0.3)
-    return figure
-
-
-def curves(lines: dict[str, tuple[np.ndarray, np.ndarray]], *, xlabel: str) -> Figure:
-    """Accuracy of each name: places [R] and values [seeds, R], mean and spread."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    styles = ("-", "--", ":")
+    figure, axes = new(3.8)
     for i, (name, (place, values)) in enumerate(lines.items()):
-        colour = COLOURS[i % len(COLOURS)]
         mean, spread = values.mean(axis=0), values.std(axis=0, ddof=len(values) > 1)
-        style = styles[i // len(COLOURS) % len(styles)]
-        axes.plot(place, mean, style, label=name, color=colour, marker=".")
+        style = _line_style(i)
+        axes.plot(place, mean, label=name, markersize=4, **style)
         if len(values) > 1:
             axes.fill_between(
-                place, mean - spread, mean + spread, color=colour, alpha=0.12
+                place, mean - spread, mean + spread, color=style["color"], alpha=0.15
             )
-    axes.set(xlabel=xlabel, ylabel="test accuracy", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    for i, (name, value) in enumerate((marks or {}).items(), start=len(lines)):
+        colour, style = COLOURS[i % len(COLOURS)], ("--", ":", "-.")[i % 3]
+        axes.axhline(value, linestyle=style, label=name, color=colour)
+    axes.set(xlabel=xlabel)
+    _accuracy_axis(axes)
+    _legend(figure, axes)
     return figure
 
 
-def rates(accuracy: dict[str, dict[str, dict[str, float]]]) -> Figure:
+def bars(values: Mapping[str, Mapping[str, float]]) -> Figure:
+    """A bar per name, {"mean", "spread"} accuracies, with whiskers."""
+    figure, axes = new(0.9 + 0.34 * len(values))
+    mean = [value["mean"] for value in values.values()]
+    spread = [value["spread"] for value in values.values()]
+    axes.barh(
+        list(values), mean, xerr=spread, color=COLOURS[5], ecolor=LINES, capsize=4
+    )
+    for row, (middle, width) in enumerate(zip(mean, spread, strict=True)):
+        axes.text(
+            middle + width + 0.02, row, f"{100 * middle:.1f}", va="center", size=9
+        )
+    axes.invert_yaxis()
+    axes.set(xlabel="test accuracy", xlim=(0, 1.19))
+    axes.grid(visible=True, axis="x")
+    return figure
+
+
+def per_class(accuracy: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy within each class [K]: bars, or lines over many sorted classes."""
+    num_classes = len(next(iter(accuracy.values())))
+    figure, axes = new(3.6, width=WIDTH if num_classes <= 12 else 7.5)
+    for i, (name, values) in enumerate(accuracy.items()):
+        colour = COLOURS[i % len(COLOURS)]
+        if num_classes > 25:
+            axes.plot(np.sort(values)[::-1], label=name, color=colour)
+            continue
+        width = 0.8 / len(accuracy)
+        place = np.arange(num_classes) - 0.4 + (i + 0.5) * width
+        axes.bar(place, values, width, label=name, color=colour)
+    if num_classes <= 25:
+        axes.set(xlabel="class")
+        axes.set_xticks(range(num_classes))
+    else:
+        axes.set(xlabel="classes, best first for each model")
+    _accuracy_axis(axes)
+    _legend(figure, axes)
+    return figure
+
+
+def classes(accuracy: Mapping[str, np.ndarray]) -> Figure:
+    """Accuracy of each name within each class [K], as a map."""
+    return heat(
+        np.stack(list(accuracy.values())),
+        xlabel="class",
+        ylabel="",
+        label="test accuracy",
+        fmt=".2f",
+        rows=list(accuracy),
+    )
+
+
+def rates(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Accuracy {"mean", "spread"} by rate, for each name."""
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = new(3.8)
     for i, (name, found) in enumerate(accuracy.items()):
         places = sorted(found, key=float)
         axes.errorbar(
@@ -177,38 +235,79 @@ def rates(accuracy: dict[str, dict[str, dict[str, float]]]) -> Figure:
             [found[rate]["mean"] for rate in places],
             [found[rate]["spread"] for rate in places],
             label=name,
-            color=COLOURS[i % len(COLOURS)],
-            linestyle=("-", "--", ":")[i // len(COLOURS) % 3],
-            marker=".",
             capsize=3,
+            **_line_style(i),
         )
     axes.set_xscale("log", base=2)
-    axes.set(xlabel="share of channels", ylabel="test accuracy", ylim=(0, 1.02))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    axes.set(xlabel="share of channels")
+    _accuracy_axis(axes)
+    _legend(figure, axes)
     return figure
 
 
-def classes(accuracy: dict[str, np.ndarray]) -> Figure:
-    """Accuracy of each name within each class [K], as a map."""
-    figure = _heat(
-        np.stack(list(accuracy.values())),
-        xlabel="class",
-        ylabel="",
-        label="test accuracy",
-        fmt=".2f",
-    )
-    figure.axes[0].set_yticks(range(len(accuracy)), list(accuracy))
-    return figure
-
-
-def seconds(stages: dict[str, Any]) -> Figure:
-    """Seconds spent in each stage."""
-    figure = Figure(figsize=(7, 0.8 + 0.35 * len(stages)), layout="constrained")
-    axes = figure.add_subplot()
-    bars = axes.barh(list(stages), list(stages.values()), color=COLOURS[0])
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+def shares(
+    parts: Mapping[str, Mapping[str, float]], *, xlabel: str, fmt: str = ".0f"
+) -> Figure:
+    """A bar per name, divided into its named parts."""
+    names = list(parts)
+    kinds = list(dict.fromkeys(kind for found in parts.values() for kind in found))
+    figure, axes = new(1.4 + 0.34 * len(names) + 0.2 * (len(kinds) // 3))
+    left = np.zeros(len(names))
+    hatches = ("", "//", "..", "xx")
+    for i, kind in enumerate(kinds):
+        value = np.array([found.get(kind, 0.0) for found in parts.values()])
+        axes.barh(
+            names,
+            value,
+            left=left,
+            label=kind,
+            color=COLOURS[i % len(COLOURS)],
+            hatch=hatches[i // len(COLOURS) % len(hatches)],
+            edgecolor="white",
+            linewidth=0.5,
+        )
+        left += value
+    for row, value in enumerate(left):
+        axes.text(value, row, f" {value:{fmt}}", va="center", size=9)
     axes.invert_yaxis()
-    axes.set(xlabel="seconds")
-    axes.margins(x=0.12)
+    axes.set(xlabel=xlabel)
+    axes.margins(x=0.15)
+    _legend(figure, axes)
+    return figure
+
+
+def scatter(
+    x: Sequence[float], y: Sequence[float], *, xlabel: str, ylabel: str, level: float
+) -> Figure:
+    """Points, and a line at `level`; x is logarithmic."""
+    figure, axes = new(3.0)
+    axes.axhline(level, color=LINES, linestyle="--")
+    axes.scatter(x, y, color=COLOURS[0], s=18)
+    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
+    axes.set_xscale("log")
+    axes.grid(visible=True)
+    return figure
+
+
+def film(film: np.ndarray, real: np.ndarray, titles: Sequence[str]) -> Figure:
+    """Of each client a row: real images, then its generator's at the last moment.
+
+    Args:
+      film: [C, T, n, H, W, D] uint8.
+      real: [C, n, H, W, D] uint8.
+      titles: C row labels.
+    """
+    rows = [
+        np.concatenate(list(np.concatenate([real[i], film[i, -1]])), axis=1)
+        for i in range(len(film))
+    ]
+    figure, axes = new(width=7.5, height=0.5 + 0.45 * len(rows))
+    axes.imshow(
+        np.concatenate(rows).squeeze(), cmap="gray", vmin=0, vmax=255, aspect="auto"
+    )
+    side = film.shape[3]
+    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], titles)
+    width = side * real.shape[1]
+    axes.set_xticks([width / 2, width * 1.5], ["real", "generated"])
+    axes.axvline(width - 0.5, color=COLOURS[1])
     return figure

@@ -86,12 +86,14 @@ class Outcome:
     Attributes:
       artifacts: name to pytree.
       results: JSON-able findings for summary and report.
+      pictures: uint8 and other plain arrays that reports show, by name.
       up: bytes that clients sent to the server, by payload.
       down: bytes that the server sent to clients, by payload.
     """
 
     artifacts: dict[str, Tree]
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     up: dict[str, int] = dataclasses.field(default_factory=dict)
     down: dict[str, int] = dataclasses.field(default_factory=dict)
 

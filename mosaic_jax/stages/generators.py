@@ -3,15 +3,15 @@
 import logging
 from collections.abc import Callable, Sequence
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import gan, models, parallel, prng, training, trees
+from mosaic_jax import gan, models, parallel, prng, settings, training, trees
 from mosaic_jax.data import augment
 from mosaic_jax.loop import Run
 from mosaic_jax.models import submodel
-from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages import local, rounds
 from mosaic_jax.stages.base import Context, Outcome, Stage
 from mosaic_jax.types import Array, GanState, Generators, ModelState, Tree
@@ -21,11 +21,26 @@ _log = logging.getLogger(__name__)
 # Added to each class's share, so that a class the client lacks is dear, not infinite.
 LABEL_SMOOTHING = 1e-3
 NUM_COLLAPSE_SAMPLES = 64
+# What reports show: the same noise after these shares of a client's steps.
+FILM_SHARES = (0.05, 0.2, 0.5, 1.0)
+NUM_FILM_IMAGES = 8
+NUM_FILM_CLIENTS = 20
 
 
-def stage(settings: Settings) -> Stage:
+@flax.struct.dataclass
+class Filmed:
+    """A client's GAN, and images of its generator at several moments.
+
+    `film` is uint8 [T, n, H, W, D], black where a moment is still to come.
+    """
+
+    gan: GanState
+    film: Array
+
+
+def stage(study: settings.Settings) -> Stage:
     """Stage 2; its inputs depend on when it runs and which classifier it uses."""
-    config = settings.generators
+    config = study.generators
     needs = []
     if config.classifier == "client":
         needs.append("client_models")
@@ -36,8 +51,10 @@ def stage(settings: Settings) -> Stage:
         needs=tuple(needs),
         provides=("client_generators",),
         depends={
-            "generators": to_mapping(config),
-            "local": to_mapping(settings.local) if config.classifier == "fresh" else {},
+            "generators": settings.to_mapping(config),
+            "local": settings.to_mapping(study.local)
+            if config.classifier == "fresh"
+            else {},
         },
         run=_run,
     )
@@ -77,8 +94,8 @@ def _run(
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
     sizes = context.data.clients.client.size
     steps = num_steps(config.epochs, config.steps, sizes, config.batch_size)
-    state = yield from _train(context, model_gan, client_models, global_model, steps)
-    generators = state.average if config.ema_decay else state.generator
+    filmed = yield from _train(context, model_gan, client_models, global_model, steps)
+    generators = _uploaded(filmed.gan, config)
     sent = trees.num_bytes(generators)
     if context.rates:
         share = _held(model_gan.generator, generators, context.rates)
@@ -101,8 +118,25 @@ def _run(
             "collapsed_clients": collapsed,
             "padding_waste": _padding_waste(context, steps),
         },
+        pictures=_pictures(context, filmed.film),
         up={"generators": sent},
     )
+
+
+def _uploaded(state: GanState, config: settings.Generators) -> ModelState:
+    return state.average if config.ema_decay else state.generator
+
+
+def _pictures(context: Context, film: Array) -> dict[str, np.ndarray]:
+    """Of the first clients: `film`, and as many of their real images."""
+    data = context.data.clients
+    rows = data.client.index[:NUM_FILM_CLIENTS, :NUM_FILM_IMAGES]
+    return {
+        "share": np.array(FILM_SHARES),
+        "client": np.asarray(data.client.number[:NUM_FILM_CLIENTS]),
+        "film": np.asarray(film[:NUM_FILM_CLIENTS]),
+        "real": np.asarray(data.images.image)[rows],
+    }
 
 
 def _padding_waste(context: Context, steps: np.ndarray) -> float:
@@ -129,15 +163,33 @@ def _train(
     if context.rates:
         networks = _narrow(model_gan, networks, context.rates)
         share = rounds.held_in(context, global_model, context.settings.init.rounds - 1)
+    moments = np.ceil(steps[:, None] * np.array(FILM_SHARES)).astype(np.int32)
+    film_shape = (len(steps), len(FILM_SHARES), NUM_FILM_IMAGES)
     each = (
         client_models,
         class_shares(data.client.label_count, config.diversity_target),
         data.client.size < config.inversion_below,
         share,
+        moments,
     )
 
+    def film(
+        state: GanState, number: Array, moments: Array, key: Array, film: Array
+    ) -> Array:
+        shape = (NUM_FILM_IMAGES, model_gan.latent_dim)
+        z = jax.random.normal(prng.named(key, "film"), shape)
+
+        def taken() -> Array:
+            image = model_gan.sample(_uploaded(state, config), z)
+            now = moments == number + 1
+            return jnp.where(
+                now[:, None, None, None, None], augment.to_uint8(image), film
+            )
+
+        return jax.lax.cond(jnp.any(moments == number + 1), taken, lambda: film)
+
     def step(state, number, client, each, global_model, images, key):
-        client_model, class_share, inverts, share = each
+        client_model, class_share, inverts, share, moments = each
         if share is not None:
             global_model = submodel.within(global_model, share)
         batch = training.client_batch(
@@ -148,8 +200,8 @@ def _train(
             batch_size=config.batch_size,
             augmentation="none",
         )
-        return model_gan.step(
-            state,
+        trained, metrics = model_gan.step(
+            state.gan,
             prng.at(prng.named(key, "step"), number, client.number),
             batch.image,
             batch.mask,
@@ -158,12 +210,15 @@ def _train(
             inverts=inverts,
             statistics=global_model,
         )
+        taken = film(trained, number, moments, key, state.film)
+        return Filmed(trained, taken), metrics
 
+    blank = jnp.zeros((*film_shape, *context.data.info.image_shape), jnp.uint8)
     return local.run(
         context,
         "gan",
         step,
-        networks,
+        Filmed(networks, blank),
         steps,
         key=context.key,
         batch_size=config.batch_size,
@@ -227,14 +282,3 @@ def _init_each(
         return context.axis.map(lambda i: init(prng.at(key, i), shape), number)
 
     return run(key, context.clients.client.number)
-
-
-def sample_grid(
-    model_gan: gan.Gan, generators: ModelState, key: Array, count: int
-) -> Array:
-    """`count` images per client from the same noise, uint8 [C, count, H, W, D]."""
-    z = jax.random.normal(key, (count, model_gan.latent_dim))
-    sample = jax.jit(
-        lambda g: parallel.expert_map(lambda one: model_gan.sample(one, z), g)
-    )
-    return augment.to_uint8(sample(generators))

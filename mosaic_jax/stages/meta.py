@@ -4,9 +4,10 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
-from mosaic_jax import losses, prng
+from mosaic_jax import evaluation, losses, prng
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.loop import Run, Steps
 from mosaic_jax.models import meta
@@ -18,7 +19,18 @@ from mosaic_jax.stages.base import (
     assess,
     each_network,
 )
-from mosaic_jax.types import Array, Experts, MetaState, ModelState, Prototypes, Teacher
+from mosaic_jax.types import (
+    Array,
+    Experts,
+    LabelledImages,
+    MetaState,
+    ModelState,
+    Prototypes,
+    Teacher,
+)
+
+# Test images by which the teacher is explained.
+NUM_EXPLAINED = 512
 
 
 def stage(settings: Settings) -> Stage:
@@ -61,9 +73,49 @@ def _run(
             for name, head in heads.items()
         }
 
-    return Outcome(
-        artifacts={"teacher": teacher}, results=assess(context, all_heads, teacher)
-    )
+    results = assess(context, all_heads, teacher)
+    results |= _explain(context, ensemble, teacher)
+    return Outcome(artifacts={"teacher": teacher}, results=results)
+
+
+def _explain(
+    context: Context, ensemble: mosaic.Ensemble, teacher: Teacher
+) -> dict[str, list[list[float]]]:
+    """Which experts the teacher listens to, as means over test images of a class.
+
+    Returns:
+      "reliance" [E, K]: of the logit of an image's own class, what comes through each
+      expert (gradient times input); "gate_weight" [E, K], where there is a gate;
+      "attention" [E, E], of the head's decoder, where it has one.
+    """
+    num_classes = context.data.info.num_classes
+    test = jax.tree.map(lambda leaf: leaf[:NUM_EXPLAINED], context.held_out["test"])
+    size = context.settings.evaluation.batch_size
+
+    @jax.jit
+    def run(teacher: Teacher, test: LabelledImages) -> dict[str, Array]:
+        expert_logits = evaluation.predict(
+            lambda x: ensemble.gated_logits(teacher, x), test.image, batch_size=size
+        )
+        own_class = jax.nn.one_hot(test.label, num_classes)
+
+        def score(expert_logits: Array) -> Array:
+            fused = ensemble.fuse(teacher.meta_params, expert_logits)
+            return jnp.sum(fused * own_class)
+
+        through = jnp.sum(expert_logits * jax.grad(score)(expert_logits), axis=-1)
+        of_class = own_class / jnp.maximum(jnp.sum(own_class, axis=0), 1)
+        found = {"reliance": through.T @ of_class}
+        if ensemble.gate != "none":
+            weight = evaluation.predict(
+                lambda x: ensemble.gate_weight(teacher, x), test.image, batch_size=size
+            )
+            found["gate_weight"] = weight.T @ of_class
+        attention = ensemble.attention(teacher.meta_params, expert_logits)
+        return found if attention is None else found | {"attention": attention}
+
+    found = jax.device_get(run(teacher, test))
+    return {name: np.round(value, 5).tolist() for name, value in found.items()}
 
 
 def _train(

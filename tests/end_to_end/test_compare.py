@@ -6,8 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, errors, experiment, trees
-from mosaic_jax.report import comparison
+from mosaic_jax import cli, errors, experiment, fairness, trees
 from tests import tiny
 
 FIELDS = {
@@ -53,14 +52,22 @@ def test_every_method_has_its_row_and_run_directory(compared):
     page = (workdir / "comparison.html").read_text()
     assert all(name in page for name in METHODS)
     names = {path.stem for path in (workdir / "figures").glob("*.png")}
-    assert names == {"methods", "rounds", "bytes", "classes", "seconds"}
+    assert names == {
+        "methods",
+        "rounds",
+        "bytes",
+        "classes",
+        "seconds",
+        "mb_up",
+        "mb_down",
+    }
 
 
 def test_equal_terms_are_recorded(compared):
     workdir, found = compared
     split = json.loads((workdir / "fedavg" / "split.json").read_text())
-    assert found["fair"]["0"]["split_sha256"] == split["sha256"]
-    assert len(found["recorded"]["0"]["batch_order_sha256"]) == 64
+    assert found["equal_terms"]["0"]["split_sha256"] == split["sha256"]
+    assert len(found["equal_terms"]["0"]["batch_order_sha256"]) == 64
 
 
 def test_a_second_run_computes_nothing_again(compared, capsys):
@@ -84,7 +91,7 @@ def test_methods_on_other_terms_are_refused(tmp_path):
         )
     }
     with pytest.raises(errors.ConfigError, match="compare: local of other = "):
-        comparison.check_fair(studies)
+        fairness.check_fair(studies)
 
 
 def test_an_unknown_method_ends_before_work(tmp_path, capsys):

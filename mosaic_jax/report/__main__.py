@@ -1,0 +1,54 @@
+"""Report of one run, or of several side by side.
+
+python -m mosaic_jax.report runs/digits_mosaic
+python -m mosaic_jax.report runs/a runs/b -o compare.html
+"""
+
+import argparse
+import pathlib
+import sys
+
+from mosaic_jax import errors
+from mosaic_jax.report import comparison, page, runs
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for a user's error."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mosaic_jax.report",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "run",
+        nargs="+",
+        type=pathlib.Path,
+        help="run directory; of several seeds, a comparison or a sweep: all in it",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("compare.html"),
+        help="page over several runs; of a single run it is report.html beside it",
+    )
+    args = parser.parse_args(arguments)
+    try:
+        groups = runs.collect(args.run)
+        studies = [run for group in groups.values() for run in group]
+        if len(studies) == 1:
+            print(page.write(studies[0].path))
+            return 0
+        for run in studies:
+            page.write(run.path)
+        title = f"{len(groups)} studies compared"
+        print(comparison.table(comparison.write(groups, args.output, title=title)))
+        print(args.output)
+    except errors.MosaicError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

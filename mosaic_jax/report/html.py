@@ -1,0 +1,172 @@
+"""Building blocks of pages. Every argument is plain text unless it says HTML."""
+
+import base64
+import html
+import io
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from mosaic_jax.report import figures
+
+_HERE = pathlib.Path(__file__).parent
+# A page needs nothing from outside and runs nothing but its own script.
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
+    " script-src 'unsafe-inline'"
+)
+
+
+def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+    """A whole page of (heading, HTML) sections; empty ones are left out."""
+    shown = [(name, body) for name, body in sections if body]
+    links = "".join(
+        f'<li><a href="#{_anchor(name)}">{html.escape(name)}</a></li>'
+        for name, _ in shown
+    )
+    parts = "".join(
+        f'<section aria-labelledby="{_anchor(name)}"><h2 id="{_anchor(name)}">'
+        f"{html.escape(name)}</h2>{body}</section>"
+        for name, body in shown
+    )
+    style = (_HERE / "style.css").read_text()
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title><style>{style}</style></head><body>
+<header><h1>{html.escape(title)}</h1><p class="quiet">{html.escape(lead)}</p></header>
+<nav aria-label="Sections"><ul>{links}</ul></nav>
+<main>{parts}</main>
+</body></html>
+"""
+
+
+def _anchor(name: str) -> str:
+    return "-".join(name.lower().split())
+
+
+def save(path: pathlib.Path, text: str) -> None:
+    """Write a page: readers see the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def paragraph(text: str) -> str:
+    """`text` as HTML."""
+    return f"<p>{html.escape(text)}</p>"
+
+
+def cards(values: Mapping[str, str]) -> str:
+    """Headline numbers by name."""
+    items = "".join(
+        f"<li><strong>{html.escape(value)}</strong><span>{html.escape(name)}</span></li>"
+        for name, value in values.items()
+    )
+    return f'<ul class="cards">{items}</ul>'
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
+    """A table that scrolls within the page; the first column names the rows."""
+    return _table(head, "".join(_row(row) for row in rows), caption)
+
+
+def _row(cells: Sequence[Any]) -> str:
+    first, *rest = (html.escape(str(cell)) for cell in cells)
+    return (
+        f'<tr><th scope="row">{first}</th>'
+        + "".join(f"<td>{cell}</td>" for cell in rest)
+        + "</tr>"
+    )
+
+
+def _table(head: Sequence[str], rows: str, caption: str, body_id: str = "") -> str:
+    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+    label = html.escape(caption)
+    mark = f' id="{body_id}"' if body_id else ""
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
+        f"<thead><tr>{heads}</tr></thead><tbody{mark}>{rows}</tbody></table></div>"
+    )
+
+
+def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
+    """A table of many clients: a field to search in them and the first of those found.
+
+    A page can hold one.
+    """
+    data = json.dumps([[str(cell) for cell in row] for row in rows])
+    # Within a script element only "</" and "<!--" end or change anything.
+    data = data.replace("<", "\\u003c")
+    script = (_HERE / "search.js").read_text()
+    return (
+        f'<div class="search"><label for="clients-search">Search {html.escape(name)}'
+        '</label><input id="clients-search" type="search" autocomplete="off"></div>'
+        '<p id="clients-told" role="status"></p>'
+        + _table(head, "", name, "clients-rows")
+        + f'<script type="application/json" id="clients-data">{data}</script>'
+        f"<script>{script}</script>"
+    )
+
+
+def figure(drawn: Figure, caption: str) -> str:
+    """A figure that follows the page's theme."""
+    text = html.escape(caption)
+    picture, width = figures.svg(drawn, text), 96 * drawn.get_figwidth()
+    return (
+        f'<figure style="width:{width:.0f}px">{picture}'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
+
+
+def side_by_side(*parts: str) -> str:
+    """Figures in HTML, as many beside each other as there is room for."""
+    return f'<div class="figures">{"".join(parts)}</div>' if any(parts) else ""
+
+
+def image(pixels: np.ndarray, label: str) -> str:
+    """uint8 [H, W, D] with D of 1 or 3 as an inline picture."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
+        buffer, format="png", optimize=True
+    )
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img alt="{html.escape(label)}" src="data:image/png;base64,{encoded}">'
+
+
+def strips(
+    head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str
+) -> str:
+    """A table of pictures: rows are a name and cells in HTML."""
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th>'
+        + "".join(f"<td>{cell}</td>" for cell in cells)
+        + "</tr>"
+        for name, cells in rows
+    )
+    return f'<div class="film">{_table(head, body, caption)}</div>'
+
+
+def folded(name: str, body: str) -> str:
+    """HTML behind a line that opens it."""
+    return f"<details><summary>{html.escape(name)}</summary>{body}</details>"
+
+
+def listing(text: str) -> str:
+    """Preformatted."""
+    return f'<pre tabindex="0">{html.escape(text)}</pre>'
+
+
+def links(targets: Mapping[str, str]) -> str:
+    """Names with the relative addresses of their pages."""
+    items = "".join(
+        f'<li><a href="{html.escape(address)}">{html.escape(name)}</a></li>'
+        for name, address in targets.items()
+    )
+    return f"<ul>{items}</ul>"

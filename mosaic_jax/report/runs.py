@@ -1,0 +1,197 @@
+"""Run directories as plain data: all that reports read, without images or devices."""
+
+import dataclasses
+import json
+import pathlib
+import zipfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mosaic_jax import errors, evaluation
+
+# The federated rounds of a study, in order.
+ROUND_STAGES = ("init", "warmup", "finetune")
+
+Groups = dict[str, list["Run"]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One study in its run directory.
+
+    Attributes:
+      path: the directory.
+      config: the settings, nested.
+      summary: the content of summary.json.
+      split: the content of split.json.
+      records: done.json of each finished stage, in order.
+    """
+
+    path: pathlib.Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+    split: dict[str, Any]
+    records: dict[str, dict[str, Any]]
+
+    @property
+    def title(self) -> str:
+        """What was run, in a few words."""
+        method = self.config["method"]
+        if method == "federated":
+            server = self.config["server"]["method"]
+            method = self.config["init"]["method"] if server == "none" else server
+        return f"{method} on {self.config['data']['name']}, seed {self.config['seed']}"
+
+    @property
+    def label_count(self) -> np.ndarray:
+        """Training images per client and class, [C, K]."""
+        return np.array(self.split["label_counts"])
+
+    def results(self, stage: str) -> dict[str, Any]:
+        """Findings of a stage, {} where it was not run."""
+        return self.records.get(stage, {}).get("results", {})
+
+    def curve(self) -> dict[str, np.ndarray]:
+        """The global model over federated rounds.
+
+        Returns:
+          "round" [R], counted over the whole study, "bytes" [R] that all clients had
+          sent by then, "accuracy" [R] on the test set, "stage" [R] names.
+        """
+        rows, first, sent = [], 0, 0.0
+        for stage, record in self.records.items():
+            up = record["up"]
+            total = sum(up.values())
+            # What is not sent in rounds is sent before the stage's rounds begin.
+            before = total - up.get("models", 0)
+            history = [r for r in record["history"] if r["loop"] == "round"]
+            steps = history[-1]["step"] if history else 0
+            if stage in ROUND_STAGES:
+                for r in history:
+                    models = up["models"] * r["step"] / steps
+                    rows.append(
+                        (
+                            first + r["step"],
+                            sent + before + models,
+                            r["test_accuracy"],
+                            stage,
+                        )
+                    )
+                first += steps
+            sent += total
+        names = ("round", "bytes", "accuracy", "stage")
+        columns = zip(*rows, strict=True) if rows else ([] for _ in names)
+        return {n: np.array(c) for n, c in zip(names, columns, strict=True)}
+
+    def predictions(self) -> dict[str, np.ndarray]:
+        """Predicted classes [N] of the test images by each model, in order of time."""
+        found = {}
+        for name, stage in (
+            ("init", "init"),
+            ("warmup", "warmup"),
+            ("teacher", "meta"),
+            ("distilled", "distill"),
+            ("distilled", "server"),
+            ("final", "finetune"),
+        ):
+            results = self.results(stage)
+            results = results.get("teacher", {}) if stage == "meta" else results
+            if "predictions" in results:
+                found[name] = np.array(results["predictions"])
+        return found
+
+    def confusion(self, model: str) -> np.ndarray:
+        """[K, K] int of test images: class (row) taken for class (column)."""
+        label = np.array(self.split["held_out_labels"]["test"])
+        return evaluation.confusion(
+            self.predictions()[model], label, self.label_count.shape[1]
+        )
+
+    def per_class(self, model: str) -> np.ndarray:
+        """[K] test accuracy within each class; NaN for one without images."""
+        matrix = self.confusion(model)
+        total = matrix.sum(axis=1)
+        return np.where(total > 0, np.diag(matrix) / np.maximum(total, 1), np.nan)
+
+    def pictures(self, stage: str) -> dict[str, np.ndarray]:
+        """Arrays that the stage left to be looked at; {} where there are none."""
+        folder = self.path / "stages" / stage / self.summary["stages"].get(stage, "")
+        try:
+            with np.load(folder / "pictures.npz", allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return {}
+
+
+def read(path: pathlib.Path) -> Run:
+    """The study in run directory `path`.
+
+    Raises:
+      DataError: a file is missing or damaged, or the run is of another version.
+    """
+    summary = _load(path / "summary.json")
+    split = _load(path / "split.json")
+    if "stages" not in summary or "held_out_labels" not in split:
+        raise errors.DataError(
+            f"{path}: made by an earlier version: must be run again with its command"
+        )
+    records = {
+        stage: _load(path / "stages" / stage / fingerprint / "done.json")
+        for stage, fingerprint in summary["stages"].items()
+    }
+    config = _load(path / "config.json")["settings"]
+    return Run(path, config, summary, split, records)
+
+
+def collect(paths: Sequence[pathlib.Path]) -> Groups:
+    """Runs by name; seeds of the same study are one group.
+
+    A path is a run directory, or one of several seeds, a comparison or a sweep, which
+    stands for all in it.
+
+    Raises:
+      DataError: nothing is there.
+    """
+    groups: Groups = {}
+    for path in paths:
+        for folder in _studies_in(path):
+            name = str(folder.relative_to(path)) if folder != path else path.name
+            if name in groups:
+                name = str(folder)
+            groups[name] = [read(seed) for seed in _seeds_in(folder)]
+    return groups
+
+
+def _studies_in(path: pathlib.Path) -> list[pathlib.Path]:
+    """Folders of one study each, of one or more seeds."""
+    if _seeds_in(path):
+        return [path]
+    for listing in ("comparison.json", "sweep.json"):
+        if (path / listing).exists():
+            return [path / name for name in _load(path / listing)["order"]]
+    inner = sorted(one for one in path.glob("*") if _seeds_in(one))
+    if not inner:
+        raise errors.DataError(f"{path}: must be a run directory, with a summary.json")
+    return inner
+
+
+def _seeds_in(path: pathlib.Path) -> list[pathlib.Path]:
+    if (path / "config.json").exists():
+        return [path]
+    found = path.glob("seed_*/config.json")
+    return sorted(
+        (one.parent for one in found), key=lambda p: int(p.name.partition("_")[2])
+    )
+
+
+def _load(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise errors.DataError(f"{path}: is missing: the run is not finished") from (
+            error
+        )
+    except ValueError as error:
+        raise errors.DataError(f"{path}: is damaged: run its study again") from error
