@@ -138,7 +138,7 @@ def write(
     first = next(iter(groups.values()))[0]
     head, cells = columns(rows)
     sections = [
-        ("Summary", _links(groups, path) + html.table(head, cells, "Summary")),
+        ("Summary", _links(groups, path) + html.table(head, cells, "All studies")),
         ("Accuracy", _accuracy(groups, rows, draw)),
         ("Classes", _classes(groups, draw)),
         ("Costs", _costs(groups, draw)),
