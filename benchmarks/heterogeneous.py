@@ -3,15 +3,16 @@
     python -m benchmarks.heterogeneous --width 16
     python -m benchmarks.heterogeneous --width 64 --repeats 3
 
-Rounds of a ResNet-18 (32 x 32 images, batch 64, two local steps), ten clients, taking
-turns in one process:
+A ResNet-18 (32 x 32 images, batch 64), ten clients, rounds of one and of three local
+steps taking turns in one process; a step is half their difference, what is left of a
+round is its fixed part (parts cut and averaged):
 
 - full: FedAvg, every client holds all;
 - grouped: HeteroFL, two clients at each of five rates, as networks of their own size;
 - masked: the same clients with full-width networks that are 0 outside of their part;
 - one row per rate: FedAvg with ten clients of that rate, for where the time goes.
 
-Prints seconds, and each row's share of the time and of the FLOPs of `full`; writes
+Prints seconds of a step of all ten, its share of `full`'s and that of the FLOPs; writes
 benchmarks/results/heterogeneous_WIDTH.json.
 """
 
@@ -35,7 +36,8 @@ from mosaic_jax.types import ModelState, Tree
 
 RATES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 NUM_CLIENTS = 10
-LOCAL = Local(steps=2, batch_size=64, learning_rate=0.01, weight_decay=1e-4)
+STEPS = (1, 3)
+LOCAL = Local(steps=1, batch_size=64, learning_rate=0.01, weight_decay=1e-4)
 SHAPE = (SIDE, SIDE, DEPTH)
 
 
@@ -48,13 +50,15 @@ class Masked(Algorithm):
         return submodel.within(model, client_state)
 
 
-def build(width: int, algorithm: Algorithm, rates: tuple[float, ...] = ()) -> Rounds:
-    """Ten clients' rounds."""
+def build(
+    width: int, steps: int, algorithm: Algorithm, rates: tuple[float, ...] = ()
+) -> Rounds:
+    """Ten clients' rounds of `steps`."""
     module = resnet.ResNet(CLASSES, width=width)
     return Rounds(
         classifier=Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH),
         algorithm=algorithm,
-        local=LOCAL,
+        local=dataclasses.replace(LOCAL, steps=steps),
         axis=parallel.build(random_data.dataset(NUM_CLIENTS, 128).client.size),
         augmentation="crop_flip",
         keep_models=False,
@@ -92,36 +96,52 @@ def main() -> None:
     fields = {"batch_norm": "running", "scaler": False}
     heterofl = algorithms.HeteroFL(**fields, weighting="size", masked_loss=False)
     each = tuple(rate for rate in RATES for _ in range(NUM_CLIENTS // len(RATES)))
-    mixed = build(args.width, heterofl, each)
+    mixed = build(args.width, 1, heterofl, each)
     flops = {rate: mixed.parts.classifier_of(rate).flops(SHAPE) for rate in RATES}
     model = mixed.classifier.init(prng.root(1), SHAPE)
     client = jax.tree.map(jnp.asarray, random_data.dataset(NUM_CLIENTS, 128).client)
     share = mixed.parts.share_of_all(model, client, prng.root(0), 0)
-    rivals = {
-        "full": program(build(args.width, algorithms.FedAvg())),
-        "grouped": program(mixed),
-        "masked": program(build(args.width, Masked()), share),
-    }
-    for rate in RATES[1:]:
-        alone = build(args.width, heterofl, (rate,) * NUM_CLIENTS)
-        rivals[f"all at {rate}"] = program(alone)
+    rivals = {}
+    for steps in STEPS:
+        start = functools.partial(build, args.width, steps)
+        rivals["full", steps] = program(start(algorithms.FedAvg()))
+        rivals["grouped", steps] = program(start(heterofl, each))
+        rivals["masked", steps] = program(start(Masked()), share)
+        for rate in RATES[1:]:
+            alone = start(heterofl, (rate,) * NUM_CLIENTS)
+            rivals[f"all at {rate}", steps] = program(alone)
     seconds = timing.take_turns(rivals, args.repeats)
     mean = sum(flops[rate] for rate in each) / NUM_CLIENTS
     work = {"full": 1.0, "grouped": mean / flops[1.0], "masked": mean / flops[1.0]}
     work |= {f"all at {rate}": flops[rate] / flops[1.0] for rate in RATES[1:]}
-    cells = {name: timing.spread(values) for name, values in seconds.items()}
+    few, many = STEPS
+    cells = {}
+    for name in work:
+        pairs = zip(seconds[name, few], seconds[name, many], strict=True)
+        cells[name] = timing.spread([(b - a) / (many - few) for a, b in pairs])
+        cells[name]["fixed"] = (
+            timing.spread(seconds[name, few])["median"] - few * cells[name]["median"]
+        )
     full = cells["full"]["median"]
     rows = [
         (
             name,
             f"{cell['median']:.3f} ({cell['low']:.3f} to {cell['high']:.3f})",
+            f"{cell['fixed']:.3f}",
             f"{cell['median'] / full:.3f}",
             f"{work[name]:.3f}",
             f"{cell['median'] / full / work[name]:.2f}",
         )
         for name, cell in cells.items()
     ]
-    header = ["clients", "s per round", "of full's time", "of full's FLOPs", "ratio"]
+    header = [
+        "clients",
+        "s per step",
+        "s fixed",
+        "of full's time",
+        "of full's FLOPs",
+        "ratio",
+    ]
     print(timing.table(header, rows))
     result = {"rates": each, "seconds": cells, "flops_share": work}
     timing.save(f"heterogeneous_{args.width}", result)

@@ -10,7 +10,7 @@ from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.distillation.base import ServerTraining, Task
-from mosaic_jax.stages import generators
+from mosaic_jax.stages import audit, generators
 from mosaic_jax.stages.parts import Parts
 
 
@@ -70,6 +70,8 @@ class _Study:
             "meta": lambda: self._teacher() * self._num_held_out,
             "distill": self._distill,
             "server": self._server,
+            "reference": self._reference,
+            "audit": self._audit,
         }
         return found[name]()
 
@@ -144,6 +146,19 @@ class _Study:
         each = self._teacher() + generator + flops.TRAINED * self.forward
         images = config.samples_per_generator * self.config.data.num_clients
         return config.steps * images * each + self._num_held_out * self.forward
+
+    def _reference(self) -> float:
+        images = self.config.audit.reference_steps * audit.BATCH_SIZE
+        return (images * flops.TRAINED + self._num_held_out) * self.forward
+
+    def _audit(self) -> float:
+        """Of generators and features; distances are small beside them."""
+        model_gan = gan.build(self.config, self.data.info, self.classifier)
+        generator, _ = model_gan.flops(self.shape)
+        clients = self.config.data.num_clients
+        total = clients * self.config.audit.images * (generator + self.forward)
+        most = np.minimum(self.everyone.clients.client.size, audit.MOST_MEMBERS)
+        return float(total + 2 * most.sum() * self.forward)
 
     def _server(self) -> float:
         total = self.server.flops(

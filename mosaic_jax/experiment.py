@@ -54,6 +54,7 @@ ARTIFACT_TYPES = {
     "teacher": types.Teacher,
     "student": types.ModelState,
     "final_model": types.ModelState,
+    "reference_model": types.ModelState,
 }
 
 
@@ -71,6 +72,8 @@ class Done:
         Raises:
           CheckpointError: they are damaged or missing.
         """
+        if not self.record["provides"]:
+            return {}
         saved = checkpoint.Checkpoints(self.directory / "artifacts")
         latest = saved.latest()
         saved.close()
@@ -335,9 +338,10 @@ class Experiment:
         cost: dict[str, float],
     ) -> Done:
         directory = _stage_directory(self.workdir, stage.name, fingerprint)
-        saved = checkpoint.Checkpoints(directory / "artifacts")
-        saved.save(0, outcome.artifacts)
-        saved.close()
+        if outcome.artifacts:
+            saved = checkpoint.Checkpoints(directory / "artifacts")
+            saved.save(0, outcome.artifacts)
+            saved.close()
         if outcome.pictures and environment.is_primary():
             tracking.write_arrays(directory / "pictures.npz", outcome.pictures)
         record = {
@@ -366,6 +370,7 @@ class Experiment:
         config = self.settings
         records = {done.name: done.record for done in finished}
         up, down = _add_payloads(records, "up"), _add_payloads(records, "down")
+        audited = records.get("audit", {}).get("results", {}).get("headline")
         return {
             "method": config.method,
             "dataset": config.data.name,
@@ -387,6 +392,7 @@ class Experiment:
                 for client in record["results"].get("collapsed_clients", [])
             ),
             "rounds": config.total_rounds,
+            **({"audit": audited} if audited else {}),
             "padding_waste": {
                 name: record["results"]["padding_waste"]
                 for name, record in records.items()
@@ -545,6 +551,16 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "dataset": first["dataset"],
         "seeds": [summary["seed"] for summary in summaries],
         **{name: merge([s[name] for s in summaries]) for name in accuracies},
+        **(
+            {
+                "audit": {
+                    name: merge([s["audit"][name]["mean"] for s in summaries])
+                    for name in first["audit"]
+                }
+            }
+            if all("audit" in s for s in summaries)
+            else {}
+        ),
         "rounds": first["rounds"],
         "communication_bytes": first["communication_bytes"],
         "seconds": merge([s["seconds"] for s in summaries]),

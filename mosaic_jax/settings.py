@@ -271,6 +271,14 @@ class Finetune:
 
 
 @dataclasses.dataclass(frozen=True)
+class Audit:
+    """What the generators give away, measured after the study; changes no result."""
+
+    images: int = _field("0 or >= 2", lambda x: x == 0 or x >= 2)
+    reference_steps: int = at_least(1)
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
     """How and how often models are measured; changes no result."""
 
@@ -321,6 +329,7 @@ class Settings:
     meta: Meta = anything()
     distill: Distill = anything()
     finetune: Finetune = anything()
+    audit: Audit = anything()
     evaluation: Evaluation = anything()
     compute: Compute = anything()
     log: Log = anything()

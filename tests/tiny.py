@@ -30,6 +30,7 @@ FIELDS = {
     "distill.steps": 6,
     "distill.samples_per_generator": 8,
     "finetune.rounds": 4,
+    "audit.images": 0,
     "log.every_steps": 2,
     "log.checkpoint_seconds": 0.0,
     "log.tensorboard": False,

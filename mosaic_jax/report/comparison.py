@@ -41,7 +41,7 @@ def _summarise(group: Sequence[Run]) -> dict[str, Any]:
         if name in found[0]["test_accuracy"]:
             values = [s["test_accuracy"][name] for s in found]
             row[f"{name}_test_accuracy"] = _spread(values)
-    by_rate = [_rate_accuracy(run) for run in group]
+    by_rate = [run.rate_accuracy() for run in group]
     if by_rate[0]:
         row["rate_accuracy"] = {
             rate: _spread([one[rate] for one in by_rate]) for rate in by_rate[0]
@@ -67,11 +67,6 @@ def server_work(config: Mapping[str, Any]) -> str:
         return f"once, {config['server']['rounds']} rounds"
     iterations = config["methods"][server].get("iterations", 1)
     return f"every round, {iterations} iterations"
-
-
-def _rate_accuracy(run: Run) -> dict[str, float]:
-    """Of the parts of the final model that clients of each rate hold; else empty."""
-    return run.results(list(run.records)[-1]).get("rate_accuracy", {})
 
 
 def columns(

@@ -113,7 +113,7 @@ def _accuracy(run: Run, draw: Drawn) -> str:
                 " prototypes and label counts included.",
             ),
         ]
-    rates = run.results(list(run.records)[-1]).get("rate_accuracy")
+    rates = run.rate_accuracy()
     if rates:
         found = {rate: {"mean": v, "spread": 0.0} for rate, v in rates.items()}
         parts.append(

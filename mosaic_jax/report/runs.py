@@ -85,6 +85,12 @@ class Run:
         columns = zip(*rows, strict=True) if rows else ([] for _ in names)
         return {n: np.array(c) for n, c in zip(names, columns, strict=True)}
 
+    def rate_accuracy(self) -> dict[str, float]:
+        """Of the parts of the final model that clients of each rate hold; else {}."""
+        found = [self.results(stage) for stage in ROUND_STAGES]
+        found = [one["rate_accuracy"] for one in found if "rate_accuracy" in one]
+        return found[-1] if found else {}
+
     def predictions(self) -> dict[str, np.ndarray]:
         """Predicted classes [N] of the test images by each model, in order of time."""
         found = {}

@@ -1,7 +1,15 @@
 """The chain of stages that each method runs."""
 
 from mosaic_jax.settings import Settings
-from mosaic_jax.stages import distill, experts, federated, generators, meta, server
+from mosaic_jax.stages import (
+    audit,
+    distill,
+    experts,
+    federated,
+    generators,
+    meta,
+    server,
+)
 from mosaic_jax.stages.base import Stage, for_clients_with
 
 
@@ -33,7 +41,10 @@ def pipeline(settings: Settings) -> list[Stage]:
         meta.stage(settings),
         distill.stage(settings),
     ]
-    return stages + _each_network(finetune, settings.networks[:1])
+    stages += _each_network(finetune, settings.networks[:1])
+    if settings.audit.images:
+        stages += [audit.reference_stage(settings), audit.audit_stage(settings)]
+    return stages
 
 
 def _each_network(stages: list[Stage], networks: tuple[str, ...]) -> list[Stage]:
