@@ -214,6 +214,7 @@ def get_config() -> config_dict.ConfigDict:
     log.every_steps = 50  # steps between log lines, and the unit of resuming
     log.checkpoint_seconds = 60.0  # least time between checkpoints within a stage
     log.tensorboard = True
+    log.wandb = False  # needs pip install wandb; WANDB_MODE=offline keeps it local
     return config
 
 

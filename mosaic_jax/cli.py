@@ -6,7 +6,7 @@ import logging
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,7 +51,7 @@ def run(
         elif compared:
             _compare(config, compared, workdir, reuse_from, command)
         else:
-            works = _studies(config, workdir, reuse_from, command)
+            works = studies(config, workdir, reuse_from, command)
             _finish(*_run_all(works, workdir), workdir)
     except errors.MosaicError as error:
         for line in str(error).splitlines():
@@ -63,11 +63,11 @@ def run(
     return 0
 
 
-def _studies(
+def studies(
     config: dict[str, Any],
     workdir: pathlib.Path,
-    reuse_from: Sequence[str | pathlib.Path],
-    command: Sequence[str],
+    reuse_from: Sequence[str | pathlib.Path] = (),
+    command: Sequence[str] = (),
 ) -> list[experiment.Experiment]:
     """One of each seed. All are made before the first runs: errors show at once."""
     study = settings.from_mapping(config)
@@ -96,21 +96,18 @@ def _compare(
 ) -> None:
     """Methods one after the other, in folders of `workdir`; stages are shared."""
     names = compared_methods(compared)
-    studies = {}
+    works = {}
     for name in names:
         mapping = copy.deepcopy(config) | {"compare": ""}
         methods.choose(mapping, name)
-        studies[name] = _studies(mapping, workdir / name, reuse_from, command)
-    fair = fairness.check_fair(studies)
+        works[name] = studies(mapping, workdir / name, reuse_from, command)
+    fair = fairness.check_fair(works)
     # Mosaic's first stage keeps the clients' models and so serves the others too.
     for name in sorted(names, key=lambda name: not name.startswith("mosaic")):
         _log.info("method %s", name)
-        for works in studies.values():
-            for work, other in zip(studies[name], works, strict=True):
-                work.reuse(other.workdir)
-        _run_all(studies[name], workdir / name)
+        run_sharing(works, name, workdir)
     if environment.is_primary():
-        recorded = fairness.check_recorded(studies)
+        recorded = fairness.check_recorded(works)
         terms = {seed: fair[seed] | recorded[seed] for seed in fair}
         content = {"order": list(names), "equal_terms": terms}
         tracking.write_json(workdir / "comparison.json", content)
@@ -133,7 +130,7 @@ def _estimate(
         if name:
             print(f"\n{name}")
             methods.choose(mapping, name)
-        works = _studies(mapping, workdir / name, reuse_from, ())
+        works = studies(mapping, workdir / name, reuse_from, ())
         done = {stage.name for stage in works[0].finished()}
         costs = estimate.estimate(works[0])
         print(estimate.table(costs, works[0].num_parameters))
@@ -146,6 +143,18 @@ def _estimate(
 def compared_methods(compared: str) -> Sequence[str]:
     """The methods of a list's name, or of names with commas."""
     return methods.LISTS.get(compared) or compared.split(",")
+
+
+def run_sharing(
+    works: Mapping[str, Sequence[experiment.Experiment]],
+    name: str,
+    workdir: pathlib.Path,
+) -> None:
+    """Run the study `name`, of one or more seeds; stages of all others may be used."""
+    for others in works.values():
+        for work, other in zip(works[name], others, strict=True):
+            work.reuse(other.workdir)
+    _run_all(works[name], workdir / name)
 
 
 def _check_seeds(workdir: pathlib.Path, seeds: int) -> None:

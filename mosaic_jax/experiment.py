@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
 import logging
 import pathlib
@@ -31,6 +32,7 @@ from mosaic_jax import (
     settings,
     stages,
     tracking,
+    trees,
     types,
 )
 from mosaic_jax.classifier import Classifier
@@ -116,6 +118,10 @@ class Experiment:
         for path in self.reuse_from:
             if not (path / "stages").is_dir():
                 raise errors.ConfigError(f"--reuse_from = {path}: no run directory")
+        if config.log.wandb and importlib.util.find_spec("wandb") is None:
+            raise errors.ConfigError(
+                "log.wandb = True: needs the package wandb: pip install wandb"
+            )
         _check_same_study(self.workdir, config)
         self.data = federated.load(config.data, config.seed)
         _check_fits(config, self.data, self.algorithm)
@@ -247,6 +253,10 @@ class Experiment:
             tracker = tracking.Tracker(
                 self.workdir,
                 tensorboard=self.settings.log.tensorboard,
+                wandb=self.settings.log.wandb,
+                settings=flax.traverse_util.flatten_dict(
+                    settings.to_mapping(self.settings), sep="."
+                ),
                 writes=environment.is_primary(),
             )
             with contextlib.closing(tracker):
@@ -357,6 +367,11 @@ class Experiment:
             tracking.write_json(directory / "done.json", record)
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         environment.wait_for_all(f"{stage.name} done")
+        tracker.pictures(stage.name, outcome.pictures)
+        for name in ("global_model", "student", "final_model"):
+            if name in outcome.artifacts:
+                params = trees.flatten(outcome.artifacts[name].params)
+                tracker.histograms(f"{stage.name}/{name}", params)
         return Done(stage.name, directory, record)
 
     def _write_summary(self, finished: Sequence[Done]) -> dict[str, Any]:
@@ -468,6 +483,9 @@ def run_together(works: Sequence[Experiment]) -> list[dict[str, Any]]:
                 finished[i].append(done)
                 summaries[i] = works[i]._write_summary(finished[i])
             progress.finished(links[0][0].name, reused=not missing)
+        for summary, tracker in zip(summaries, trackers, strict=True):
+            accuracy = summary["test_accuracy"]
+            tracker.results({f"test/{n}": value for n, value in accuracy.items()})
     return summaries
 
 

@@ -304,6 +304,7 @@ class Log:
     every_steps: int = at_least(1)
     checkpoint_seconds: float = at_least(0)
     tensorboard: bool = anything()
+    wandb: bool = anything()
 
 
 @dataclasses.dataclass(frozen=True)

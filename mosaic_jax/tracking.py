@@ -1,11 +1,12 @@
 """Metrics on disk, TensorBoard events, progress bars and log lines."""
 
+import hashlib
 import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import absl.logging
@@ -14,6 +15,8 @@ import tensorboardX
 import tqdm
 
 _log = logging.getLogger(__name__)
+# Rows of pictures that are shown.
+MOST_PICTURES = 40
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -42,17 +45,34 @@ def to_python(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 class Tracker:
-    """Records of one run: `metrics.jsonl`, and TensorBoard where asked."""
+    """Records of a run: `metrics.jsonl`; TensorBoard, Weights & Biases where asked."""
 
     def __init__(
-        self, workdir: pathlib.Path, *, tensorboard: bool, writes: bool = True
+        self,
+        workdir: pathlib.Path,
+        *,
+        tensorboard: bool,
+        wandb: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        writes: bool = True,
     ) -> None:
-        """Append to what `workdir` holds, unless another process `writes`."""
+        """Append to what `workdir` holds, unless another process `writes`.
+
+        Args:
+          workdir: run directory.
+          tensorboard: write events to workdir/tensorboard.
+          wandb: write to Weights & Biases, as its environment variables say.
+          settings: of the run by dotted name, for both.
+          writes: whether this process writes at all.
+        """
         self._path = workdir / "metrics.jsonl"
         self._writes = writes
-        self._writer = None
+        self._settings = dict(settings or {})
+        self._writer = self._wandb = None
         if tensorboard and writes:
             self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        if wandb and writes:
+            self._wandb = _wandb_run(workdir, self._settings)
 
     def history(self, stage: str) -> list[dict[str, Any]]:
         """All records of `stage`, oldest first; half a last line is passed over."""
@@ -89,13 +109,49 @@ class Tracker:
         if self._writer:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
+        if self._wandb:
+            named = {f"{stage}/{name}": value for name, value in metrics.items()}
+            self._wandb.log(named | {f"{stage}/{loop}": step})
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info("%s %s %d  %s  %s", stage, loop, step, text, note)
 
+    def pictures(self, stage: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Show the images, uint8 [..., H, W, D], among what a stage left to look at."""
+        for name, array in arrays.items():
+            if array.dtype != np.uint8 or array.ndim < 4:
+                continue
+            grid = _grid(array)
+            if self._writer:
+                self._writer.add_image(f"{stage}/{name}", grid, dataformats="HWC")
+            if self._wandb:
+                import wandb
+
+                self._wandb.log({f"{stage}/{name}": wandb.Image(grid)})
+
+    def histograms(self, stage: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Distributions of parameters by name."""
+        for name, array in arrays.items():
+            if self._writer:
+                self._writer.add_histogram(f"{stage}/{name}", np.asarray(array))
+
+    def results(self, found: Mapping[str, float]) -> None:
+        """What the study ends with, beside its settings."""
+        if self._writer:
+            simple = (bool, int, float, str)
+            shown = {
+                name: value if isinstance(value, simple) else str(value)
+                for name, value in self._settings.items()
+            }
+            self._writer.add_hparams(shown, dict(found), name="hparams")
+        if self._wandb:
+            self._wandb.summary.update(dict(found))
+
     def close(self) -> None:
-        """Flush TensorBoard."""
+        """Flush TensorBoard, end the run of Weights & Biases."""
         if self._writer:
             self._writer.close()
+        if self._wandb:
+            self._wandb.finish()
 
     def _records(self) -> list[dict[str, Any]]:
         if not self._path.exists():
@@ -114,6 +170,31 @@ class Tracker:
         partial = self._path.with_suffix(".partial")
         partial.write_text("".join(json.dumps(record) + "\n" for record in records))
         partial.replace(self._path)
+
+
+def _grid(array: np.ndarray) -> np.ndarray:
+    """uint8 [..., n, H, W, D] as one image [H', W', 3]: n side by side."""
+    rows = array.reshape(-1, *array.shape[-4:])
+    grid = np.concatenate(
+        [np.concatenate(list(row), axis=1) for row in rows[:MOST_PICTURES]]
+    )
+    return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
+
+
+def _wandb_run(workdir: pathlib.Path, settings: Mapping[str, Any]) -> Any:
+    """A run that goes on under the same name where the workdir's did."""
+    import wandb
+
+    name = str(workdir.resolve())
+    return wandb.init(
+        project="mosaic_jax",
+        dir=str(workdir),
+        id=hashlib.sha256(name.encode()).hexdigest()[:16],
+        name=workdir.name,
+        resume="allow",
+        config=dict(settings),
+        reinit="create_new",
+    )
 
 
 class Progress:

@@ -29,6 +29,7 @@ LEVELS = [
     {"estimate", "fairness"},
     {"report", "interop"},
     {"cli"},
+    {"sweep"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {

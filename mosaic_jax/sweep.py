@@ -1,0 +1,308 @@
+r"""Many studies of one config, which share every stage that is the same.
+
+python -m mosaic_jax.sweep --config configs/digits_mosaic.py \
+    --grid distill.steps=100,200 --grid data.alpha=0.01,0.1 --seeds 3
+
+Each cell of the grid is a study in a folder of the workdir. The same command goes on
+where it stopped. With --slurm FILE nothing runs: FILE, a shell script, submits the
+cells as array jobs, those that need another's stages after it.
+"""
+
+import argparse
+import ast
+import copy
+import dataclasses
+import importlib.util
+import itertools
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from mosaic_jax import cli, errors, tracking
+from mosaic_jax.experiment import Experiment
+from mosaic_jax.loop import Interrupted
+from mosaic_jax.report import comparison, runs
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Cells of a grid by name, each with its settings.
+
+    Attributes:
+      workdir: a folder for each cell lies in it.
+      cells: name to the nested settings.
+    """
+
+    workdir: pathlib.Path
+    cells: dict[str, dict[str, Any]]
+
+    def studies(self) -> dict[str, list[Experiment]]:
+        """Of each cell, one per seed. Errors in any cell show before work starts.
+
+        Raises:
+          MosaicError: a cell's settings or data are wrong.
+        """
+        return {
+            name: cli.studies(config, self.workdir / name)
+            for name, config in self.cells.items()
+        }
+
+
+def load_config(argument: str) -> dict[str, Any]:
+    """Nested settings of PATH.py or PATH.py:VARIANT.
+
+    Raises:
+      ConfigError: there is no such file or it has no `get_config`.
+    """
+    path, _, variant = argument.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise errors.ConfigError(
+            f"--config = {path!r}: must be a file, such as configs/digits_mosaic.py"
+        )
+    spec = importlib.util.spec_from_file_location("sweep_config", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise errors.ConfigError(f"--config = {path!r}: must define get_config")
+    return (module.get_config(variant) if variant else module.get_config()).to_dict()
+
+
+def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
+    """FIELD=VALUE,VALUE,... with values of the field's type.
+
+    Raises:
+      ConfigError: the field is unknown or a value is not of its type.
+    """
+    field, equals, text = argument.partition("=")
+    if not equals or not text:
+        raise errors.ConfigError(
+            f"--grid = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
+            " distill.steps=100,200"
+        )
+    default: Any = config
+    for name in field.split("."):
+        if not isinstance(default, dict) or name not in default:
+            raise errors.ConfigError(f"--grid: unknown field {field}")
+        default = default[name]
+    if isinstance(default, dict):
+        raise errors.ConfigError(f"--grid = {field}: must be a field, not a group")
+    if isinstance(default, tuple | list):
+        values = ast.literal_eval(f"[{text}]")
+        return field, values if isinstance(values[0], tuple | list) else [values]
+    return field, [_parse(field, word, default) for word in text.split(",")]
+
+
+def _parse(field: str, word: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if word.lower() in ("true", "false"):
+            return word.lower() == "true"
+    elif isinstance(default, str):
+        return word
+    else:
+        try:
+            value = ast.literal_eval(word)
+        except (SyntaxError, ValueError):
+            value = None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return type(default)(value)
+        if isinstance(value, float) and isinstance(default, float):
+            return value
+    raise errors.ConfigError(
+        f"--grid: {field} = {word!r}: must be of type {type(default).__name__}"
+    )
+
+
+def build(
+    config: dict[str, Any],
+    grid: Sequence[tuple[str, list[Any]]],
+    seeds: int,
+    workdir: pathlib.Path,
+) -> Sweep:
+    """Every combination of the grid's values, in the order given."""
+    cells = {}
+    for values in itertools.product(*(found for _, found in grid)):
+        cell = copy.deepcopy(config) | {"seeds": seeds}
+        named = []
+        for (field, _), value in zip(grid, values, strict=True):
+            *groups, last = field.split(".")
+            group = cell
+            for name in groups:
+                group = group[name]
+            group[last] = value
+            named.append(f"{field}={value}".replace("/", "_").replace(" ", ""))
+        cells[",".join(named) or "study"] = cell
+    return Sweep(workdir, cells)
+
+
+def shared(studies: dict[str, list[Experiment]]) -> dict[str, tuple[int, int]]:
+    """Of each cell, stages to compute and stages that others have computed before.
+
+    In the order of the cells; what is on disk counts as computed before.
+    """
+    seen = {
+        path.name
+        for works in studies.values()
+        for work in works
+        for path in work.workdir.glob("stages/*/*")
+        if (path / "done.json").exists()
+    }
+    result = {}
+    for name, works in studies.items():
+        plans = [fingerprint for work in works for _, fingerprint in work.plan()]
+        new = [fingerprint for fingerprint in plans if fingerprint not in seen]
+        seen.update(new)
+        result[name] = (len(new), len(plans) - len(new))
+    return result
+
+
+def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
+    """Cells that may run at the same time: none computes what another one does.
+
+    Later waves find what earlier ones computed.
+    """
+    left = {
+        name: {fingerprint for work in works for _, fingerprint in work.plan()}
+        for name, works in studies.items()
+    }
+    done: set[str] = set()
+    result = []
+    while left:
+        claimed: set[str] = set()
+        wave = []
+        for name, fingerprints in left.items():
+            needed = fingerprints - done
+            if not needed & claimed:
+                wave.append(name)
+                claimed |= needed
+        for name in wave:
+            del left[name]
+        done |= claimed
+        result.append(wave)
+    return result
+
+
+def slurm_script(sweep: Sweep, command: Sequence[str], groups: list[list[str]]) -> str:
+    """A shell script that submits each wave of cells as an array job."""
+    numbers = {name: i for i, name in enumerate(sweep.cells)}
+    run = " ".join(shlex.quote(word) for word in command)
+    lines = [
+        "#!/usr/bin/env bash",
+        "# Submits the sweep: bash FILE [options of sbatch]",
+        "set -euo pipefail",
+        f"mkdir -p {shlex.quote(str(sweep.workdir))}",
+        'wait=""',
+    ]
+    for wave in groups:
+        array = ",".join(str(numbers[name]) for name in wave)
+        wrapped = shlex.quote(f"{run} --cell $SLURM_ARRAY_TASK_ID")
+        lines += [
+            f'id=$(sbatch --parsable --array={array} $wait "$@" --wrap {wrapped})',
+            'wait="--dependency=afterok:$id"',
+        ]
+    lines.append(f'sbatch $wait "$@" --wrap {shlex.quote(f"{run} --report")}')
+    return "\n".join(lines) + "\n"
+
+
+def run(sweep: Sweep, only: int | None = None) -> None:
+    """Run all cells, or the one of number `only`; finished stages are found.
+
+    Raises:
+      MosaicError: a study fails.
+    """
+    studies = sweep.studies()
+    names = list(studies)
+    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    counts = shared(studies)
+    for name in names if only is None else [names[only]]:
+        print(f"{name}: {counts[name][0]} stages to run, {counts[name][1]} shared")
+        cli.run_sharing(studies, name, sweep.workdir)
+    if only is None:
+        report(sweep, counts)
+
+
+def report(sweep: Sweep, counts: dict[str, tuple[int, int]] | None = None) -> None:
+    """sweep.json, sweep.html and the table over all cells.
+
+    Raises:
+      DataError: a cell is not finished.
+    """
+    content: dict[str, Any] = {"order": list(sweep.cells)}
+    path = sweep.workdir / "sweep.json"
+    tracking.write_json(path, content)
+    page = sweep.workdir / "sweep.html"
+    rows = comparison.write(
+        runs.collect([sweep.workdir]), page, title=f"Sweep of {len(sweep.cells)} cells"
+    )
+    for name, (new, old) in (counts or {}).items():
+        rows[name] |= {"stages_computed": new, "stages_shared": old}
+    tracking.write_json(path, content | {"cells": rows})
+    print(comparison.table(rows))
+    if counts:
+        new, old = (sum(part) for part in zip(*counts.values(), strict=True))
+        print(f"stages: {new} computed, {old} of {new + old} shared")
+    print(page)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for a user's error, 128 + signal."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mosaic_jax.sweep",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="PATH.py or PATH.py:VARIANT")
+    parser.add_argument(
+        "--grid", action="append", default=[], help="FIELD=VALUE,VALUE; repeatable"
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/sweep")
+    )
+    parser.add_argument("--slurm", type=pathlib.Path, help="write this script instead")
+    parser.add_argument("--cell", type=int, help="run this cell only, from 0")
+    parser.add_argument("--report", action="store_true", help="of what is there")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given)
+    cli.prepare()
+    try:
+        config = load_config(args.config)
+        grid = [parse_grid(one, config) for one in args.grid]
+        sweep = build(config, grid, args.seeds, args.workdir)
+        if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
+            raise errors.ConfigError(
+                f"--cell = {args.cell}: must be in [0, {len(sweep.cells) - 1}]"
+            )
+        if args.report:
+            report(sweep)
+        elif args.slurm:
+            _write_slurm(sweep, args.slurm, given)
+        else:
+            run(sweep, args.cell)
+    except errors.MosaicError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signum
+    return 0
+
+
+def _write_slurm(sweep: Sweep, path: pathlib.Path, given: list[str]) -> None:
+    groups = waves(sweep.studies())
+    kept, skip = [], False
+    for word in given:
+        if not skip and not word.startswith("--slurm"):
+            kept.append(word)
+        skip = word == "--slurm"
+    command = [sys.executable, "-m", "mosaic_jax.sweep", *kept]
+    path.write_text(slurm_script(sweep, command, groups))
+    for i, wave in enumerate(groups):
+        print(f"wave {i}: {len(wave)} cells")
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""A grid over a tiny study: what is shared, resumed, submitted, refused."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from mosaic_jax import errors, sweep
+from tests import tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = str(ROOT / "tests" / "end_to_end" / "tiny_config.py")
+GRID = ["--grid", "distill.steps=2,4", "--grid", "finetune.rounds=1,2"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("sweep")
+    arguments = ["--config", CONFIG, *GRID, "--workdir", str(workdir)]
+    assert sweep.main(arguments) == 0
+    return workdir, arguments
+
+
+def computed(workdir):
+    """Directories of stages that some study computed, not copied."""
+    return sorted(workdir.glob("*/stages/*/*/done.json"))
+
+
+def test_common_stages_are_computed_once(swept):
+    workdir, _ = swept
+    content = json.loads((workdir / "sweep.json").read_text())
+    assert content["order"] == [
+        f"distill.steps={steps},finetune.rounds={rounds}"
+        for steps in (2, 4)
+        for rounds in (1, 2)
+    ]
+    starts = {
+        path.parts[-2]: set() for path in computed(workdir) if path.parts[-3] == "init"
+    }
+    assert len(starts) == 1
+    distilled = {p.parts[-2] for p in computed(workdir) if p.parts[-3] == "distill"}
+    assert len(distilled) == 2
+    page = (workdir / "sweep.html").read_text()
+    assert "finetune.rounds" in page
+    assert all(name in page for name in content["order"])
+
+
+def test_counts_of_shared_stages(swept, tmp_path):
+    _, arguments = swept
+    config = sweep.load_config(CONFIG)
+    grid = [sweep.parse_grid(one, config) for one in arguments[3:6:2]]
+    fresh = sweep.build(config, grid, 1, tmp_path)
+    # Eight stages; then finetune alone; then distill and finetune; then finetune.
+    counts = list(sweep.shared(fresh.studies()).values())
+    assert counts == [(8, 0), (1, 7), (2, 6), (1, 7)]
+
+
+def test_again_computes_nothing(swept, capsys):
+    workdir, arguments = swept
+    before = [path.stat().st_mtime_ns for path in computed(workdir)]
+    assert sweep.main(arguments) == 0
+    assert [path.stat().st_mtime_ns for path in computed(workdir)] == before
+    assert "stages: 0 computed, 32 of 32 shared" in capsys.readouterr().out
+
+
+def test_cells_that_share_wait_for_each_other(tmp_path):
+    config = sweep.load_config(CONFIG)
+    grid = [("distill.steps", [2, 4]), ("data.alpha", [0.5, 1.0])]
+    waves = sweep.waves(sweep.build(config, grid, 1, tmp_path).studies())
+    assert waves == [
+        ["distill.steps=2,data.alpha=0.5", "distill.steps=2,data.alpha=1.0"],
+        ["distill.steps=4,data.alpha=0.5", "distill.steps=4,data.alpha=1.0"],
+    ]
+
+
+SBATCH = """#!{python}
+import os, subprocess, sys
+arguments = sys.argv[1:]
+command = arguments[arguments.index("--wrap") + 1]
+array = [a.split("=")[1] for a in arguments if a.startswith("--array=")]
+with open(os.environ["SUBMITTED"], "a") as file:
+    file.write(" ".join(a for a in arguments if a != command) + "\\n")
+for number in array[0].split(",") if array else [""]:
+    subprocess.run(
+        ["bash", "-c", command],
+        env=os.environ | {{"SLURM_ARRAY_TASK_ID": number}},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+print("17")
+"""
+
+
+def test_the_script_for_slurm_runs_the_sweep(tmp_path):
+    """With an sbatch that runs what it is given, at once."""
+    script, workdir = tmp_path / "sweep.sh", tmp_path / "runs"
+    grid = ["--grid", "distill.steps=2,4"]
+    arguments = ["--config", CONFIG, *grid, "--workdir", str(workdir)]
+    assert sweep.main([*arguments, "--slurm", str(script)]) == 0
+    assert not workdir.exists()
+    sbatch = tmp_path / "bin" / "sbatch"
+    sbatch.parent.mkdir()
+    sbatch.write_text(SBATCH.format(python=sys.executable))
+    sbatch.chmod(0o755)
+    submitted = tmp_path / "submitted"
+    environment = os.environ | {
+        "PATH": f"{sbatch.parent}:{os.environ['PATH']}",
+        "SUBMITTED": str(submitted),
+    }
+    subprocess.run(
+        ["bash", str(script), "--time=10"], cwd=ROOT, env=environment, check=True
+    )
+    assert submitted.read_text().splitlines() == [
+        "--parsable --array=0 --time=10 --wrap",
+        "--parsable --array=1 --dependency=afterok:17 --time=10 --wrap",
+        "--dependency=afterok:17 --time=10 --wrap",
+    ]
+    assert len(json.loads((workdir / "sweep.json").read_text())["cells"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        ("distil.steps=1", "--grid: unknown field distil.steps"),
+        ("distill=1", "--grid = distill: must be a field, not a group"),
+        ("distill.steps", "--grid = 'distill.steps': must be FIELD=VALUE,VALUE,..."),
+        ("distill.steps=a", "--grid: distill.steps = 'a': must be of type int"),
+        ("distill.steps=1.5", "--grid: distill.steps = '1.5': must be of type int"),
+        ("log.tensorboard=1", "--grid: log.tensorboard = '1': must be of type bool"),
+    ],
+)
+def test_wrong_grids_are_one_line(grid, expected, capsys, tmp_path):
+    arguments = ["--config", CONFIG, "--grid", grid, "--workdir", str(tmp_path / "x")]
+    assert sweep.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {expected}") and error.count("\n") == 1
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_wrong_value_in_any_cell_ends_before_work(capsys, tmp_path):
+    arguments = ["--config", CONFIG, "--grid", "distill.steps=2,-1"]
+    assert sweep.main([*arguments, "--workdir", str(tmp_path / "x")]) == 2
+    assert "distill.steps = -1" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_values_take_the_type_of_the_field():
+    config = tiny.config().to_dict()
+    assert sweep.parse_grid("data.alpha=1,0.5", config) == ("data.alpha", [1.0, 0.5])
+    assert sweep.parse_grid("log.tensorboard=true", config)[1] == [True]
+    assert sweep.parse_grid("meta.head=linear,mean", config)[1] == ["linear", "mean"]
+    rates = sweep.parse_grid("budgets.rates=(1,0.5),(1,0.25)", config)[1]
+    assert rates == [(1, 0.5), (1, 0.25)]
+
+
+def test_no_such_config():
+    with pytest.raises(errors.ConfigError, match="must be a file"):
+        sweep.load_config("configs/none.py")
