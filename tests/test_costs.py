@@ -49,6 +49,7 @@ def test_every_stage_of_mosaic_costs_something(tmp_path):
 
 def test_smaller_clients_cost_less(tmp_path):
     fields = {"method": "federated", "init__method": "heterofl", "model__width": 8}
+    fields |= {"init__rounds": 400, "evaluation__every": 400}
     small = experiment.Experiment(
         tiny.study(**fields, budgets__rates=(0.5,)), tmp_path / "small"
     )
