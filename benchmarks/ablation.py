@@ -26,10 +26,10 @@ from mosaic_jax import (
     environment,
     evaluation,
     experiment,
+    files,
     gan,
     prng,
     settings,
-    tracking,
 )
 from mosaic_jax.data import augment
 from mosaic_jax.distillation import mosaic
@@ -196,7 +196,7 @@ def main() -> None:
             rows.append(measure(config, name, root, judge))
             print(json.dumps(rows[-1]), flush=True)
             content = {"device": environment.device(), "rows": rows}
-            tracking.write_json(path, content)
+            files.write_json(path, content)
     print(table(rows))
 
 

@@ -18,7 +18,7 @@ import statistics
 from typing import Any
 
 from configs import base
-from mosaic_jax import cli, environment, experiment, settings, tracking
+from mosaic_jax import cli, environment, experiment, files, settings
 
 COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final")
 
@@ -102,7 +102,7 @@ def main() -> None:
         name += f"_{args.dtype}"
     path = pathlib.Path(__file__).parent / "results" / f"accuracy_{name}.json"
     path.parent.mkdir(exist_ok=True)
-    tracking.write_json(path, {"device": environment.device(), "cells": cells})
+    files.write_json(path, {"device": environment.device(), "cells": cells})
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mosaic_jax import environment, tracking
+from mosaic_jax import environment, files
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 
@@ -63,7 +63,7 @@ def save(name: str, result: Any) -> None:
         "versions": environment.versions(),
         "result": result,
     }
-    tracking.write_json(RESULTS / f"{name}.json", content)
+    files.write_json(RESULTS / f"{name}.json", content)
 
 
 def processor() -> str:

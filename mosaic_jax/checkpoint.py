@@ -15,7 +15,7 @@ import flax.traverse_util
 import jax
 import orbax.checkpoint as ocp
 
-from mosaic_jax import errors, trees
+from mosaic_jax import errors, files, trees
 from mosaic_jax.types import Tree
 
 _log = logging.getLogger(__name__)
@@ -42,10 +42,13 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
-    def save(self, step: int, tree: Tree) -> None:
+    def save(self, step: int, tree: Tree, notes: dict[str, Any] | None = None) -> None:
         """Write `tree` as number `step`, in place of an older writing of it.
 
-        Of several processes the first alone writes.
+        Of several processes the first alone writes. `notes` are kept beside it.
+
+        Raises:
+          CheckpointError: it cannot be written; what was saved before is still there.
         """
         if jax.process_index():
             return
@@ -55,21 +58,30 @@ class Checkpoints:
         nested = flax.traverse_util.unflatten_dict(trees.flatten(tree), sep="/")
         args = ocp.args.Composite(
             tree=ocp.args.StandardSave(nested),
-            digest=ocp.args.JsonSave({"sha256": trees.digest(tree)}),
+            digest=ocp.args.JsonSave(
+                files.seal({"sha256": trees.digest(tree), "notes": notes or {}})
+            ),
         )
         # A step below the newest, which a damaged file can leave, needs force.
-        self._manager.save(step, args=args, force=True)
+        try:
+            self._manager.save(step, args=args, force=True)
+        except Exception as error:  # orbax raises many kinds
+            raise errors.CheckpointError(
+                f"{self._directory}: step {step} cannot be saved: {_first_line(error)}"
+            ) from error
 
-    def latest(self) -> tuple[int, dict[str, jax.Array]] | None:
-        """The newest step that is intact, as 'a/b/c' paths and arrays; None if none.
+    def latest(self) -> tuple[int, dict[str, jax.Array], dict[str, Any]] | None:
+        """The newest step that is intact, None if none.
+
+        Its number, its arrays by 'a/b/c' paths, its notes.
 
         Damaged steps are named in the log and deleted.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
-                return step, self._read(step)
+                return step, *self._read(step)
             except Exception as error:  # orbax raises many kinds on damage
-                reason = str(error).split("\n")[0]
+                reason = _first_line(error)
                 _log.warning("%s/%s is damaged (%s)", self._directory, step, reason)
                 if jax.process_index() == 0:
                     shutil.rmtree(self._directory / str(step), ignore_errors=True)
@@ -80,14 +92,15 @@ class Checkpoints:
         """Release the folder."""
         self._manager.close()
 
-    def _read(self, step: int) -> dict[str, jax.Array]:
+    def _read(self, step: int) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         args = ocp.args.Composite(
             tree=ocp.args.StandardRestore(), digest=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(step, args=args)
-        if trees.digest(restored.tree) != restored.digest["sha256"]:
+        sealed = files.unseal(restored.digest)
+        if trees.digest(restored.tree) != sealed["sha256"]:
             raise errors.CheckpointError("sha256 does not match")
-        return trees.flatten(restored.tree)
+        return trees.flatten(restored.tree), sealed["notes"]
 
 
 def restore_into(template: Tree, flat: dict[str, jax.Array]) -> Tree:
@@ -105,6 +118,11 @@ def restore_into(template: Tree, flat: dict[str, jax.Array]) -> Tree:
             )
     state = _fill(flax.serialization.to_state_dict(template), flat, "")
     return flax.serialization.from_state_dict(template, state)
+
+
+def _first_line(error: Exception) -> str:
+    """Of a message; TensorStore's go on with its settings."""
+    return str(error).split("\n")[0].split(" [")[0][:200]
 
 
 def _kind(leaf: Any) -> str:

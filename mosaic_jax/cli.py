@@ -17,6 +17,7 @@ from mosaic_jax import (
     estimate,
     experiment,
     fairness,
+    files,
     methods,
     report,
     settings,
@@ -110,12 +111,12 @@ def _compare(
         recorded = fairness.check_recorded(works)
         terms = {seed: fair[seed] | recorded[seed] for seed in fair}
         content = {"order": list(names), "equal_terms": terms}
-        tracking.write_json(workdir / "comparison.json", content)
+        files.write_json(workdir / "comparison.json", content)
         path = workdir / "comparison.html"
         title = f"{len(names)} methods on {config['data']['name']}"
         groups = runs.collect([workdir])
         rows = comparison.write(groups, path, title=title, terms=terms)
-        tracking.write_json(workdir / "comparison.json", content | {"methods": rows})
+        files.write_json(workdir / "comparison.json", content | {"methods": rows})
         print(comparison.table(rows))
         print(workdir / "comparison.json")
         print(path)
@@ -194,7 +195,7 @@ def _run_all(
         return summaries[0], pages
     summary = experiment.over_seeds(summaries)
     if environment.is_primary():
-        tracking.write_json(workdir / "summary.json", summary)
+        files.write_json(workdir / "summary.json", summary)
     return summary, pages
 
 

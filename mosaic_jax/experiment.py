@@ -25,6 +25,7 @@ from mosaic_jax import (
     distillation,
     environment,
     errors,
+    files,
     memory,
     models,
     parallel,
@@ -306,7 +307,6 @@ class Experiment:
     ) -> Loop:
         directory = _stage_directory(self.workdir, stage.name, fingerprint)
         directory.mkdir(parents=True, exist_ok=True)
-        tracker.replace(stage.name, _resumable(directory, tracker, stage.name))
         return Loop(
             stage=stage.name,
             seed=self.settings.seed,
@@ -353,7 +353,7 @@ class Experiment:
             saved.save(0, outcome.artifacts)
             saved.close()
         if outcome.pictures and environment.is_primary():
-            tracking.write_arrays(directory / "pictures.npz", outcome.pictures)
+            files.write_arrays(directory / "pictures.npz", outcome.pictures)
         record = {
             "provides": list(stage.provides),
             "results": outcome.results,
@@ -364,7 +364,7 @@ class Experiment:
             **cost,
         }
         if environment.is_primary():
-            tracking.write_json(directory / "done.json", record)
+            files.write_json(directory / "done.json", record)
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
         environment.wait_for_all(f"{stage.name} done")
         tracker.pictures(stage.name, outcome.pictures)
@@ -377,7 +377,7 @@ class Experiment:
     def _write_summary(self, finished: Sequence[Done]) -> dict[str, Any]:
         summary = self.summarise(finished)
         if environment.is_primary():
-            tracking.write_json(self.workdir / "summary.json", summary)
+            files.write_json(self.workdir / "summary.json", summary)
         return summary
 
     def summarise(self, finished: Sequence[Done]) -> dict[str, Any]:
@@ -426,7 +426,7 @@ class Experiment:
         }
 
     def _write_config(self) -> None:
-        tracking.write_json(
+        files.write_json(
             self.workdir / "config.json",
             {
                 "settings": settings.to_mapping(self.settings),
@@ -626,8 +626,8 @@ def _check_same_study(workdir: pathlib.Path, config: settings.Settings) -> None:
     if not path.exists():
         return
     try:
-        old = json.loads(path.read_text())["settings"]
-    except (ValueError, KeyError, TypeError):
+        old = files.read_json(path)["settings"]
+    except (errors.CheckpointError, KeyError):
         _log.warning("%s is damaged; it is written anew", path)
         return
     # As JSON has them: tuples are lists.
@@ -689,19 +689,15 @@ def _stage_directory(root: pathlib.Path, name: str, fingerprint: str) -> pathlib
 def _find(root: pathlib.Path, stage: Stage, fingerprint: str) -> Done | None:
     """The finished stage, if it is there with all that `stage` provides."""
     directory = _stage_directory(root, stage.name, fingerprint)
-    try:
-        record = json.loads((directory / "done.json").read_text())
-        complete = set(stage.provides) <= set(record["provides"])
-        return Done(stage.name, directory, record) if complete else None
-    except (OSError, ValueError, TypeError, KeyError):
+    if not (directory / "done.json").exists():
         return None
-
-
-def _resumable(
-    directory: pathlib.Path, tracker: tracking.Tracker, stage: str
-) -> list[dict[str, Any]]:
-    """Records of an earlier, unfinished try of the same stage; else none."""
-    return tracker.history(stage) if (directory / "checkpoints").exists() else []
+    try:
+        record = files.read_json(directory / "done.json")
+    except errors.CheckpointError as error:
+        _log.warning("%s; stage %s runs again", error, stage.name)
+        return None
+    complete = set(stage.provides) <= set(record["provides"])
+    return Done(stage.name, directory, record) if complete else None
 
 
 def _rebuild(cls: type, nested: Any) -> Any:

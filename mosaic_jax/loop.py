@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import checkpoint, environment, errors, tracking, trees
-from mosaic_jax.types import Tree
+from mosaic_jax.types import Array, Tree
 
 _log = logging.getLogger(__name__)
 
@@ -93,6 +93,56 @@ class Interruption:
         signal.signal(signum, signal.SIG_DFL)
 
 
+# Metrics of a chunk that are no numbers to plot: where training stopped being finite.
+DIVERGED_STEP, DIVERGED_CLIENT = "diverged_step", "diverged_client"
+
+
+def repeat(
+    body: Callable[[Array, Tree], tuple[Tree, dict[str, Array]]],
+    state: Tree,
+    first: Array,
+    end: Array,
+    *,
+    mean: bool = True,
+) -> tuple[Tree, dict[str, Array]]:
+    """A chunk of equal steps: `body(step, state) -> state, scalar metrics`.
+
+    Returns:
+      The state, and the metrics' mean over the steps, or those of the last one; among
+      them `DIVERGED_STEP`, the first step whose metrics were not finite, else -1, and
+      the highest `DIVERGED_CLIENT` where `body` names such.
+    """
+    shapes = jax.eval_shape(body, first, state)[1]
+    zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
+    nowhere = jnp.full((), -1, jnp.int32)
+    client = zeros.pop(DIVERGED_CLIENT, None)
+    if client is not None:
+        client = nowhere
+
+    def one(step: Array, carry: Tree) -> Tree:
+        state, metrics, at, client = carry
+        state, found = body(step, state)
+        named = found.pop(DIVERGED_CLIENT, None)
+        now = (at < 0) & ~trees.all_finite(found)
+        if named is not None:
+            client = jnp.where(now, named, client)
+        at = jnp.where(now, step, at).astype(jnp.int32)
+        if mean:
+            found = trees.add(metrics, found)
+        return state, found, at, client
+
+    state, metrics, at, client = jax.lax.fori_loop(
+        first, end, one, (state, zeros, nowhere, client)
+    )
+    if mean:
+        metrics = jax.tree.map(lambda total: total / (end - first), metrics)
+    at = jnp.where((at < 0) & ~trees.all_finite(state), end - 1, at)
+    metrics[DIVERGED_STEP] = at.astype(jnp.int32)
+    if client is not None:
+        metrics[DIVERGED_CLIENT] = client
+    return state, metrics
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """Where the loops of one stage of one study keep their state and their records.
@@ -128,12 +178,13 @@ class _Running:
         self.loop, self.steps = loop, steps
         self._saved = checkpoint.Checkpoints(loop.directory / steps.name)
         latest = self._saved.latest()
-        self.step, state = 0, steps.state
+        self.step, state, history = 0, steps.state, []
         if latest is not None:
-            self.step = latest[0]
+            self.step, history = latest[0], latest[2]["history"]
             state = checkpoint.restore_into(state, latest[1])
             _log.info("%s %s: resuming at step %d", loop.stage, steps.name, self.step)
-        loop.tracker.keep_until(loop.stage, steps.name, self.step)
+        # Records past the checkpoint are of steps that run again.
+        loop.tracker.replace(loop.stage, history, loop=steps.name)
         # Chunks donate their state; the caller's arrays must live on.
         self.state = jax.tree.map(
             lambda given, leaf: (
@@ -154,19 +205,34 @@ class _Running:
         same = steps.name, steps.num_steps, steps.every, self.step
         return (*same, structure, shapes, alone)
 
-    def record(self, step: int, metrics: dict[str, float], note: str) -> None:
-        """Add metrics, which must be finite, to the run's records."""
+    def finite(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """The metrics of a chunk that ended at `step`, without those on divergence.
+
+        Raises:
+          DivergedError: something was not finite.
+        """
+        at = int(metrics.pop(DIVERGED_STEP, -1))
+        client = int(metrics.pop(DIVERGED_CLIENT, -1))
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if at < 0 and client < 0 and not bad:
+            return metrics
         loop, name = self.loop, self.steps.name
-        for metric, value in metrics.items():
-            if not math.isfinite(value):
-                raise errors.DivergedError(
-                    f"seed {loop.seed}, {loop.stage}: {metric} = {value} by {name}"
-                    f" {step}: lower the learning rate; the last finite state is saved"
-                )
-        loop.tracker.record(loop.stage, name, step, metrics, note)
+        when = f"in {name} {at + 1}" if at >= 0 else f"by {name} {step}"
+        who = f"client {client}: " if client >= 0 else ""
+        what = bad[0] if bad else "a parameter"
+        raise errors.DivergedError(
+            f"seed {loop.seed}, {loop.stage}, {when}: {who}{what} is not finite: lower"
+            " the learning rate; the last finite state that was saved is kept"
+        )
+
+    def record(self, step: int, metrics: dict[str, float], note: str) -> None:
+        """Add metrics to the run's records."""
+        loop = self.loop
+        loop.tracker.record(loop.stage, self.steps.name, step, metrics, note)
 
     def save(self) -> None:
-        self._saved.save(self.step, self.state)
+        history = self.loop.tracker.history(self.loop.stage, self.steps.name)
+        self._saved.save(self.step, self.state, {"history": history})
 
     def close(self) -> None:
         self._saved.close()
@@ -225,6 +291,10 @@ def _run(group: Sequence[_Running]) -> None:
         if pending is None:
             return
         found = [tracking.to_python(metrics) for metrics in jax.device_get(pending[1])]
+        found = [
+            one.finite(pending[0], metrics)
+            for one, metrics in zip(group, found, strict=True)
+        ]
         note = loop.progress.update(pending[0], found[0], environment.memory_in_use())
         for one, metrics in zip(group, found, strict=True):
             one.record(pending[0], metrics, note)

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from mosaic_jax import cli, errors, tracking
+from mosaic_jax import cli, errors, files
 from mosaic_jax.experiment import Experiment
 from mosaic_jax.loop import Interrupted
 from mosaic_jax.report import comparison, runs
@@ -230,14 +230,14 @@ def report(sweep: Sweep, counts: dict[str, tuple[int, int]] | None = None) -> No
     """
     content: dict[str, Any] = {"order": list(sweep.cells)}
     path = sweep.workdir / "sweep.json"
-    tracking.write_json(path, content)
+    files.write_json(path, content)
     page = sweep.workdir / "sweep.html"
     rows = comparison.write(
         runs.collect([sweep.workdir]), page, title=f"Sweep of {len(sweep.cells)} cells"
     )
     for name, (new, old) in (counts or {}).items():
         rows[name] |= {"stages_computed": new, "stages_shared": old}
-    tracking.write_json(path, content | {"cells": rows})
+    files.write_json(path, content | {"cells": rows})
     print(comparison.table(rows))
     if counts:
         new, old = (sum(part) for part in zip(*counts.values(), strict=True))

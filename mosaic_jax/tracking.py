@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -17,26 +16,6 @@ import tqdm
 _log = logging.getLogger(__name__)
 # Rows of pictures that are shown.
 MOST_PICTURES = 40
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Write atomically: readers see the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w") as file:
-        json.dump(content, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an npz atomically."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 def to_python(metrics: dict[str, Any]) -> dict[str, float]:
@@ -67,6 +46,7 @@ class Tracker:
         """
         self._path = workdir / "metrics.jsonl"
         self._writes = writes
+        self._records = _read(self._path)
         self._settings = dict(settings or {})
         self._writer = self._wandb = None
         if tensorboard and writes:
@@ -74,23 +54,27 @@ class Tracker:
         if wandb and writes:
             self._wandb = _wandb_run(workdir, self._settings)
 
-    def history(self, stage: str) -> list[dict[str, Any]]:
-        """All records of `stage`, oldest first; half a last line is passed over."""
-        return [record for record in self._records() if record["stage"] == stage]
+    def history(self, stage: str, loop: str = "") -> list[dict[str, Any]]:
+        """All records of `stage`, or of one loop in it, oldest first."""
+        return [
+            record
+            for record in self._records
+            if record["stage"] == stage and (not loop or record["loop"] == loop)
+        ]
 
-    def keep_until(self, stage: str, loop: str, step: int) -> None:
-        """Forget the records of `loop` past `step`, which a resumed run repeats."""
-
-        def stays(record: dict[str, Any]) -> bool:
-            same = record["stage"] == stage and record["loop"] == loop
-            return not same or record["step"] <= step
-
-        self._rewrite([record for record in self._records() if stays(record)])
-
-    def replace(self, stage: str, history: list[dict[str, Any]]) -> None:
-        """Make `history` the records of `stage` (of a reused stage)."""
-        others = [record for record in self._records() if record["stage"] != stage]
-        self._rewrite(others + history)
+    def replace(
+        self, stage: str, history: list[dict[str, Any]], *, loop: str = ""
+    ) -> None:
+        """Make `history` the records of `stage`, or of one loop in it."""
+        old = self.history(stage, loop)
+        if history == old:
+            return
+        self._records = [one for one in self._records if one not in old] + history
+        if self._writes:
+            partial = self._path.with_suffix(".partial")
+            lines = (json.dumps(record) + "\n" for record in self._records)
+            partial.write_text("".join(lines))
+            partial.replace(self._path)
 
     def record(
         self,
@@ -101,11 +85,12 @@ class Tracker:
         note: str = "",
     ) -> None:
         """Append one record; its log line ends with `note`."""
+        entry = {"stage": stage, "loop": loop, "step": step, "time": time.time()}
+        self._records.append({**entry, **metrics})
         if not self._writes:
             return
-        entry = {"stage": stage, "loop": loop, "step": step, "time": time.time()}
         with self._path.open("a") as file:
-            file.write(json.dumps({**entry, **metrics}) + "\n")
+            file.write(json.dumps(self._records[-1]) + "\n")
         if self._writer:
             for name, value in metrics.items():
                 self._writer.add_scalar(f"{stage}/{name}", value, step)
@@ -153,23 +138,20 @@ class Tracker:
         if self._wandb:
             self._wandb.finish()
 
-    def _records(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        records = []
-        for line in self._path.read_text().splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:  # cut off by a kill
-                continue
-        return records
 
-    def _rewrite(self, records: list[dict[str, Any]]) -> None:
-        if not self._writes:
-            return
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in records))
-        partial.replace(self._path)
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Records of an earlier process; lines that are cut off or damaged are left out."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+            if {"stage", "loop", "step"} <= record.keys():
+                records.append(record)
+        except (ValueError, AttributeError):
+            continue
+    return records
 
 
 def _grid(array: np.ndarray) -> np.ndarray:

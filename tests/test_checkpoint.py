@@ -24,11 +24,17 @@ def test_round_trip(tmp_path):
     for step in (2, 4, 6):
         saved.save(step, state(step))
     saved.close()
-    step, flat = checkpoint.Checkpoints(tmp_path).latest()
+    step, flat, _ = checkpoint.Checkpoints(tmp_path).latest()
     assert step == 6
     restored = checkpoint.restore_into(state(0.0), flat)
     assert jax.tree.structure(restored) == jax.tree.structure(state(0))
     jax.tree.map(np.testing.assert_array_equal, restored, state(6))
+
+
+def test_notes_are_kept_beside_the_tree(tmp_path):
+    saved = checkpoint.Checkpoints(tmp_path)
+    saved.save(3, {"w": jnp.zeros(2)}, {"history": [{"step": 3, "loss": 0.1}]})
+    assert saved.latest()[2] == {"history": [{"step": 3, "loss": 0.1}]}
 
 
 def test_nothing_saved(tmp_path):
@@ -46,7 +52,7 @@ def test_a_flipped_bit_falls_back_to_the_step_before(tmp_path, caplog):
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
     with caplog.at_level("WARNING", "mosaic_jax"):
-        step, flat = checkpoint.Checkpoints(tmp_path).latest()
+        step, flat, _ = checkpoint.Checkpoints(tmp_path).latest()
     assert step == 1
     assert "is damaged" in caplog.text
     jax.tree.map(
@@ -57,7 +63,7 @@ def test_a_flipped_bit_falls_back_to_the_step_before(tmp_path, caplog):
 def test_another_shape_is_named(tmp_path):
     saved = checkpoint.Checkpoints(tmp_path)
     saved.save(0, {"w": jnp.zeros(3)})
-    _, flat = saved.latest()
+    _, flat, _ = saved.latest()
     with pytest.raises(
         errors.CheckpointError, match=r"w: saved float32\[3\], expected"
     ):

@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright import sync_api
 
-from mosaic_jax import errors
+from mosaic_jax import errors, files
 from mosaic_jax.report import __main__ as command
 from mosaic_jax.report import figures, html, page, runs
 
@@ -67,7 +67,7 @@ def write_run(
     for stage, content in records.items():
         folder = path / "stages" / stage / "abc"
         folder.mkdir(parents=True)
-        (folder / "done.json").write_text(json.dumps(content))
+        files.write_json(folder / "done.json", content)
     shown = min(num_clients, 20)
     np.savez(
         path / "stages" / "generators" / "abc" / "pictures.npz",
@@ -92,13 +92,13 @@ def write_run(
         "distill": {"steps": 10},
     }
     config = {"settings": settings, "command": ["launch.py"], "git_revision": "abc"}
-    (path / "config.json").write_text(json.dumps(config))
+    files.write_json(path / "config.json", config)
     split = {
         "sha256": "0" * 64,
         "label_counts": count.tolist(),
         "held_out_labels": {"test": label.tolist()},
     }
-    (path / "split.json").write_text(json.dumps(split))
+    files.write_json(path / "split.json", split)
     summary = {
         "method": method,
         "dataset": name,
@@ -119,7 +119,7 @@ def write_run(
         "versions": VERSIONS,
         "stages": dict.fromkeys(records, "abc"),
     }
-    (path / "summary.json").write_text(json.dumps(summary))
+    files.write_json(path / "summary.json", summary)
     return path
 
 

@@ -1,12 +1,11 @@
 """A data set split over clients, with the held-out sets to measure on."""
 
 import dataclasses
-import json
 import pathlib
 
 import numpy as np
 
-from mosaic_jax import errors, settings, trees
+from mosaic_jax import errors, files, settings, trees
 from mosaic_jax.data import partition, sources
 from mosaic_jax.data.arrays import Arrays, Info
 from mosaic_jax.types import Client, FederatedDataset, LabelledImages
@@ -111,7 +110,7 @@ def save_split(path: pathlib.Path, data: StudyData) -> None:
             name: images.label.tolist() for name, images in data.held_out.items()
         },
     }
-    path.write_text(json.dumps(content))
+    files.write_json(path, content, indent=None)
 
 
 def padded(data: StudyData, length: int) -> StudyData:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from mosaic_jax import files
 from mosaic_jax.report import figures, html, runs
 from mosaic_jax.report.runs import Run
 
@@ -460,7 +461,7 @@ def _waste(value: float | None) -> str:
 
 def environment(run: Run) -> str:
     """Hardware, versions, command and every setting of a run."""
-    config = json.loads((run.path / "config.json").read_text())
+    config = files.read_json(run.path / "config.json")
     versions = ", ".join(f"{n} {v}" for n, v in run.summary["versions"].items())
     text = html.paragraph(f"{run.summary['device']}; {versions}.")
     shown = json.dumps(run.config, indent=2)

@@ -1,15 +1,16 @@
 """Run directories as plain data: all that reports read, without images or devices."""
 
 import dataclasses
-import json
+import logging
 import pathlib
-import zipfile
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from mosaic_jax import errors, evaluation
+from mosaic_jax import errors, evaluation, files
+
+_log = logging.getLogger(__name__)
 
 # The federated rounds of a study, in order.
 ROUND_STAGES = ("init", "warmup", "finetune")
@@ -124,10 +125,13 @@ class Run:
     def pictures(self, stage: str) -> dict[str, np.ndarray]:
         """Arrays that the stage left to be looked at; {} where there are none."""
         folder = self.path / "stages" / stage / self.summary["stages"].get(stage, "")
+        path = folder / "pictures.npz"
+        if not path.exists():
+            return {}
         try:
-            with np.load(folder / "pictures.npz", allow_pickle=False) as file:
-                return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile):
+            return files.read_arrays(path)
+        except errors.CheckpointError as error:
+            _log.warning("%s; the report is without it", error)
             return {}
 
 
@@ -194,10 +198,7 @@ def _seeds_in(path: pathlib.Path) -> list[pathlib.Path]:
 
 def _load(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise errors.DataError(f"{path}: is missing: the run is not finished") from (
-            error
-        )
-    except ValueError as error:
-        raise errors.DataError(f"{path}: is damaged: run its study again") from error
+        return files.read_json(path)
+    except errors.CheckpointError as error:
+        reason = "the same command again mends it, or finishes the run"
+        raise errors.DataError(f"{error}: {reason}") from error

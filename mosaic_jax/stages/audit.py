@@ -15,7 +15,7 @@ import optax
 from mosaic_jax import audit, evaluation, gan, losses, prng, trees
 from mosaic_jax.audit import Estimate
 from mosaic_jax.data import augment
-from mosaic_jax.loop import Run, Steps
+from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess, each_network
 from mosaic_jax.types import Array, Generators, LabelledImages, ModelState, StudentState
@@ -76,8 +76,7 @@ def _run_reference(context: Context) -> Run:
     def chunk(args: Any, state: StudentState, first: Array, end: Array):
         images, rows, key = args
 
-        def body(step: Array, carry: Any) -> Any:
-            state, total = carry
+        def body(step: Array, state: StudentState) -> Any:
             at = prng.at(prng.named(key, "step"), step)
             chosen = rows[jax.random.randint(at, (BATCH_SIZE,), 0, len(rows))]
             image = augment.augment(
@@ -97,10 +96,9 @@ def _run_reference(context: Context) -> Run:
             update, opt_state = tx.update(gradient, state.opt_state, state.model.params)
             params = optax.apply_updates(state.model.params, update)
             new = StudentState(ModelState(params, batch_stats), opt_state)
-            return new, total + loss
+            return new, {"loss": loss}
 
-        state, total = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
-        return state, {"loss": total / (end - first)}
+        return repeat(body, state, first, end)
 
     state = yield Steps(
         "reference",

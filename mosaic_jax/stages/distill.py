@@ -8,7 +8,7 @@ from mosaic_jax import gan, losses, parallel, prng, trees
 from mosaic_jax.data import augment
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.errors import MosaicError
-from mosaic_jax.loop import Run, Steps
+from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import (
     Context,
@@ -89,17 +89,14 @@ def _run(
     def chunk(args, state, first, end):
         teacher, generators, weight, held_out, key = args
 
-        def body(step, carry):
+        def body(step, state):
             step_key = prng.at(prng.named(key, "step"), step)
             image, sample_weight = batch_at(step_key, generators, weight, held_out)
-            state, metrics = _student_step(
-                context, ensemble, tx, carry[0], teacher, image, sample_weight
+            return _student_step(
+                context, ensemble, tx, state, teacher, image, sample_weight
             )
-            return state, jax.tree.map(jnp.add, carry[1], metrics)
 
-        zero = {name: jnp.zeros(()) for name in ("loss", "agreement", "confidence")}
-        state, total = jax.lax.fori_loop(first, end, body, (state, zero))
-        return state, jax.tree.map(lambda m: m / (end - first), total)
+        return repeat(body, state, first, end)
 
     state = yield Steps(
         "student",

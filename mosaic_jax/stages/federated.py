@@ -17,7 +17,7 @@ from mosaic_jax import (
     trees,
 )
 from mosaic_jax.algorithms import ALGORITHMS
-from mosaic_jax.loop import Chunk, Run, Steps
+from mosaic_jax.loop import DIVERGED_STEP, Chunk, Run, Steps, repeat
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages import rounds as common
 from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
@@ -282,13 +282,11 @@ def _chunk(context: Context, program: Rounds) -> Chunk:
     def chunk(args: Tree, state: ServerState, first: Array, end: Array):
         data, held_out, key, offset = args
 
-        def body(number: Array, carry: Tree) -> Tree:
-            state, loss, metrics = program.run(data, key, carry[0], offset + number)
+        def body(number: Array, state: ServerState) -> Tree:
+            state, loss, metrics = program.run(data, key, state, offset + number)
             return state, {"loss": jnp.mean(loss), **metrics}
 
-        shapes = jax.eval_shape(body, first, (state, None))[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        state, metrics = jax.lax.fori_loop(first, end, body, (state, zeros))
+        state, metrics = repeat(body, state, first, end, mean=False)
         return state, metrics | _accuracies(context, state.model, held_out)
 
     return chunk
@@ -303,6 +301,9 @@ def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
         data, held_out, key, offset = args
         for number in range(first, end):
             state, loss, metrics = on_host.run(data, key, state, int(offset) + number)
+            if not np.isfinite(loss).all():
+                metrics[DIVERGED_STEP] = number
+                break
         found = evaluate(state.model, held_out)
         return state, {"loss": loss.mean(), **metrics, **found}
 

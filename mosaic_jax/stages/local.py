@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import training, trees
-from mosaic_jax.loop import Run, Steps
+from mosaic_jax.loop import DIVERGED_CLIENT, Run, Steps
 from mosaic_jax.stages.base import Context
 from mosaic_jax.types import Array, Client, LabelledImages, ModelState, Tree
 
@@ -62,7 +62,10 @@ def run(
             placed=(data.images,),
         )
         done = jnp.sum(jnp.where(pieces.client >= 0, pieces.count[..., None], 0))
-        return state, jax.tree.map(lambda metric: metric / done, total)
+        metrics = jax.tree.map(lambda metric: metric / done, total)
+        finite = jax.vmap(trees.all_finite)(state)
+        worst = jnp.where(jnp.all(finite), -1, data.client.number[jnp.argmin(finite)])
+        return state, metrics | {DIVERGED_CLIENT: worst.astype(jnp.int32)}
 
     state = yield Steps(
         name,

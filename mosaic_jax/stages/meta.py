@@ -9,7 +9,7 @@ import optax
 
 from mosaic_jax import evaluation, losses, prng
 from mosaic_jax.distillation import mosaic
-from mosaic_jax.loop import Run, Steps
+from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.models import meta
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import (
@@ -150,12 +150,11 @@ def _train(
     def chunk(args, state, first, end):
         expert_logits, label, key = args
 
-        def body(step, carry):
-            state, loss = train_step(expert_logits, label, key, step, carry[0])
-            return state, carry[1] + loss
+        def body(step, state):
+            state, loss = train_step(expert_logits, label, key, step, state)
+            return state, {"loss": loss}
 
-        state, total = jax.lax.fori_loop(first, end, body, (state, jnp.zeros(())))
-        return state, {"loss": total / (end - first)}
+        return repeat(body, state, first, end)
 
     start = jax.tree.map(jnp.zeros_like, params) if config.ema_debiased else params
     state = yield Steps(

@@ -11,6 +11,7 @@ from mosaic_jax import aggregation, errors, parallel, prng, training, trees
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.distillation.base import ServerTraining, Task
+from mosaic_jax.loop import DIVERGED_CLIENT
 from mosaic_jax.models import submodel
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages.base import Context
@@ -104,7 +105,7 @@ class Rounds:
 
         Returns:
           The state, the mean loss of each client that took part [m], metrics of the
-          server's training.
+          server's training and the first client that diverged.
         """
         everyone = len(self.groups) == 1 and not self._some
         participants = self.participants(key, number)
@@ -136,7 +137,8 @@ class Rounds:
             each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
         state = state.replace(client=each[0], client_model=each[1])
         state, metrics = self.finish(state, upload, taught, key, number)
-        return state, loss, metrics
+        who = jnp.concatenate(participants)
+        return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
     def participants(self, key: Array, number: Array) -> list[Array]:
         """Clients of round `number`, of each group, in ascending order."""
@@ -204,6 +206,8 @@ class Rounds:
             trained, loss = self._train(
                 narrow, client, client_state, model, images, key, number
             )
+            # A client that is no longer finite is told by its loss.
+            loss = jnp.where(trees.all_finite(trained), loss, jnp.nan)
             upload, client_state = self.algorithm.upload(model, trained, client_state)
             trained = held.paste(trained, channels)
             if self.algorithm.partial:
@@ -304,6 +308,13 @@ class Rounds:
         return state.replace(model=model, training=training), metrics
 
 
+def first_diverged(loss: Array, number: Array) -> Array:
+    """[] int32, of `number` [m] the first whose loss [m] is not finite; -1 if none."""
+    bad = ~jnp.isfinite(loss)
+    first = jnp.asarray(number)[jnp.argmax(bad)]
+    return jnp.where(jnp.any(bad), first, -1).astype(jnp.int32)
+
+
 def build(context: Context, local: Local, *, keep_models: bool) -> Rounds:
     """The rounds of a study, with clients' steps by `local`."""
     settings = context.settings
@@ -385,7 +396,8 @@ class HostRounds:
         on_device = state.replace(client=(), client_model=())
         on_device, metrics = self._finish(on_device, mean_upload, taught, key, number)
         state = on_device.replace(client=state.client, client_model=state.client_model)
-        return state, np.concatenate(loss), metrics
+        loss, who = np.concatenate(loss), np.concatenate(participants)
+        return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
 
 def _store(state: ServerState, rows: np.ndarray, each: Tree, loss: Array) -> np.ndarray:

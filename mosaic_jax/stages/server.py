@@ -1,10 +1,7 @@
 """Stage of one-shot methods: the server trains on the clients of the last round."""
 
-import jax
-import jax.numpy as jnp
-
 from mosaic_jax import prng
-from mosaic_jax.loop import Run, Steps
+from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.settings import Settings, to_mapping
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess
 from mosaic_jax.types import Array, ModelState, Teachers, Tree
@@ -30,15 +27,13 @@ def _run(context: Context, client_models: ModelState, global_model: ModelState) 
     def chunk(args: Tree, state: Tree, first: Array, end: Array):
         teachers, key = args
 
-        def body(number: Array, carry: Tree) -> Tree:
+        def body(number: Array, state: Tree) -> Tree:
             training, model, metrics = method.train(
-                task, *carry[0], teachers, prng.at(key, number), number
+                task, *state, teachers, prng.at(key, number), number
             )
             return (training, model), metrics
 
-        shapes = jax.eval_shape(body, first, (state, None))[1]
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return jax.lax.fori_loop(first, end, body, (state, zeros))
+        return repeat(body, state, first, end, mean=False)
 
     start = method.init(task, global_model, prng.named(context.key, "server"))
     counts = context.clients.client.label_count

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from mosaic_jax import errors, experiment, report, settings
+from mosaic_jax import errors, experiment, files, report, settings
 from tests import tiny
 
 STAGES = [
@@ -53,7 +53,7 @@ def finished(tmp_path_factory):
 
 def test_summary_is_complete_and_measured(finished):
     study, summary, _ = finished
-    assert summary == json.loads((study.workdir / "summary.json").read_text())
+    assert summary == files.read_json(study.workdir / "summary.json")
     assert set(summary) == SUMMARY
     assert list(summary["seconds"]) == STAGES
     assert min(summary["seconds"].values()) > 0
@@ -239,7 +239,8 @@ def test_all_generators_collapsed_is_said(finished, tmp_path):
 
 def test_divergence_is_an_error(tmp_path):
     config = tiny.study(local__learning_rate=1e30)
-    with pytest.raises(errors.DivergedError, match="init: loss = "):
+    expected = r"seed 0, init, in round 1: client 0: loss is not finite"
+    with pytest.raises(errors.DivergedError, match=expected):
         experiment.Experiment(config, tmp_path).run()
 
 

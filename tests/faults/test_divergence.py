@@ -1,0 +1,105 @@
+"""Training that is no longer finite stops, says where and who, and is not averaged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaic_jax import checkpoint, errors, experiment, trees
+from mosaic_jax.loop import DIVERGED_STEP, repeat
+from mosaic_jax.stages import rounds
+from tests import tiny
+
+
+def poison(monkeypatch, client, number):
+    """In round `number` the model of `client` gets one parameter that is no number."""
+    train = rounds.Rounds._train
+
+    def poisoned(self, classifier, one, state, model, images, key, at):
+        trained, loss = train(self, classifier, one, state, model, images, key, at)
+        hit = (one.number == client) & (at == number)
+        params = jax.tree.map(
+            lambda leaf: leaf.at[(0,) * leaf.ndim].add(jnp.where(hit, jnp.nan, 0)),
+            trained.params,
+        )
+        return trained.replace(params=params), loss
+
+    monkeypatch.setattr(rounds.Rounds, "_train", poisoned)
+
+
+@pytest.mark.parametrize("client_state", ["device", "host"])
+def test_one_client_in_one_round_is_named(tmp_path, monkeypatch, client_state):
+    poison(monkeypatch, client=1, number=3)
+    study = experiment.Experiment(
+        tiny.study(
+            method="federated",
+            init__rounds=8,
+            compute__client_state=client_state,
+            evaluation__every=2,
+        ),
+        tmp_path,
+    )
+    # Rounds count from 1.
+    expected = "seed 0, init, in round 4: client 1: loss is not finite: lower the"
+    with pytest.raises(errors.DivergedError, match=expected):
+        study.run()
+    # What was saved is from before.
+    (folder,) = (tmp_path / "stages" / "init").glob("*/checkpoints/round")
+    step, flat, _ = checkpoint.Checkpoints(folder).latest()
+    assert step == 2
+    assert all(np.isfinite(leaf).all() for leaf in flat.values())
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text and "diverged" not in text
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    experiment.Experiment(tiny.study(finetune__rounds=0), workdir).run()
+    return workdir
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        (
+            {"generators__learning_rate": 1e38},
+            r"generators, by gan \d: client \d: \w+ is not finite",
+        ),
+        ({"meta__learning_rate": 1e38}, r"meta, in head \d: \w+ is not finite"),
+        ({"distill__learning_rate": 1e38}, r"distill, in student \d: \w+ is not fin"),
+    ],
+)
+def test_every_loop_is_watched(finished, tmp_path, changes, expected):
+    study = experiment.Experiment(
+        tiny.study(finetune__rounds=0, **changes), tmp_path, reuse_from=[finished]
+    )
+    with pytest.raises(errors.DivergedError, match=expected):
+        study.run()
+
+
+def test_the_step_is_the_first_that_is_not_finite():
+    def body(step, state):
+        state = state + jnp.where(step == 5, jnp.inf, 1.0)
+        return state, {"loss": state}
+
+    _, metrics = repeat(body, jnp.zeros(()), 0, 10)
+    assert int(metrics[DIVERGED_STEP]) == 5
+    _, metrics = repeat(body, jnp.zeros(()), 0, 5)
+    assert int(metrics[DIVERGED_STEP]) == -1
+    assert float(metrics["loss"]) == np.mean([1, 2, 3, 4, 5])
+
+
+def test_a_state_that_no_metric_shows_is_seen_at_the_end_of_the_chunk():
+    def body(step, state):
+        return state * jnp.where(step == 2, jnp.nan, 1.0), {"loss": jnp.zeros(())}
+
+    _, metrics = repeat(body, jnp.ones(()), 0, 6)
+    assert int(metrics[DIVERGED_STEP]) == 5
+
+
+def test_sums_skip_no_one_silently():
+    """A weight of 0 hides a client; a weight above 0 shows what is not finite."""
+    tree = {"w": jnp.array([1.0, jnp.nan])}
+    assert float(trees.weighted_mean(tree, jnp.array([1.0, 0.0]))["w"]) == 1.0
+    assert np.isnan(trees.weighted_mean(tree, jnp.array([1.0, 1.0]))["w"])
