@@ -20,6 +20,9 @@ from mosaic_jax.types import Tree
 
 _log = logging.getLogger(__name__)
 
+# Bytes on disk beside a tree's own: its metadata, records of the run.
+MARGIN = 200_000
+
 
 class Checkpoints:
     """Numbered trees in one folder; the last two are kept."""
@@ -53,6 +56,7 @@ class Checkpoints:
         if jax.process_index():
             return
         tree = jax.device_get(tree)
+        self._check_space(step, trees.num_bytes(tree))
         if step in self._manager.all_steps():
             self._manager.delete(step)
         nested = flax.traverse_util.unflatten_dict(trees.flatten(tree), sep="/")
@@ -87,6 +91,16 @@ class Checkpoints:
                     shutil.rmtree(self._directory / str(step), ignore_errors=True)
                     self._manager.reload()
         return None
+
+    def _check_space(self, step: int, needed: int) -> None:
+        """Orbax, run out of space, tells it in pages of traces."""
+        free = shutil.disk_usage(self._directory).free
+        if free < needed + MARGIN:
+            raise errors.CheckpointError(
+                f"{self._directory}: no space left on the disk for step {step}:"
+                f" {(needed + MARGIN) / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are"
+                " free"
+            )
 
     def close(self) -> None:
         """Release the folder."""

@@ -58,6 +58,9 @@ def run(
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return 2
+    except OSError as error:  # a disk that is full or read-only, a folder of others
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signum

@@ -296,8 +296,9 @@ def _clock(seconds: float | None) -> str:
 
 
 def configure_logging() -> None:
-    """The library's log lines on stderr; of other libraries only warnings."""
-    absl.logging.set_verbosity(absl.logging.WARNING)
+    """The library's log lines on stderr; other libraries raise what is wrong."""
+    # Orbax would also print the traces of errors that we tell in a line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
     logger = logging.getLogger("mosaic_jax")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
