@@ -93,6 +93,15 @@ class _Study:
         }
         return np.array([of_rate[rate] for rate in rates])
 
+    @property
+    def _query(self) -> float:
+        """Of clients' moments of one model."""
+        if not self.algorithm.queries:
+            return 0.0
+        local = self.config.local
+        images = self.data.clients.num_clients * local.steps * local.batch_size
+        return images * self.forward
+
     def _rounds(self, rounds: int) -> float:
         config, local = self.config, self.config.local
         count = self.data.clients.num_clients
@@ -100,7 +109,7 @@ class _Study:
         images = local.steps * local.batch_size
         total = rounds * taking_part * images * flops.TRAINED * self._each.mean()
         evaluations = -(-rounds // config.evaluation.every) + 1
-        total += evaluations * self._num_held_out * self.forward
+        total += evaluations * (self._num_held_out * self.forward + self._query)
         if config.trains_every_round:
             total += self.server.flops(self.task, taking_part, rounds)
         return float(total)
@@ -124,7 +133,8 @@ class _Study:
         total = images * flops.TRAINED * self._each.sum()
         # Each expert is measured on the test images.
         num_experts = self.data.info.num_classes
-        return float(total + num_experts * self._num_held_out * self.forward)
+        each = self._num_held_out * self.forward + self._query
+        return float(total + num_experts * each)
 
     def _prototypes(self) -> float:
         space, total = self.config.prototypes.space, 0.0

@@ -9,7 +9,16 @@ import numpy as np
 import optax
 import pytest
 
-from mosaic_jax import aggregation, algorithms, errors, gan, parallel, prng, trees
+from mosaic_jax import (
+    aggregation,
+    algorithms,
+    errors,
+    gan,
+    parallel,
+    prng,
+    training,
+    trees,
+)
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.models import dcgan, norm, resnet, submodel
 from mosaic_jax.stages import generators, rounds
@@ -349,16 +358,66 @@ def test_scaler_is_one_at_rate_one_and_undoes_the_rate():
     model = submodel.cut(
         initial(), CLASSIFIER.module.spaces, indices(0.5, CLASSIFIER.module.widths)
     )
-    image = jnp.ones((2, 16, 16, 1))
+    image = jax.random.normal(KEY, (4, 16, 16, 1))
     narrow = program.parts.classifier_of(0.5)
-    plain = dataclasses.replace(narrow, module=narrow.module.clone(scale=1.0))
-    statistics = [
-        each.train_logits(model, image)[1]["bn1"]["mean"]
-        - 0.9 * model.batch_stats["bn1"]["mean"]
-        for each in (narrow, plain)
-    ]
-    close(statistics[0], 2 * statistics[1])
+    plain = program.parts.classifier_of(0.5, scaled=False)
+    assert plain.module.scale == 1.0
+    # Batch-norm undoes it but for epsilon; running statistics are of what was not.
+    (logits, found), (expected, statistics) = (
+        each.train_logits(model, image) for each in (narrow, plain)
+    )
+    close(logits, expected, rtol=2e-2)
+    close(found["bn1"], statistics["bn1"])
     close(narrow.logits(model, image), plain.logits(model, image))
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.5])
+def test_statistics_are_asked_of_the_clients(rate):
+    """By hand: each client's moments over its batches, weighted by its images."""
+    data = tiny.dataset(SIZES)
+    program = program_of(HETEROFL, data, [1.0, 0.5, 0.5, 0.5])
+    classifier = program.parts.classifier_of(rate, scaled=False)
+    spaces, widths = CLASSIFIER.module.spaces, CLASSIFIER.module.widths
+    model = (
+        initial()
+        if rate == 1
+        else submodel.cut(initial(), spaces, indices(rate, widths))
+    )
+    weight = jnp.array([0.0, 2.0, 1.0, 1.0])
+    found = jax.jit(program.queried, static_argnums=4)(data, KEY, model, weight, rate)
+    means, variances = [], []
+    for i in range(4):
+        client, each = jax.tree.map(lambda leaf, i=i: leaf[i], data.client), []
+        for step in range(program.local.steps):
+            batch = training.client_batch(
+                client,
+                data.images,
+                step,
+                key=KEY,
+                batch_size=program.local.batch_size,
+                augmentation=program.augmentation,
+            )
+            _, after = classifier.train_logits(model, batch.image, batch.mask)
+            before = model.batch_stats["bn1"]
+            each.append(
+                jax.tree.map(lambda a, b: (b - 0.9 * a) / 0.1, before, after["bn1"])
+            )
+        means.append(np.mean([one["mean"] for one in each], axis=0))
+        variances.append(np.mean([one["var"] for one in each], axis=0))
+    share = np.asarray(weight) / 4
+    close(found.batch_stats["bn1"]["mean"], share @ np.stack(means), rtol=1e-4)
+    close(found.batch_stats["bn1"]["var"], share @ np.stack(variances), rtol=1e-4)
+    assert trees.digest(found.params) == trees.digest(model.params)
+
+
+def test_only_static_batch_norm_asks():
+    data = tiny.dataset(SIZES)
+    model = initial()
+    running = program_of(HETEROFL, data, [0.5] * 4)
+    assert running.settled(data, KEY, model) is model
+    static = dataclasses.replace(HETEROFL, batch_norm="static")
+    asked = program_of(static, data, [0.5] * 4).settled(data, KEY, model)
+    assert trees.digest(asked.batch_stats) != trees.digest(model.batch_stats)
 
 
 def test_static_statistics_are_the_mean_over_batches():

@@ -21,6 +21,8 @@ class Algorithm:
     personal = False
     # Clients hold parts of the network, by `channels` and `config.budgets`.
     partial = False
+    # Statistics of the global model are asked of the clients, not averaged.
+    queries = False
     # Their activations are scaled up in training by the inverse of their rate.
     scaler = False
 

@@ -19,10 +19,10 @@ class PartialTraining(Algorithm):
     `channels` tells. Parameters that nobody holds keep their values.
 
     Attributes:
-      batch_norm: "static": statistics are the plain mean over a client's batches of the
-        round; "running": the usual running ones, from the global model's. HeteroFL's
-        code takes them from a last pass of the global model over all training images,
-        which no server has.
+      batch_norm: "static": training keeps no running statistics of the global model; it
+        is sent to the clients before it is used or measured, and each answers with its
+        moments on the client's batches. "running": the usual ones, averaged like
+        parameters, which mixes moments of networks of unlike widths.
       scaler: convolutions' outputs are divided by r in training.
       weighting: of clients in the mean: "size", by their images, or "uniform", as in
         HeteroFL's code.
@@ -36,6 +36,11 @@ class PartialTraining(Algorithm):
     masked_loss: bool = settings.anything()
 
     partial = True
+
+    @property
+    def queries(self) -> bool:
+        """By `batch_norm`."""
+        return self.batch_norm == "static"
 
     def present(self, label_count: Array) -> Array | None:
         """Those that the client has images of, with the masked loss."""

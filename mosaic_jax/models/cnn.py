@@ -33,7 +33,7 @@ class CNN(nn.Module):
             conv(width, 3, 1 if i == 0 else 2, lowering=self.lowering)
             for i, width in enumerate(kept)
         ]
-        self.norms = [NORMS[self.norm]() for _ in kept]
+        self.norms = [NORMS[self.norm](input_scale=self.scale) for _ in kept]
         self.fc = Linear(self.num_classes)
 
     @property
@@ -54,8 +54,7 @@ class CNN(nn.Module):
         """Pooled features [B, 8 width] of normalised images `x` [B, H, W, D]."""
         x = x.astype(self.dtype)
         for conv_, norm in zip(self.convs, self.norms, strict=True):
-            x = conv_(x) * (self.scale if train else 1.0)
-            x = nn.relu(norm(x, train=train, mask=mask))
+            x = nn.relu(norm(conv_(x), train=train, mask=mask))
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
     def head(self, features: Array) -> Array:

@@ -15,11 +15,13 @@ class BatchNorm(nn.Module):
     linen's own module keeps a biased running variance; the published networks keep
     an unbiased one. Moments are float32 whatever the input. The batch's own (biased)
     moments are sown into the collection "moments", a tree like "batch_stats", for
-    losses that match statistics.
+    losses that match statistics. In training the input is multiplied by `input_scale`;
+    the running statistics are of what was not.
     """
 
     decay: float = 0.9
     epsilon: float = 1e-5
+    input_scale: float = 1.0
     scale_init: Callable[..., Array] = nn.initializers.ones
     affine: bool = True
 
@@ -35,6 +37,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (size,))
 
         dtype, x = x.dtype, x.astype(jnp.float32)
+        if train:
+            x = x * self.input_scale
         mean, var, count = _moments(x, mask)
         if not self.is_initializing():
             self.sow("moments", "mean", mean, init_fn=lambda: None, reduce_fn=_latest)
@@ -43,8 +47,9 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
         elif not self.is_initializing():
             unbiased = var * count / jnp.maximum(count - 1, 1)
-            running_mean.value = self._blend(running_mean.value, mean)
-            running_var.value = self._blend(running_var.value, unbiased)
+            by = self.input_scale
+            running_mean.value = self._blend(running_mean.value, mean / by)
+            running_var.value = self._blend(running_var.value, unbiased / by**2)
         x = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
         return x.astype(dtype)
 
@@ -61,11 +66,14 @@ class GroupNorm(nn.Module):
 
     groups: int = 8
     epsilon: float = 1e-5
+    input_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
-        """Normalise `x` [B, H, W, F]; `train` and `mask` make no difference."""
-        del train, mask
+        """Normalise `x` [B, H, W, F]; `mask` makes no difference."""
+        del mask
+        if train:
+            x = x * self.input_scale
         size = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (size,))
         bias = self.param("bias", nn.initializers.zeros, (size,))

@@ -72,26 +72,24 @@ class Block(nn.Module):
             self.conv1 = conv(self.width, 1, lowering=self.lowering)
             self.conv2 = conv(self.width, 3, self.stride, lowering=self.lowering)
             self.conv3 = conv(out, 1, lowering=self.lowering)
-            self.bn3 = NORMS[self.norm]()
+            self.bn3 = NORMS[self.norm](input_scale=self.scale)
         else:
             self.conv1 = conv(self.width, 3, self.stride, lowering=self.lowering)
             self.conv2 = conv(out, 3, lowering=self.lowering)
-        self.bn1 = NORMS[self.norm]()
-        self.bn2 = NORMS[self.norm]()
+        self.bn1 = NORMS[self.norm](input_scale=self.scale)
+        self.bn2 = NORMS[self.norm](input_scale=self.scale)
         if self.project:
             self.shortcut_conv = conv(out, 1, self.stride, lowering=self.lowering)
-            self.shortcut_bn = NORMS[self.norm]()
+            self.shortcut_bn = NORMS[self.norm](input_scale=self.scale)
 
     def __call__(self, x: Array, *, train: bool, mask: Array | None) -> Array:
         """[B, H, W, in] to [B, H/stride, W/stride, out]."""
-        scale = self.scale if train else 1.0
-        h = nn.relu(self.bn1(self.conv1(x) * scale, train=train, mask=mask))
-        h = self.bn2(self.conv2(h) * scale, train=train, mask=mask)
+        h = nn.relu(self.bn1(self.conv1(x), train=train, mask=mask))
+        h = self.bn2(self.conv2(h), train=train, mask=mask)
         if self.bottleneck:
-            h = self.bn3(self.conv3(nn.relu(h)) * scale, train=train, mask=mask)
+            h = self.bn3(self.conv3(nn.relu(h)), train=train, mask=mask)
         if self.project:
-            x = self.shortcut_conv(x) * scale
-            x = self.shortcut_bn(x, train=train, mask=mask)
+            x = self.shortcut_bn(self.shortcut_conv(x), train=train, mask=mask)
         return nn.relu(h + x)
 
 
@@ -122,7 +120,7 @@ class ResNet(nn.Module):
         """Stem, four groups of blocks, classifier."""
         kept = {name: submodel.kept(n, self.rate) for name, n in self.widths.items()}
         self.conv1 = conv(kept[self._stem], 3, lowering=self.lowering)
-        self.bn1 = NORMS[self.norm]()
+        self.bn1 = NORMS[self.norm](input_scale=self.scale)
         self.blocks = {
             name: Block(
                 kept[f"{name}/1"],
@@ -198,7 +196,7 @@ class ResNet(nn.Module):
 
     def features(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Pooled penultimate features [B, F] of normalised images `x` [B, H, W, D]."""
-        x = self.conv1(x.astype(self.dtype)) * (self.scale if train else 1.0)
+        x = self.conv1(x.astype(self.dtype))
         x = nn.relu(self.bn1(x, train=train, mask=mask))
         for block in self.blocks.values():
             x = block(x, train=train, mask=mask)

@@ -78,6 +78,8 @@ def _run_experts(
         global_model,
         _held(context, global_model) if context.rates else None,
     )
+    if context.algorithm.queries:
+        experts = _queried(context, experts)
 
     @jax.jit
     def predict(experts: Experts, image: Array) -> Array:
@@ -104,6 +106,24 @@ def _run_experts(
         results={"expert_class_accuracy": per_class, "absent_classes": absent},
         up=up,
     )
+
+
+def _queried(context: Context, experts: Experts) -> Experts:
+    """The experts with moments by the clients, weighted as in the experts' mean."""
+    program = rounds.build(context, context.settings.local, keep_models=False)
+    key = rounds.stream(context.settings)
+
+    @jax.jit
+    def run(data: FederatedDataset, experts: Experts, key: Array) -> ModelState:
+        def one(args: Tree) -> ModelState:
+            model, count, present = args
+            weight = jnp.where(present, count, data.client.size)
+            return program.queried(data, key, model, weight)
+
+        count = data.client.label_count.T
+        return jax.lax.map(one, (experts.model, count, experts.present))
+
+    return experts.replace(model=run(context.clients, experts, key))
 
 
 def _held(context: Context, global_model: ModelState) -> ModelState:

@@ -1,7 +1,6 @@
 """Stages init, warmup and finetune: rounds of a federated algorithm."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
@@ -25,6 +24,7 @@ from mosaic_jax.stages.rounds import HostRounds, Rounds
 from mosaic_jax.types import (
     Array,
     Client,
+    FederatedDataset,
     LabelledImages,
     ModelState,
     ServerState,
@@ -190,6 +190,8 @@ def _run_rounds(
     payload = rounds * sum(
         row["bytes"] * count for row, count in zip(budgets, program.counts, strict=True)
     )
+    settled = jax.jit(program.settled)(context.clients, key, state.model)
+    state = state.replace(model=settled)
     artifacts = {"global_model": state.model, "round_state": _carried(state)}
     results = assess(context, context.classifier.logits, state.model)
     if context.rates:
@@ -228,16 +230,26 @@ def _rate_accuracy(
     """
     parts = program.parts
 
-    def logits(args: Tree, image: Array) -> dict[str, Array]:
-        model, key = args
+    def logits(models: dict[str, ModelState], image: Array) -> dict[str, Array]:
+        return {
+            str(group.rate): parts.classifier_of(group.rate).logits(
+                models[str(group.rate)], image
+            )
+            for group in parts.groups
+        }
+
+    @jax.jit
+    def cut(data: FederatedDataset, key: Array, model: ModelState) -> dict:
         result = {}
         for group in parts.groups:
             channels = parts.channels(key, number, group.members[0], group.rate)
-            part = parts.paste(parts.cut(model, channels), channels)
-            result[str(group.rate)] = context.classifier.logits(part, image)
+            part = parts.cut(model, channels)
+            if context.algorithm.queries:
+                part = program.queried(data, key, part, data.client.size, group.rate)
+            result[str(group.rate)] = part
         return result
 
-    found = assess(context, logits, (model, key))
+    found = assess(context, logits, cut(context.clients, key, model))
     return {rate: row["test_accuracy"] for rate, row in found.items()}
 
 
@@ -287,7 +299,8 @@ def _chunk(context: Context, program: Rounds) -> Chunk:
             return state, {"loss": jnp.mean(loss), **metrics}
 
         state, metrics = repeat(body, state, first, end, mean=False)
-        return state, metrics | _accuracies(context, state.model, held_out)
+        model = program.settled(data, key, state.model)
+        return state, metrics | _accuracies(context, model, held_out)
 
     return chunk
 
@@ -295,7 +308,11 @@ def _chunk(context: Context, program: Rounds) -> Chunk:
 def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
     """The same where clients' states do not fit on the devices."""
     on_host = HostRounds(program)
-    evaluate = jax.jit(functools.partial(_accuracies, context))
+
+    @jax.jit
+    def evaluate(data: Tree, key: Array, model: ModelState, held_out: Tree) -> dict:
+        model = program.settled(data, key, model)
+        return _accuracies(context, model, held_out)
 
     def chunk(args: Tree, state: ServerState, first: int, end: int):
         data, held_out, key, offset = args
@@ -304,7 +321,7 @@ def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
             if not np.isfinite(loss).all():
                 metrics[DIVERGED_STEP] = number
                 break
-        found = evaluate(state.model, held_out)
+        found = evaluate(data, key, state.model, held_out)
         return state, {"loss": loss.mean(), **metrics, **found}
 
     return chunk

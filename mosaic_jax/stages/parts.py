@@ -45,11 +45,11 @@ class Parts:
         found = sorted(set(rates.tolist()), reverse=True)
         return [Group(rate, np.flatnonzero(rates == rate)) for rate in found]
 
-    def classifier_of(self, rate: float) -> Classifier:
-        """The classifier that a client at `rate` trains."""
+    def classifier_of(self, rate: float, *, scaled: bool = True) -> Classifier:
+        """The classifier that a client at `rate` trains, with the scaler or without."""
         if rate == 1:
             return self.classifier
-        scale = 1 / rate if self.algorithm.scaler else 1.0
+        scale = 1 / rate if scaled and self.algorithm.scaler else 1.0
         module = self.classifier.module.clone(rate=rate, scale=scale)
         return dataclasses.replace(self.classifier, module=module)
 

@@ -12,7 +12,7 @@ from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.loop import DIVERGED_CLIENT
-from mosaic_jax.models import submodel
+from mosaic_jax.models import norm, submodel
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages.base import Context
 from mosaic_jax.stages.parts import Group, Parts
@@ -283,6 +283,69 @@ class Rounds:
             return jnp.sum(held * mask[:, None], axis=0)
 
         return jnp.sum(jax.vmap(counts)(jnp.arange(self.local.steps)), axis=0)
+
+    def settled(self, data: FederatedDataset, key: Array, model: ModelState) -> Tree:
+        """The global model with statistics to use it by: where the algorithm queries
+        clients for these, by their answers.
+        """
+        if not self.algorithm.queries:
+            return model
+        return self.queried(data, key, model, data.client.size)
+
+    def queried(
+        self,
+        data: FederatedDataset,
+        key: Array,
+        model: ModelState,
+        weight: Array,
+        rate: float = 1.0,
+    ) -> ModelState:
+        """A model with the mean of its moments on the clients' batches.
+
+        As HeteroFL's static batch-norm (Diao et al., 2021): every client passes
+        `local_steps` minibatches through the model and sends each layer's mean and
+        variance.
+
+        Args:
+          data: of all clients.
+          key: of all rounds.
+          model: of rate `rate`, cut.
+          weight: [C], not all 0, of the clients' answers.
+          rate: share of the network's channels.
+        """
+        classifier = self.parts.classifier_of(rate, scaled=False)
+
+        def one(client: Client, weight: Array, shared: Tree, images: LabelledImages):
+            model, key, total = shared
+
+            def step(number: Array, found: Tree) -> Tree:
+                batch = training.client_batch(
+                    client,
+                    images,
+                    number,
+                    key=key,
+                    batch_size=self.local.batch_size,
+                    augmentation=self.augmentation,
+                )
+                _, blended = classifier.train_logits(
+                    model.replace(batch_stats=found), batch.image, batch.mask
+                )
+                return jax.tree.map(
+                    lambda old, new: norm.cumulative(old, new, number), found, blended
+                )
+
+            found = jax.lax.fori_loop(0, self.local.steps, step, model.batch_stats)
+            return (), jax.tree.map(lambda leaf: leaf * (weight / total), found)
+
+        weight = jnp.asarray(weight, jnp.float32)
+        _, statistics = self.axis.map_and_sum(
+            one,
+            data.client,
+            weight,
+            shared=((model, key, jnp.sum(weight)),),
+            placed=(data.images,),
+        )
+        return model.replace(batch_stats=statistics)
 
     def finish(
         self, state: ServerState, upload: Tree, taught: Tree, key: Array, number: Array
