@@ -136,7 +136,7 @@ def restore_into(template: Tree, flat: dict[str, jax.Array]) -> Tree:
 
 def _first_line(error: Exception) -> str:
     """Of a message; TensorStore's go on with its settings."""
-    return str(error).split("\n")[0].split(" [")[0][:200]
+    return errors.reason(error).split(" [")[0]
 
 
 def _kind(leaf: Any) -> str:

@@ -64,6 +64,15 @@ def run(
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signum
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        print(
+            f"error: {errors.reason(error)}: lower model.width, a batch_size or"
+            " compute.clients_at_once; what was saved is kept",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

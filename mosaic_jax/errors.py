@@ -19,3 +19,9 @@ class CheckpointError(MosaicError):
 
 class DivergedError(MosaicError):
     """Training produced a loss or a parameter that is not finite."""
+
+
+def reason(error: Exception) -> str:
+    """What another library's error says, in one line of no more than 200 characters."""
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -30,7 +30,9 @@ DATA_SETS = (
 SPLITS = ("iid", "dirichlet_unbalanced", "dirichlet_balanced", "file")
 AUGMENTATIONS = ("auto", "none", "crop_flip")
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "cnn")
-MAX_SEED = 2**31 - 1
+MAX_INT = MAX_SEED = 2**31 - 1
+MAX_SEEDS = 1000
+MAX_WIDTH = 4096
 NORMS = ("batch", "group")
 DTYPES = ("float32", "bfloat16")
 LOWERINGS = ("auto", "grouped", "dense", "patches")
@@ -113,7 +115,7 @@ class Model:
 
     name: str = one_of(*NETWORKS)
     others: tuple = _field(f"different ones of {', '.join(NETWORKS)}", _are_networks)
-    width: int = at_least(1)
+    width: int = between(1, MAX_WIDTH)
     norm: str = one_of(*NORMS)
     dtype: str = one_of(*DTYPES)
     rate: float = _field("in (0, 1]", lambda x: 0 < x <= 1)
@@ -190,8 +192,8 @@ class Generators:
     steps: int = at_least(0)
     batch_size: int = at_least(2)
     learning_rate: float = above(0)
-    latent_dim: int = at_least(1)
-    width: int = at_least(1)
+    latent_dim: int = between(1, MAX_WIDTH)
+    width: int = between(1, MAX_WIDTH)
     entropy_weight: float = at_least(0)
     diversity_weight: float = at_least(0)
     diversity_target: str = one_of("labels", "uniform")
@@ -313,7 +315,7 @@ class Settings:
 
     method: str = one_of("mosaic", "federated")
     seed: int = between(0, MAX_SEED)
-    seeds: int = at_least(1)
+    seeds: int = between(1, MAX_SEEDS)
     compare: str = anything()
     profile: str = anything()
     data: Data = anything()
@@ -385,6 +387,19 @@ def check(cls: type, mapping: Mapping[str, Any], path: str) -> Any:
     return result
 
 
+def check_one(known: Mapping[str, type], name: str, methods: Mapping[str, Any]) -> Any:
+    """`check` every one of `known` whose fields are in `methods`; returns `name`'s.
+
+    None if `name` is not known.
+    """
+    chosen = {name} & known.keys()
+    checked = {
+        each: check(known[each], methods.get(each, {}), f"methods.{each}")
+        for each in sorted(chosen | methods.keys() & known.keys())
+    }
+    return checked.get(name)
+
+
 def to_mapping(settings: Any) -> dict[str, Any]:
     """Nested plain dict of the settings, or of a part of them."""
     return dataclasses.asdict(settings)
@@ -432,6 +447,9 @@ def _check(field: dataclasses.Field, value: Any, full: str, problems: list[str])
     if type(value) is not wanted:
         kind = type(value).__name__
         problems.append(f"{full} = {value!r}: must be {wanted.__name__}, not {kind}")
+        return value
+    if wanted is int and abs(value) > MAX_INT:
+        problems.append(f"{full} = {value!r}: must be in [-{MAX_INT}, {MAX_INT}]")
         return value
     if wanted is float and not math.isfinite(value):
         problems.append(f"{full} = {value!r}: must be finite")

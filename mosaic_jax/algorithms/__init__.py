@@ -27,13 +27,12 @@ def build(study: settings.Settings) -> Algorithm:
     """The algorithm `init.method` of a study, with its fields in `methods`.
 
     Raises:
-      ConfigError: it is not known, or a field is missing, unknown or out of range.
+      ConfigError: it is not known, or a field of it or of another algorithm there is
+        missing, unknown or out of range.
     """
     name = study.init.method
     if name not in ALGORITHMS:
         raise errors.ConfigError(
             f"init.method = {name!r}: {settings.near(name, list(ALGORITHMS))}"
         )
-    return settings.check(
-        ALGORITHMS[name], study.methods.get(name, {}), f"methods.{name}"
-    )
+    return settings.check_one(ALGORITHMS, name, study.methods)

@@ -9,7 +9,6 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 
 import tqdm
@@ -18,15 +17,14 @@ from mosaic_jax import errors
 
 CONNECT_SECONDS = 6.0
 _BLOCK = 1 << 20
-# What reading a damaged archive or cache may raise.
-UNREADABLE = (
-    OSError,
-    EOFError,
-    KeyError,
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+
+
+def unreadable(path: pathlib.Path | str, error: Exception) -> errors.DataError:
+    """The error to raise where a reader of archives, arrays or images fails.
+
+    On damaged files these raise almost anything.
+    """
+    return errors.DataError(f"{path}: cannot be read: {errors.reason(error)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +65,8 @@ class Archive:
         try:
             content = path.read_bytes()
             content = self.decode(content) if self.decode else content
-        except UNREADABLE as error:
-            raise errors.DataError(f"{path}: cannot be read: {error}") from error
+        except Exception as error:
+            raise unreadable(path, error) from error
         _compare(hashlib.sha256(content).hexdigest(), self.sha256, path)
         return content
 
@@ -120,10 +118,9 @@ def download(archive: Archive, path: pathlib.Path) -> None:
         if size and partial.stat().st_size < size:
             raise OSError(f"ended after {partial.stat().st_size} of {size} bytes")
     except OSError as error:
-        reason = str(error).split("\n")[0]
         raise errors.DataError(
-            f"{path} is missing and {url} cannot be fetched ({reason}): put the file"
-            f" {path.name} into {path.parent.resolve()}"
+            f"{path} is missing and {url} cannot be fetched ({errors.reason(error)}):"
+            f" put the file {path.name} into {path.parent.resolve()}"
         ) from error
     try:
         archive.verify(partial)
@@ -179,8 +176,8 @@ def members(
             for member in archive:
                 if member.isfile() and wanted(member.name):
                     yield member.name, archive.extractfile(member).read()
-    except UNREADABLE as error:
-        raise errors.DataError(f"{path}: cannot be read: {error}") from error
+    except Exception as error:
+        raise unreadable(path, error) from error
 
 
 def read_members(path: pathlib.Path, names: Sequence[str]) -> list[bytes]:

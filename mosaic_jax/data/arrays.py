@@ -95,7 +95,7 @@ def decode(content: bytes, size: int, mode: str = "RGB") -> np.ndarray:
     """An image file as uint8 [size, size, D]; D is 1 for mode "L", 3 for "RGB".
 
     Raises:
-      OSError, ValueError: it is no image that can be read.
+      OSError, ValueError and others: it is no image that can be read.
     """
     with Image.open(io.BytesIO(content)) as file:
         image = file.convert(mode).resize((size, size), Image.Resampling.BILINEAR)

@@ -85,7 +85,7 @@ def read(
         parts = [part.astype(np.int64).reshape(-1) for part in parts]
     except UNREADABLE as error:
         raise errors.DataError(
-            f"data.split_file = {str(path)!r}: cannot be read: {error}"
+            f"data.split_file = {str(path)!r}: cannot be read: {errors.reason(error)}"
         ) from error
     field = f"data.split_file = {str(path)!r}"
     if len(parts) != num_clients:

@@ -10,7 +10,7 @@ import numpy as np
 import tqdm
 
 from mosaic_jax import errors
-from mosaic_jax.data.archives import UNREADABLE, Archive, members, read_members
+from mosaic_jax.data.archives import Archive, members, read_members, unreadable
 from mosaic_jax.data.arrays import Arrays, decode, nearest_size, resize
 
 FASHION_MNIST_FOLDERS = (pathlib.Path("/usr/share/datasets/fashion-mnist"),)
@@ -136,8 +136,8 @@ def _idx_set(files: Files, folders: Sequence[pathlib.Path]) -> Arrays:
 def _gunzip(path: pathlib.Path, content: bytes) -> bytes:
     try:
         return gzip.decompress(content)
-    except UNREADABLE as error:
-        raise errors.DataError(f"{path}: cannot be read: {error}") from error
+    except Exception as error:
+        raise unreadable(path, error) from error
 
 
 def idx(path: pathlib.Path, content: bytes) -> np.ndarray:
@@ -207,14 +207,8 @@ def svhn(directory: pathlib.Path) -> Arrays:
             # Arrays of numbers only: nothing in this format is run.
             raw = scipy.io.loadmat(io.BytesIO(path.read_bytes()))
             image, label = raw["X"].transpose(3, 0, 1, 2), raw["y"].reshape(-1)
-        except (
-            *UNREADABLE,
-            ValueError,
-            TypeError,
-            NotImplementedError,
-            scipy.io.matlab.MatReadError,
-        ) as error:
-            raise errors.DataError(f"{path}: cannot be read: {error}") from error
+        except Exception as error:
+            raise unreadable(path, error) from error
         # Digit 0 has label 10.
         found += [np.ascontiguousarray(image), label.astype(np.int32) % 10]
     return Arrays(*found)
@@ -316,8 +310,8 @@ def npz(path: pathlib.Path) -> Arrays:
     try:
         with np.load(path, allow_pickle=False) as file:
             saved = {name: file[name] for name in file.files}
-    except (*UNREADABLE, ValueError) as error:
-        raise errors.DataError(f"{path}: cannot be read: {error}") from error
+    except Exception as error:
+        raise unreadable(path, error) from error
     for name in ("x_train", "y_train"):
         if name not in saved:
             raise errors.DataError(f"{path}: has no array {name}")
@@ -412,8 +406,8 @@ def _decode_all(
     def one(entry: tuple[str, bytes]) -> np.ndarray:
         try:
             return decode(entry[1], size, mode)
-        except (OSError, ValueError) as error:
-            raise errors.DataError(f"{entry[0]}: no image: {error}") from error
+        except Exception as error:
+            raise _no_image(entry[0], error) from error
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         waiting: list[concurrent.futures.Future] = []
@@ -432,5 +426,9 @@ def _look_at(path: pathlib.Path) -> tuple[int, str]:
     try:
         with Image.open(path) as image:
             return max(image.size), image.mode
-    except (OSError, ValueError) as error:
-        raise errors.DataError(f"{path}: no image: {error}") from error
+    except Exception as error:
+        raise _no_image(path, error) from error
+
+
+def _no_image(path: pathlib.Path | str, error: Exception) -> errors.DataError:
+    return errors.DataError(f"{path}: no image: {errors.reason(error)}")

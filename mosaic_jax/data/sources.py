@@ -10,7 +10,6 @@ import tqdm
 
 from mosaic_jax import errors
 from mosaic_jax.data import readers
-from mosaic_jax.data.archives import UNREADABLE
 from mosaic_jax.data.arrays import IMAGE_SIZES, Arrays, Info, describe, fit
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
@@ -88,7 +87,8 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
         return info, arrays
     info = source.info
     cache = directory / "cache" / f"{name}_{info.image_size}.npz"
-    with contextlib.suppress(*UNREADABLE, ValueError):
+    # Of a damaged cache anything may be raised; it is made anew.
+    with contextlib.suppress(Exception):
         with cache.open("rb") as file, np.load(file, allow_pickle=False) as saved:
             return info, Arrays(**{field: saved[field] for field in _FIELDS})
     prepared = _prepared(directory, source.tfds) if source.tfds else None

@@ -17,12 +17,11 @@ def build(study: settings.Settings) -> ServerTraining | None:
     """The method `server.method` of a study, with its fields in `methods`.
 
     Raises:
-      ConfigError: it is not known, or a field is missing, unknown or out of range.
+      ConfigError: it is not known, or a field of it or of another method there is
+        missing, unknown or out of range.
     """
     name = study.server.method
-    if name == "none":
-        return None
-    if name not in METHODS:
+    if name != "none" and name not in METHODS:
         hint = settings.near(name, ["none", *METHODS])
         raise errors.ConfigError(f"server.method = {name!r}: {hint}")
-    return settings.check(METHODS[name], study.methods.get(name, {}), f"methods.{name}")
+    return settings.check_one(METHODS, name, study.methods)
