@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 WORKDIR ?= runs/digits_mosaic
 
-.PHONY: run test
+.PHONY: run test faults
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
@@ -11,6 +11,10 @@ test: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/python -m pytest
+
+# The long form of the tests that break things: an hour.
+faults: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -n 0 -s -m "slow or not slow" tests/faults
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -82,6 +82,17 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise errors.CheckpointError(f"{path}: is damaged") from error
 
 
+def child(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """`folder / name`, where a file told the name.
+
+    Raises:
+      CheckpointError: it leads elsewhere.
+    """
+    if name in ("", ".", "..") or pathlib.PurePath(name).name != name:
+        raise errors.CheckpointError(f"{folder}: {name!r} is no name of a folder in it")
+    return folder / name
+
+
 def _write(path: pathlib.Path, data: bytes) -> None:
     partial = _partial(path)
     with partial.open("wb") as file:

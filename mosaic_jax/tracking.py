@@ -47,6 +47,8 @@ class Tracker:
         self._path = workdir / "metrics.jsonl"
         self._writes = writes
         self._records = _read(self._path)
+        if writes and self._path.exists() and not _is_whole(self._path):
+            self._write_all()
         self._settings = dict(settings or {})
         self._writer = self._wandb = None
         if tensorboard and writes:
@@ -71,10 +73,13 @@ class Tracker:
             return
         self._records = [one for one in self._records if one not in old] + history
         if self._writes:
-            partial = self._path.with_suffix(".partial")
-            lines = (json.dumps(record) + "\n" for record in self._records)
-            partial.write_text("".join(lines))
-            partial.replace(self._path)
+            self._write_all()
+
+    def _write_all(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        lines = (json.dumps(record) + "\n" for record in self._records)
+        partial.write_text("".join(lines))
+        partial.replace(self._path)
 
     def record(
         self,
@@ -152,6 +157,14 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
         except (ValueError, AttributeError):
             continue
     return records
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether every line is a record; one that was cut off would swallow the next."""
+    content = path.read_bytes()
+    return not content or (
+        content.endswith(b"\n") and content.count(b"\n") == len(_read(path))
+    )
 
 
 def _grid(array: np.ndarray) -> np.ndarray:

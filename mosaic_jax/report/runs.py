@@ -124,8 +124,9 @@ class Run:
 
     def pictures(self, stage: str) -> dict[str, np.ndarray]:
         """Arrays that the stage left to be looked at; {} where there are none."""
-        folder = self.path / "stages" / stage / self.summary["stages"].get(stage, "")
-        path = folder / "pictures.npz"
+        if stage not in self.records:
+            return {}
+        path = _stage(self.path, self.summary, stage) / "pictures.npz"
         if not path.exists():
             return {}
         try:
@@ -148,11 +149,17 @@ def read(path: pathlib.Path) -> Run:
             f"{path}: made by an earlier version: must be run again with its command"
         )
     records = {
-        stage: _load(path / "stages" / stage / fingerprint / "done.json")
-        for stage, fingerprint in summary["stages"].items()
+        stage: _load(_stage(path, summary, stage) / "done.json")
+        for stage in summary["stages"]
     }
     config = _load(path / "config.json")["settings"]
     return Run(path, config, summary, split, records)
+
+
+def _stage(path: pathlib.Path, summary: dict[str, Any], stage: str) -> pathlib.Path:
+    """Where a stage that the summary tells of lies."""
+    folder = files.child(path / "stages", stage)
+    return files.child(folder, summary["stages"][stage])
 
 
 def collect(paths: Sequence[pathlib.Path]) -> Groups:
@@ -180,7 +187,7 @@ def _studies_in(path: pathlib.Path) -> list[pathlib.Path]:
         return [path]
     for listing in ("comparison.json", "sweep.json"):
         if (path / listing).exists():
-            return [path / name for name in _load(path / listing)["order"]]
+            return [files.child(path, name) for name in _load(path / listing)["order"]]
     inner = sorted(one for one in path.glob("*") if _seeds_in(one))
     if not inner:
         raise errors.DataError(f"{path}: must be a run directory, with a summary.json")
