@@ -15,8 +15,8 @@ from mosaic_jax import checkpoint, files, trees
 from tests.end_to_end import test_launch
 
 DEMO = "configs/digits_mosaic.py"
-# Each run is killed once in each stage.
-RUNS = 5
+# Each run is killed once in each stage; there are as many runs as it takes.
+KILLS = 50
 RUNNING = re.compile(r" ([\w@]+): running$")
 DONE = re.compile(r" ([\w@]+): done in ([\d.]+) s$")
 STEP = re.compile(r"^\S+ ([\w@]+) (\w+) (\d+)  ")
@@ -84,10 +84,8 @@ def kill(start, stage, seconds, writing):
             return time.monotonic() >= at
 
     start.wait_for(due)
-    was_due = bool(due())
     start.process.send_signal(signal.SIGKILL)
-    start.process.wait()
-    return was_due
+    return bool(due())
 
 
 def results(workdir):
@@ -121,36 +119,34 @@ def test_the_demo_survives_fifty_kills(tmp_path, capsys):
     assert whole.process.returncode == 0, whole.lines
     expected = results(tmp_path / "whole")
     seconds = {stage: float(time) for stage, time in whole.found(DONE)}
-    kills, resumes, in_writing, most = [], 0, 0, {}
-    for run in range(RUNS):
-        workdir = tmp_path / f"run{run}"
+    kills, resumes, in_writing, most, run = [], 0, 0, {}, 0
+    while len(kills) < KILLS:
+        workdir, before = tmp_path / f"run{run}", []
         # Every chunk is saved, or only what is finished.
         options = (f"--config.log.checkpoint_seconds={60 * (run % 2)}",)
-        before = []
         for stage in [*seconds, ""]:
-            writing = stage and np_rng.rand() < 0.4
+            writing, hit = np_rng.rand() < 0.4, False
             with Start(workdir, options) as start:
                 if stage:
-                    moment = np_rng.rand() * seconds[stage]
+                    moment = 0.9 * np_rng.rand() * seconds[stage]
                     hit = kill(start, stage, moment, writing)
-                    kills.append((run, stage, "writing" if writing else moment))
-                    in_writing += bool(writing and hit)
-            assert start.process.returncode == (-signal.SIGKILL if stage else 0), (
-                kills,
-                start.lines,
-            )
             assert not any("Traceback" in line for line in start.lines), start.lines
             for name, count in repeated(before, start).items():
                 most[name] = max(most.get(name, 0), count)
-            resumes += 1
+            resumes += bool(before)
             before = start.found(STEP)
-        # The first start of each is no resume.
-        resumes -= 1
+            # Where it was faster than the one undisturbed, it ended in peace.
+            if start.process.returncode == -signal.SIGKILL:
+                kills.append((run, stage))
+                in_writing += writing and hit
+            else:
+                assert start.process.returncode == 0, start.lines
         assert results(workdir) == expected, kills
+        run += 1
+    assert {stage for _, stage in kills} == seconds.keys()
     with capsys.disabled():
         print(f"\n{len(kills)} kills, {in_writing} of them while a file was written;")
-        print(f"{resumes} resumes, {RUNS} runs with equal parameters and accuracies;")
+        print(f"{resumes} resumes; {run} runs with equal parameters and accuracies;")
         print("steps repeated at most:")
         for (stage, loop), count in sorted(most.items()):
             print(f"  {stage} {loop} {count}")
-    assert len(kills) >= 50
