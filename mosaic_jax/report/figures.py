@@ -198,7 +198,9 @@ def per_class(accuracy: Mapping[str, np.ndarray]) -> Figure:
     for i, (name, values) in enumerate(accuracy.items()):
         colour = COLOURS[i % len(COLOURS)]
         if num_classes > 25:
-            axes.plot(np.sort(values)[::-1], label=name, color=colour)
+            # Classes without test images are NaN.
+            shown = np.sort(values[~np.isnan(values)])[::-1]
+            axes.plot(shown, label=name, color=colour)
             continue
         width = 0.8 / len(accuracy)
         place = np.arange(num_classes) - 0.4 + (i + 0.5) * width
