@@ -12,7 +12,7 @@ from playwright import sync_api
 
 from mosaic_jax import errors, files
 from mosaic_jax.report import __main__ as command
-from mosaic_jax.report import figures, html, page, runs
+from mosaic_jax.report import comparison, figures, html, page, runs
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 VERSIONS = {"python": "3.11", "jax": "0.0"}
@@ -229,13 +229,18 @@ def test_ink_follows_the_theme():
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("which", ["few", "many", "several"])
+@pytest.mark.parametrize("which", ["few", "many", "several", "methods"])
 def test_in_a_browser(folder, which):
     path = folder / which / "report.html"
     if which == "several":
         path = folder / "several" / "compare.html"
         paths = [str(folder / name) for name in ("few", "seeds")]
         assert command.main([*paths, "-o", str(path)]) == 0
+    elif which == "methods":
+        term = {"seed": 0, "split_sha256": 64 * "a", "model": {"others": ()}}
+        comparison.write(
+            runs.collect([folder / "few"]), path, title="x", terms={"0": term}
+        )
     else:
         page.write(path.parent)
     arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]

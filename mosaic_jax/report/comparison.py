@@ -257,18 +257,18 @@ def _costs(groups: Groups, draw: page.Drawn) -> str:
 
 
 def _terms(terms: Mapping[str, Any]) -> str:
+    flat = [flax.traverse_util.flatten_dict(one, sep=".") for one in terms.values()]
     lines = []
-    for seed, found in terms.items():
-        short = {
-            name: value[:12] if name.endswith("sha256") else value
-            for name, value in found.items()
-        }
-        lines.append((f"seed {seed}", *short.values()))
-        head = ["", *(name.replace("_", " ") for name in short)]
+    for name in (name for name in flat[0] if name != "seed"):
+        values = [found[name] for found in flat]
+        if name.endswith("sha256"):
+            values = [value[:12] for value in values]
+        lines.append((name.replace("_", " "), *values))
+    head = ["what", *(f"seed {seed}" for seed in terms)]
     return html.paragraph(
         "Checked, not assumed: all methods had the same split, initial parameters,"
         " batch order, augmentation, local work, rounds and evaluation."
-    ) + html.table(head, lines, "Equal terms")
+    ) + html.table(head, lines, "What all methods share")
 
 
 def _differences(groups: Groups) -> str:
