@@ -58,6 +58,18 @@ def test_small_alpha_concentrates_classes():
     assert held(0.01) < held(100.0)
 
 
+def test_an_alpha_whose_dirichlet_draw_rounds_to_nothing():
+    labels = np.arange(40) % 2
+    parts = partition.split(
+        labels, mode="dirichlet_balanced", num_clients=4, alpha=1e-4, seed=0
+    )
+    counts = partition.label_counts(labels, parts, 2)
+    # Each class fills two clients.
+    np.testing.assert_array_equal(
+        np.sort(counts, 0), [[0, 0], [0, 0], [10, 10], [10, 10]]
+    )
+
+
 def test_impossible_splits_name_the_setting():
     def split(**changes):
         args = {"mode": "iid", "num_clients": 3, "alpha": 1.0, "seed": 0} | changes

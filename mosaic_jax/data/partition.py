@@ -169,6 +169,9 @@ def _balanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:
     clients = []
     for _ in range(num_clients):
         class_weight = np_rng.dirichlet(np.full(num_classes, alpha))
+        # Every gamma variable of a tiny alpha may round to 0; one class is the limit.
+        if np.isnan(class_weight).any():
+            class_weight = np.eye(num_classes)[np_rng.randint(num_classes)]
         weight = class_weight[labels] / np.bincount(labels, minlength=num_classes)[labels]
         # Classes used up, or of weight 0, still leave each client its full share.
         weight = np.where(left, np.maximum(weight, 1e-12), 0)
