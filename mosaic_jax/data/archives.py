@@ -169,7 +169,7 @@ def members(
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 for name in archive.namelist():
-                    if wanted(name):
+                    if not name.endswith("/") and wanted(name):
                         yield name, archive.read(name)
             return
         with tarfile.open(path) as archive:

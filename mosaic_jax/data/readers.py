@@ -203,9 +203,10 @@ def svhn(directory: pathlib.Path) -> Arrays:
     found = []
     for archive in SVHN.values():
         path = archive.find((directory / "svhn", directory))
+        # SciPy's reader may crash the process on a damaged file: the right one only.
+        content = archive.content(path)
         try:
-            # Arrays of numbers only: nothing in this format is run.
-            raw = scipy.io.loadmat(io.BytesIO(path.read_bytes()))
+            raw = scipy.io.loadmat(io.BytesIO(content))
             image, label = raw["X"].transpose(3, 0, 1, 2), raw["y"].reshape(-1)
         except Exception as error:
             raise unreadable(path, error) from error
@@ -228,22 +229,19 @@ def tiny_imagenet(directory: pathlib.Path) -> Arrays:
             f"{directory / folder} is missing: put the folder {folder} or the file"
             f" {archive} (from http://cs231n.stanford.edu) into {directory.resolve()}"
         )
-    names = {f"{folder}/wnids.txt", f"{folder}/val/val_annotations.txt"}
-    texts = {n: c.decode() for n, c in _entries(source, lambda n: n in names)}
-    if set(texts) != names:
-        missing = sorted(names - set(texts))[0]
-        raise errors.DataError(f"{source}: has no {missing}")
-    classes = texts[f"{folder}/wnids.txt"].split()
-    number = {wnid: i for i, wnid in enumerate(sorted(classes))}
-    rows = texts[f"{folder}/val/val_annotations.txt"].splitlines()
-    label_of = dict(row.split("\t")[:2] for row in rows if "\t" in row)
+    classes, annotations = _texts(
+        source, f"{folder}/wnids.txt", f"{folder}/val/val_annotations.txt"
+    )
+    number = _numbered(source, classes.split())
+    rows = [row.split("\t")[:2] for row in annotations.splitlines() if "\t" in row]
+    number_of = {name: number(wnid) for name, wnid in rows}
 
     def label(name: str) -> tuple[str, int] | None:
         parts = name.split("/")
-        if len(parts) == 5 and parts[1] == "train" and parts[2] in number:
-            return "train", number[parts[2]]
-        if len(parts) == 4 and parts[1] == "val" and parts[3] in label_of:
-            return "test", number[label_of[parts[3]]]
+        if len(parts) == 5 and parts[1] == "train":
+            return "train", number(parts[2])
+        if len(parts) == 4 and parts[1] == "val" and parts[3] in number_of:
+            return "test", number_of[parts[3]]
         return None
 
     return _decoded(source, label, size=32)
@@ -253,15 +251,14 @@ def food101(directory: pathlib.Path) -> Arrays:
     """Food-101 (Bossard et al., 2014) from its folder or archive, resized to 32."""
     folder = directory / "food-101"
     source = folder if folder.is_dir() else FOOD101.find((directory,))
-    names = [f"food-101/meta/{part}.txt" for part in ("classes", "train", "test")]
-    texts = {n: c.decode() for n, c in _entries(source, lambda n: n in names)}
-    if set(texts) != set(names):
-        raise errors.DataError(f"{source}: has no {sorted(set(names) - set(texts))[0]}")
-    number = {name: i for i, name in enumerate(sorted(texts[names[0]].split()))}
+    classes, train, test = _texts(
+        source, *(f"food-101/meta/{name}.txt" for name in ("classes", "train", "test"))
+    )
+    number = _numbered(source, classes.split())
     part_of = {
-        f"food-101/images/{row}.jpg": (part, number[row.partition("/")[0]])
-        for part in ("train", "test")
-        for row in texts[f"food-101/meta/{part}.txt"].split()
+        f"food-101/images/{row}.jpg": (part, number(row.partition("/")[0]))
+        for part, rows in (("train", train), ("test", test))
+        for row in rows.split()
     }
     return _decoded(source, part_of.get, size=32)
 
@@ -330,10 +327,15 @@ def _own(path: pathlib.Path, image: np.ndarray, label: np.ndarray):
     label = np.asarray(label)
     if label.ndim == 2 and label.shape[1] == 1:
         label = label[:, 0]
-    if image.dtype != np.uint8 or image.ndim != 4 or image.shape[3] not in (1, 3):
+    if (
+        image.dtype != np.uint8
+        or image.ndim != 4
+        or image.shape[3] not in (1, 3)
+        or not image.size
+    ):
         raise errors.DataError(
             f"{path}: images of shape {image.shape} and type {image.dtype}: must be"
-            " uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3]"
+            " uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and not empty"
         )
     if not np.issubdtype(label.dtype, np.integer) or label.shape != image.shape[:1]:
         raise errors.DataError(
@@ -363,6 +365,28 @@ def _entries(
         name = path.relative_to(source.parent).as_posix()
         if wanted(name) and path.is_file():
             yield name, path.read_bytes()
+
+
+def _texts(source: pathlib.Path, *names: str) -> list[str]:
+    """Contents of the text files `names` of a folder or an archive."""
+    found = dict(_entries(source, lambda name: name in names))
+    for name in names:
+        if name not in found:
+            raise errors.DataError(f"{source}: has no {name}")
+    # Names that are damaged are unknown, which is told where they are looked up.
+    return [found[name].decode(errors="replace") for name in names]
+
+
+def _numbered(source: pathlib.Path, classes: Sequence[str]) -> Callable[[str], int]:
+    """Number of a class by its name, in order of names."""
+    numbers = {name: i for i, name in enumerate(sorted(classes))}
+
+    def number(name: str) -> int:
+        if name not in numbers:
+            raise errors.DataError(f"{source}: lists no class {name[:40]!r}")
+        return numbers[name]
+
+    return number
 
 
 def _decoded(

@@ -17,7 +17,6 @@ import zipfile
 import flax.traverse_util
 import numpy as np
 import pytest
-import scipy.io
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
@@ -305,14 +304,6 @@ def cifar(folder):
     test_sources.cifar_archive(folder / "cifar-10-binary.tar.gz")
 
 
-def svhn(folder):
-    image = np.zeros((32, 32, 3, 4), np.uint8)
-    label = np.array([[1], [10], [9], [10]], np.uint8)
-    for part in ("train", "test"):
-        path = folder / f"{part}_32x32.mat"
-        scipy.io.savemat(path, {"X": image, "y": label}, do_compression=True)
-
-
 def tiny_imagenet(folder):
     with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
         for name, content in test_sources.tiny_imagenet_files().items():
@@ -339,7 +330,6 @@ def npz(folder):
 
 FORMATS = {
     "cifar10": cifar,
-    "svhn": svhn,
     "tiny_imagenet": tiny_imagenet,
     "food101": food101,
     "folder": own,
