@@ -15,6 +15,9 @@ from PIL import Image
 from mosaic_jax.report import figures
 
 _HERE = pathlib.Path(__file__).parent
+# Columns with a cell longer than this are prose: they wrap.
+_PROSE = 40
+_PROSE_CLASS = {True: ' class="prose"', False: ""}
 # A page needs nothing from outside and runs nothing but its own script.
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
@@ -74,20 +77,37 @@ def cards(values: Mapping[str, str]) -> str:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
     """A table that scrolls within the page; the first column names the rows."""
-    return _table(head, "".join(_row(row) for row in rows), caption)
+    columns = zip(*rows, strict=True)
+    prose = [max(len(str(cell)) for cell in cells) > _PROSE for cells in columns]
+    body = "".join(_row(row, prose) for row in rows)
+    return _table(head, body, caption, prose=prose)
 
 
-def _row(cells: Sequence[Any]) -> str:
+def _row(cells: Sequence[Any], prose: Sequence[bool]) -> str:
     first, *rest = (html.escape(str(cell)) for cell in cells)
     return (
         f'<tr><th scope="row">{first}</th>'
-        + "".join(f"<td>{cell}</td>" for cell in rest)
+        + "".join(
+            f"<td{_PROSE_CLASS[wraps]}>{cell}</td>"
+            for cell, wraps in zip(rest, prose[1:], strict=True)
+        )
         + "</tr>"
     )
 
 
-def _table(head: Sequence[str], rows: str, caption: str, body_id: str = "") -> str:
-    heads = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
+def _table(
+    head: Sequence[str],
+    rows: str,
+    caption: str,
+    *,
+    body_id: str = "",
+    prose: Sequence[bool] = (),
+) -> str:
+    wraps = [*prose, *[False] * (len(head) - len(prose))]
+    heads = "".join(
+        f'<th scope="col"{_PROSE_CLASS[wrap]}>{html.escape(name)}</th>'
+        for name, wrap in zip(head, wraps, strict=True)
+    )
     label = html.escape(caption)
     mark = f' id="{body_id}"' if body_id else ""
     return (
@@ -109,7 +129,7 @@ def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) ->
         f'<div class="search"><label for="clients-search">Search {html.escape(name)}'
         '</label><input id="clients-search" type="search" autocomplete="off"></div>'
         '<p id="clients-told" role="status"></p>'
-        + _table(head, "", name, "clients-rows")
+        + _table(head, "", name, body_id="clients-rows")
         + f'<script type="application/json" id="clients-data">{data}</script>'
         f"<script>{script}</script>"
     )
@@ -137,7 +157,10 @@ def image(pixels: np.ndarray, label: str) -> str:
         buffer, format="png", optimize=True
     )
     encoded = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img alt="{html.escape(label)}" src="data:image/png;base64,{encoded}">'
+    mark = ' class="strip"' if pixels.shape[1] > pixels.shape[0] else ""
+    return (
+        f'<img{mark} alt="{html.escape(label)}" src="data:image/png;base64,{encoded}">'
+    )
 
 
 def strips(
