@@ -123,7 +123,8 @@ def test_ranges_are_inverse():
 def test_constant_output_is_found_collapsed():
     model_gan = make()
     generator = model_gan.init(KEY, (16, 16, 1)).generator
-    spread = jax.jit(lambda g: generators.deviation(model_gan, g, KEY))
+    z = jax.random.normal(KEY, (64, model_gan.latent_dim))
+    spread = jax.jit(lambda g: generators.deviation(model_gan, g, z))
     constant = jax.tree.map(jnp.zeros_like, generator)
     assert spread(constant) == 0
     assert spread(generator) > 0

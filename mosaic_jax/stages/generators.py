@@ -75,9 +75,8 @@ def class_shares(label_count: Array, target: str) -> Array:
     return share / jnp.sum(share, axis=1, keepdims=True)
 
 
-def deviation(model_gan: gan.Gan, generator: ModelState, key: Array) -> Array:
-    """[] mean over pixels of the deviation over samples; near 0: collapsed."""
-    z = jax.random.normal(key, (NUM_COLLAPSE_SAMPLES, model_gan.latent_dim))
+def deviation(model_gan: gan.Gan, generator: ModelState, z: Array) -> Array:
+    """[] mean over pixels of the deviation over the samples of z; near 0: collapsed."""
     return jnp.mean(jnp.std(model_gan.sample(generator, z), axis=0))
 
 
@@ -103,7 +102,8 @@ def _run(
 
     @jax.jit
     def deviations(generators: ModelState, key: Array) -> Array:
-        return parallel.expert_map(lambda g: deviation(model_gan, g, key), generators)
+        z = jax.random.normal(key, (NUM_COLLAPSE_SAMPLES, model_gan.latent_dim))
+        return parallel.expert_map(lambda g: deviation(model_gan, g, z), generators)
 
     spread = deviations(generators, prng.named(context.key, "collapse"))
     alive = spread >= config.collapse_below
