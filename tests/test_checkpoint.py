@@ -1,5 +1,8 @@
 """Trees come back as they were; damage is noticed."""
 
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,7 +50,7 @@ def test_a_flipped_bit_falls_back_to_the_step_before(tmp_path, caplog):
         saved.save(step, state(step))
     saved.close()
     # orbax keeps some data twice and reads one of them: flip a bit in each file.
-    for path in (tmp_path / "2" / "tree").rglob("d/*"):
+    for path in (tmp_path / "2").rglob("d/*"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
@@ -58,6 +61,24 @@ def test_a_flipped_bit_falls_back_to_the_step_before(tmp_path, caplog):
     jax.tree.map(
         np.testing.assert_array_equal, checkpoint.restore_into(state(0), flat), state(1)
     )
+
+
+def test_missing_parts_are_told_in_one_line(tmp_path):
+    """Orbax would go on to read: its threads print a traceback for every array."""
+    saved = checkpoint.Checkpoints(tmp_path)
+    saved.save(0, {f"a{i}": jnp.full(64, float(i)) for i in range(300)})
+    saved.close()
+    for path in (tmp_path / "0").rglob("d/*"):
+        path.unlink()
+    code = (
+        "from mosaic_jax import checkpoint;"
+        f" print(checkpoint.Checkpoints({str(tmp_path)!r}).latest())"
+    )
+    args = {"capture_output": True, "text": True, "check": True}
+    done = subprocess.run([sys.executable, "-c", code], **args)
+    assert done.stdout == "None\n"
+    assert "is damaged" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_another_shape_is_named(tmp_path):

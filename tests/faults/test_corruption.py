@@ -54,16 +54,18 @@ def outcome(workdir, changes):
     return summary["test_accuracy"], trees.digest(model)
 
 
-def check(original, workdir, changes, expected, kind, relative, np_rng):
+def check(original, workdir, changes, expected, kind, relative, np_rng, capfd):
     shutil.rmtree(workdir, ignore_errors=True)
     shutil.copytree(original, workdir)
     damage(workdir / relative, kind, np_rng)
-    # One line for people, never a traceback.
+    # One line for people, never a traceback, whichever thread would print it.
     try:
         found = outcome(workdir, changes)
     except errors.MosaicError as error:
         assert "\n" not in str(error), (relative, kind)
         return
+    finally:
+        assert "Traceback" not in capfd.readouterr().err, (relative, kind)
     assert found == expected, (relative, kind)
     for name in ("config.json", "split.json", "summary.json"):
         files.read_json(workdir / name)
@@ -81,18 +83,19 @@ def original(tmp_path_factory):
     return workdir, outcome(workdir, FIELDS)
 
 
-def test_every_file_of_a_finished_run(original, tmp_path):
+def test_every_file_of_a_finished_run(original, tmp_path, capfd):
     workdir, expected = original
     np_rng = np.random.RandomState(0)
     kinds = list(DAMAGES)
     for i, relative in enumerate(listed(workdir)):
         kind = kinds[i % len(kinds)]
-        check(workdir, tmp_path / "run", FIELDS, expected, kind, relative, np_rng)
+        args = (tmp_path / "run", FIELDS, expected, kind, relative, np_rng, capfd)
+        check(workdir, *args)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_every_file_of_mosaic_in_every_way(tmp_path, kind):
+def test_every_file_of_mosaic_in_every_way(tmp_path, kind, capfd):
     changes = {"audit__images": 8}
     expected = outcome(tmp_path / "original", changes)
     np_rng = np.random.RandomState(1)
@@ -107,6 +110,7 @@ def test_every_file_of_mosaic_in_every_way(tmp_path, kind):
             kind,
             relative,
             np_rng,
+            capfd,
         )
 
 
