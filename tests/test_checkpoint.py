@@ -49,7 +49,7 @@ def test_a_flipped_bit_falls_back_to_the_step_before(tmp_path, caplog):
     for step in (1, 2):
         saved.save(step, state(step))
     saved.close()
-    # orbax keeps some data twice and reads one of them: flip a bit in each file.
+    # Orbax keeps some data twice and reads one of them: flip a bit in each file.
     for path in (tmp_path / "2").rglob("d/*"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1

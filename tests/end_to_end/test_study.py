@@ -175,10 +175,9 @@ def test_damaged_artifacts_run_again(finished, tmp_path, caplog):
     config = tiny.study(warmup__rounds=2)
     copy = experiment.Experiment(config, tmp_path, reuse_from=[study.workdir])
     copy.run()
-    tree = copy.finished()[-2].directory / "artifacts" / "0" / "tree"
-    # orbax keeps some data twice and reads one of them: damage all.
-    for path in tree.rglob("d/*"):
-        path.write_bytes(path.read_bytes()[:-20])
+    artifacts = copy.finished()[-2].directory / "artifacts"
+    path = next(artifacts.rglob("d/*"))
+    path.write_bytes(path.read_bytes()[:-20])
     with caplog.at_level("WARNING", "mosaic_jax"):
         again = experiment.Experiment(config, tmp_path).run()
     assert "stage distill runs again" in caplog.text
