@@ -5,10 +5,11 @@ its readers print thousands of lines. So every step carries the sha256 of its fi
 and a step that fails the check is passed over, unread, for the one before.
 """
 
-import hashlib
 import logging
 import pathlib
 import shutil
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.serialization
@@ -30,9 +31,20 @@ SEAL = "seal.json"
 class Checkpoints:
     """Numbered trees in one folder; the last two are kept."""
 
-    def __init__(self, directory: str | pathlib.Path) -> None:
-        """Open or create `directory`."""
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        identity: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Open or create `directory`.
+
+        Args:
+          directory: of the steps.
+          identity: says, JSON-able, what the trees are of. A step that was saved under
+            another identity is passed over like a damaged one.
+        """
         self._directory = pathlib.Path(directory).resolve()
+        self._identity = dict(identity)
         self._directory.mkdir(parents=True, exist_ok=True)
         # Trees are whole in every process: each reads for itself, one writes.
         me = jax.process_index()
@@ -67,7 +79,11 @@ class Checkpoints:
         # A step below the newest, which a damaged file can leave, needs force.
         try:
             self._manager.save(step, args=ocp.args.StandardSave(nested), force=True)
-            content = {"sha256": _sums(folder), "notes": notes or {}}
+            content = {
+                "identity": self._identity,
+                "sha256": _sums(folder),
+                "notes": notes or {},
+            }
             files.write_json(folder / SEAL, content, indent=None)
         except Exception as error:  # orbax raises many kinds
             raise errors.CheckpointError(
@@ -79,14 +95,16 @@ class Checkpoints:
 
         Its number, its arrays by 'a/b/c' paths, its notes.
 
-        Damaged steps are named in the log and deleted.
+        Steps that are damaged or belong elsewhere are named in the log and deleted.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return step, *self._read(step)
             except Exception as error:  # orbax raises many kinds on damage
-                reason = _first_line(error)
-                _log.warning("%s/%s is damaged (%s)", self._directory, step, reason)
+                told = _first_line(error)
+                if not isinstance(error, errors.ForeignError):
+                    told = f"is damaged ({told})"
+                _log.warning("%s/%s %s", self._directory, step, told)
                 if jax.process_index() == 0:
                     shutil.rmtree(self._directory / str(step), ignore_errors=True)
                     self._manager.reload()
@@ -109,6 +127,7 @@ class Checkpoints:
     def _read(self, step: int) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         folder = self._directory / str(step)
         seal = files.read_json(folder / SEAL)
+        check_identity(seal.get("identity"), self._identity)
         if not seal["sha256"].items() <= _sums(folder).items():
             raise errors.CheckpointError("the checksums of its files do not match")
         tree = self._manager.restore(step, args=ocp.args.StandardRestore())
@@ -132,15 +151,28 @@ def restore_into(template: Tree, flat: dict[str, jax.Array]) -> Tree:
     return flax.serialization.from_state_dict(template, state)
 
 
+def check_identity(found: Any, expected: Mapping[str, Any]) -> None:
+    """Check what was saved against what is wanted.
+
+    Raises:
+      ForeignError: it is of something else; names the first difference.
+    """
+    found = found if isinstance(found, Mapping) else {}
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise errors.ForeignError(
+                f"belongs to another study: its {name} is {found.get(name)!r}, not"
+                f" {value!r}"
+            )
+
+
 def _sums(folder: pathlib.Path) -> dict[str, str]:
-    """The sha256 of every file of a step, by its path there."""
-    sums = {}
+    """The sha256 of every file in a folder but its own seal, by its path there."""
+    found = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and path.name != SEAL:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            sums[path.relative_to(folder).as_posix()] = found
-    return sums
+        if path.is_file() and path != folder / SEAL:
+            found[path.relative_to(folder).as_posix()] = files.sha256(path)
+    return found
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""Where a run happens: processes, lock, device, versions, memory, compile time."""
+"""Where a run happens: processes, lock, device, versions, memory."""
 
 import contextlib
 import fcntl
@@ -11,14 +11,13 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import jax.monitoring
 import numpy as np
 from jax.experimental import multihost_utils
 
 from mosaic_jax import errors
+from mosaic_jax.stopwatch import Stopwatch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -61,14 +60,16 @@ def is_primary() -> bool:
 def wait_for_all(point: str) -> None:
     """Return once every process has come to `point`: what was written is there."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(point)
+        with Stopwatch.waits():
+            multihost_utils.sync_global_devices(point)
 
 
 def highest(value: int) -> int:
     """The highest `value` of all processes."""
     if jax.process_count() == 1:
         return value
-    return int(multihost_utils.process_allgather(np.array(value)).max())
+    with Stopwatch.waits():
+        return int(multihost_utils.process_allgather(np.array(value)).max())
 
 
 @contextlib.contextmanager
@@ -93,22 +94,6 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         file.write(f"{os.getpid()} on {platform.node()}")
         file.flush()
         yield
-
-
-class CompileTime:
-    """Seconds that XLA compiled while entered."""
-
-    def __enter__(self) -> "CompileTime":
-        self.seconds = 0.0
-        jax.monitoring.register_event_duration_secs_listener(self._listen)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        jax.monitoring.unregister_event_duration_listener(self._listen)
-
-    def _listen(self, event: str, duration: float, **_: Any) -> None:
-        if event.endswith("backend_compile_duration"):
-            self.seconds += duration
 
 
 def peak_memory() -> int:

@@ -17,6 +17,10 @@ class CheckpointError(MosaicError):
     """A saved artifact is missing, damaged, or belongs to another study."""
 
 
+class ForeignError(CheckpointError):
+    """What was saved is intact, and of another study."""
+
+
 class DivergedError(MosaicError):
     """Training produced a loss or a parameter that is not finite."""
 

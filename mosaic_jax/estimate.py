@@ -16,6 +16,7 @@ from mosaic_jax import environment, settings
 from mosaic_jax.experiment import Experiment
 from mosaic_jax.loop import Steps
 from mosaic_jax.stages.base import Outcome, Stage
+from mosaic_jax.stopwatch import Stopwatch
 from mosaic_jax.types import Tree
 
 _log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def _try(
 ) -> tuple[Cost, Outcome]:
     loops: dict[str, dict[str, float]] = {}
     start, state, spent = time.perf_counter(), None, 0.0
-    with environment.CompileTime() as compiling:
+    with Stopwatch() as watch:
         run = trial.start(stage, artifacts)
         while True:
             try:
@@ -97,7 +98,7 @@ def _try(
             spent += time.perf_counter() - before
             # What a loop compiles is within `spent`.
             spent -= loops[steps.name].pop("compile_seconds")
-    around = time.perf_counter() - start - spent - compiling.seconds
+    around = time.perf_counter() - start - spent - watch.compiling
     total = sum(loop["seconds"] for loop in loops.values()) + max(around, 0.0)
     cost = Cost(
         stage=stage.name,
@@ -125,7 +126,7 @@ def _time_loop(steps: Steps) -> tuple[dict[str, float], Tree]:
         step += count
         return time.perf_counter() - begin
 
-    with environment.CompileTime() as compiling:
+    with Stopwatch() as watch:
         first = take(1)
     alone = take(1)
     more = min(max(round(SECONDS / alone), 1), steps.every, steps.num_steps)
@@ -136,13 +137,13 @@ def _time_loop(steps: Steps) -> tuple[dict[str, float], Tree]:
         per_step = max((together - alone) / (more - 1), 0.0)
         chunk_seconds = max(alone - per_step, 0.0)
     chunks = math.ceil(steps.num_steps / steps.every)
-    tracing = max(first - compiling.seconds - alone, 0.0)
+    tracing = max(first - watch.compiling - alone, 0.0)
     seconds = steps.num_steps * per_step + chunks * chunk_seconds + tracing
     result = {
         "steps": steps.num_steps,
         "seconds": seconds,
         "samples_per_second": steps.num_steps * steps.samples_per_step / seconds,
-        "compile_seconds": compiling.seconds,
+        "compile_seconds": watch.compiling,
     }
     return result, state
 

@@ -9,7 +9,6 @@ import logging
 import pathlib
 import shutil
 import statistics
-import time
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -30,6 +29,7 @@ from mosaic_jax import (
     models,
     parallel,
     prng,
+    provenance,
     settings,
     stages,
     tracking,
@@ -42,11 +42,12 @@ from mosaic_jax.data.sources import Info
 from mosaic_jax.distillation.base import Task
 from mosaic_jax.loop import Interrupted, Interruption, Loop, Run, run_stage
 from mosaic_jax.stages.base import Context, Outcome, Stage
+from mosaic_jax.stopwatch import Stopwatch, TimeSheet
 
 _log = logging.getLogger(__name__)
 
 # Raised when the same settings give another result; it enters every fingerprint.
-FORMAT = 5
+FORMAT = 6
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "round_state": dict,
@@ -69,6 +70,11 @@ class Done:
     directory: pathlib.Path
     record: dict[str, Any]
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the files there say that they are of."""
+        return self.record["identity"]
+
     def artifacts(self) -> dict[str, types.Tree]:
         """Load them.
 
@@ -77,7 +83,7 @@ class Done:
         """
         if not self.record["provides"]:
             return {}
-        saved = checkpoint.Checkpoints(self.directory / "artifacts")
+        saved = checkpoint.Checkpoints(self.directory / "artifacts", self.identity)
         latest = saved.latest()
         saved.close()
         if latest is None:
@@ -209,15 +215,11 @@ class Experiment:
         return memory.seeds_at_once(self.settings, self.data.info, self.classifier)
 
     def plan(self) -> list[tuple[Stage, str]]:
-        """Each stage with its fingerprint."""
-        base = {
-            "format": FORMAT,
-            "seed": self.settings.seed,
-            "model": settings.to_mapping(self.settings.model),
-            "data": self.settings.data.name,
-            "images": self.data.images_sha256,
-            "split": self.data.sha256,
-        }
+        """Each stage with its fingerprint: a digest of all that it can see.
+
+        That is the settings it declares, the code of the components that these name,
+        the data, and what the stages before it made.
+        """
         producer: dict[str, str] = {}
         result = []
         for stage in stages.pipeline(self.settings):
@@ -225,18 +227,45 @@ class Experiment:
             if missing:
                 raise errors.ConfigError(f"stage {stage.name} needs {missing[0]}")
             needs = {name: producer[name] for name in stage.needs}
-            fingerprint = settings.digest(
-                {**base, "stage": stage.name, "depends": stage.depends, "needs": needs}
-            )[:16]
+            seen = {
+                "format": FORMAT,
+                "stage": stage.name,
+                "settings": provenance.view(self.settings, stage.reads).content(),
+                "components": self._components(stage),
+                "data": self.data.content_sha256,
+                "needs": needs,
+            }
+            fingerprint = settings.digest(seen)[:16]
             producer |= {name: fingerprint for name in stage.provides}
             result.append((stage, fingerprint))
         return result
+
+    def _components(self, stage: Stage) -> dict[str, Any]:
+        """What makes the components that a stage may use what they are."""
+        found: dict[str, Any] = {
+            name: provenance.code_digest(type(network.module))
+            for name, network in self.networks.items()
+        }
+        if stage.uses("init.method"):
+            found["algorithm"] = provenance.of_component(self.algorithm)
+        if stage.uses("server.method") and self.server is not None:
+            found["server"] = provenance.of_component(self.server)
+        return found
+
+    def identity(self, stage: Stage, fingerprint: str) -> dict[str, Any]:
+        """What the files of a stage carry, so that they are not taken for others'."""
+        return {
+            "study": self.data.content_sha256[:16],
+            "stage": stage.name,
+            "fingerprint": fingerprint,
+            "seed": self.settings.seed,
+        }
 
     def finished(self) -> list[Done]:
         """The stages of this study that are done, in order, up to the first gap."""
         result = []
         for stage, fingerprint in self.plan():
-            done = _find(self.workdir, stage, fingerprint)
+            done = _find(self.workdir, stage, self.identity(stage, fingerprint))
             if done is None:
                 break
             result.append(done)
@@ -283,7 +312,7 @@ class Experiment:
         self, stage: Stage, fingerprint: str, tracker: tracking.Tracker
     ) -> Done | None:
         for root in [self.workdir, *self.reuse_from]:
-            done = _find(root, stage, fingerprint)
+            done = _find(root, stage, self.identity(stage, fingerprint))
             if done is None:
                 continue
             _log.info("%s: reused from %s", stage.name, done.directory)
@@ -304,6 +333,8 @@ class Experiment:
         tracker: tracking.Tracker,
         progress: tracking.Progress,
         interruption: Interruption,
+        watch: Stopwatch,
+        share: float,
     ) -> Loop:
         directory = _stage_directory(self.workdir, stage.name, fingerprint)
         directory.mkdir(parents=True, exist_ok=True)
@@ -316,6 +347,13 @@ class Experiment:
             interruption=interruption,
             checkpoint_seconds=self.settings.log.checkpoint_seconds,
             place=self._axis.replicate,
+            identity=self.identity(stage, fingerprint),
+            time_sheet=TimeSheet(
+                directory / "time.json",
+                watch,
+                share=share,
+                writes=environment.is_primary(),
+            ),
             profile=self.workdir / "profile"
             if self.settings.profile == stage.name
             else None,
@@ -324,15 +362,15 @@ class Experiment:
     def start(self, stage: Stage, artifacts: dict[str, types.Tree]) -> Run:
         """The stage on what it needs of `artifacts`."""
         context = Context(
-            settings=self.settings,
+            settings=provenance.view(self.settings, stage.reads),
             data=self.data,
             axis=self._axis,
             **self._placed,
             networks=self.networks,
             name=self.settings.model.name,
-            algorithm=self.algorithm,
-            server=self.server,
-            task=self._task,
+            algorithm=stage.given("init.method", self.algorithm),
+            server=stage.given("server.method", self.server),
+            task=stage.given("server.method", self._task),
             state_on_host=self._state_on_host,
             key=prng.named(prng.root(self.settings.seed), stage.name),
         )
@@ -345,16 +383,18 @@ class Experiment:
         fingerprint: str,
         outcome: Outcome,
         tracker: tracking.Tracker,
-        cost: dict[str, float],
+        cost: dict[str, Any],
     ) -> Done:
         directory = _stage_directory(self.workdir, stage.name, fingerprint)
+        identity = self.identity(stage, fingerprint)
         if outcome.artifacts:
-            saved = checkpoint.Checkpoints(directory / "artifacts")
+            saved = checkpoint.Checkpoints(directory / "artifacts", identity)
             saved.save(0, outcome.artifacts)
             saved.close()
         if outcome.pictures and environment.is_primary():
             files.write_arrays(directory / "pictures.npz", outcome.pictures)
         record = {
+            "identity": identity,
             "provides": list(stage.provides),
             "results": outcome.results,
             "up": outcome.up,
@@ -364,8 +404,10 @@ class Experiment:
             **cost,
         }
         if environment.is_primary():
+            record["files"] = _kept(directory)
             files.write_json(directory / "done.json", record)
             shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+            (directory / "time.json").unlink(missing_ok=True)
         environment.wait_for_all(f"{stage.name} done")
         tracker.pictures(stage.name, outcome.pictures)
         for name in ("global_model", "student", "final_model"):
@@ -416,8 +458,9 @@ class Experiment:
             "communication_bytes": {"up": up, "down": down},
             "budgets": records.get("init", {}).get("results", {}).get("budgets", []),
             "seconds": {name: r["seconds"] for name, r in records.items()},
+            "time": {name: r["time"] for name, r in records.items()},
             "flops": {name: r["flops"] for name, r in records.items()},
-            "compile_seconds": sum(r["compile_seconds"] for r in records.values()),
+            "compile_seconds": sum(r["time"]["compiling"] for r in records.values()),
             "peak_memory_bytes": max(r["peak_memory_bytes"] for r in records.values()),
             "device": environment.device(),
             "versions": environment.versions(),
@@ -524,30 +567,33 @@ def _compute(
     """One stage of each study; what it costs is shared out evenly."""
     name = links[0][0].name
     _log.info("%s: running", name)
-    loops = [
-        work._loop(*link, tracker, progress, interruption)
-        for work, link, tracker in zip(works, links, trackers, strict=True)
-    ]
-    start = time.monotonic()
-    with environment.CompileTime() as compile_time:
+    with Stopwatch() as watch:
+        loops = [
+            work._loop(*link, tracker, progress, interruption, watch, 1 / len(works))
+            for work, link, tracker in zip(works, links, trackers, strict=True)
+        ]
         runs = [
             work.start(stage, inputs)
             for work, (stage, _), inputs in zip(works, links, artifacts, strict=True)
         ]
         outcomes = run_stage(loops, runs)
-    seconds = time.monotonic() - start
-    cost = {
-        "seconds": seconds / len(works),
-        "compile_seconds": compile_time.seconds / len(works),
-        "peak_memory_bytes": environment.peak_memory(),
-    }
-    _log.info("%s: done in %.1f s", name, seconds)
+        spent = [loop.time_sheet.spent() for loop in loops]
+    _log.info("%s: done in %.1f s", name, sum(watch.spent().values()))
     return [
-        (work._save(*link, outcome, tracker, cost), outcome.artifacts)
-        for work, link, outcome, tracker in zip(
-            works, links, outcomes, trackers, strict=True
+        (work._save(*link, outcome, tracker, _cost(seconds)), outcome.artifacts)
+        for work, link, outcome, tracker, seconds in zip(
+            works, links, outcomes, trackers, spent, strict=True
         )
     ]
+
+
+def _cost(spent: dict[str, float]) -> dict[str, Any]:
+    """What a stage took; of memory this process's part is known."""
+    return {
+        "seconds": sum(spent.values()),
+        "time": spent,
+        "peak_memory_bytes": environment.peak_memory(),
+    }
 
 
 def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -582,6 +628,7 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "rounds": first["rounds"],
         "communication_bytes": first["communication_bytes"],
         "seconds": merge([s["seconds"] for s in summaries]),
+        "time": merge([s["time"] for s in summaries]),
         "flops": merge([s["flops"] for s in summaries]),
         "compile_seconds": sum(s["compile_seconds"] for s in summaries),
         "peak_memory_bytes": max(s["peak_memory_bytes"] for s in summaries),
@@ -686,18 +733,36 @@ def _stage_directory(root: pathlib.Path, name: str, fingerprint: str) -> pathlib
     return root / "stages" / name / fingerprint
 
 
-def _find(root: pathlib.Path, stage: Stage, fingerprint: str) -> Done | None:
-    """The finished stage, if it is there with all that `stage` provides."""
-    directory = _stage_directory(root, stage.name, fingerprint)
+def _find(root: pathlib.Path, stage: Stage, identity: dict[str, Any]) -> Done | None:
+    """The finished stage of this identity, if it is there with all that it provides.
+
+    Its files must be those that its record was sealed with.
+    """
+    directory = _stage_directory(root, stage.name, identity["fingerprint"])
     if not (directory / "done.json").exists():
         return None
     try:
         record = files.read_json(directory / "done.json")
+        checkpoint.check_identity(record.get("identity"), identity)
+        if record["files"] != _kept(directory):
+            raise errors.CheckpointError("its files are not those it was saved with")
     except errors.CheckpointError as error:
-        _log.warning("%s; stage %s runs again", error, stage.name)
+        text = str(error)
+        told = text if str(directory) in text else f"{directory}: {text}"
+        _log.warning("%s; stage %s runs again", told, stage.name)
         return None
     complete = set(stage.provides) <= set(record["provides"])
     return Done(stage.name, directory, record) if complete else None
+
+
+def _kept(directory: pathlib.Path) -> dict[str, str]:
+    """sha256 of every file of a finished stage but its record, by path.
+
+    Of artifacts the seal counts, which has those of their files and is checked when
+    these are read.
+    """
+    kept = [*directory.glob("artifacts/*/seal.json"), *directory.glob("pictures.npz")]
+    return {path.relative_to(directory).as_posix(): files.sha256(path) for path in kept}
 
 
 def _rebuild(cls: type, nested: Any) -> Any:

@@ -57,6 +57,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise errors.CheckpointError(f"{path}: is damaged") from error
 
 
+def sha256(path: pathlib.Path) -> str:
+    """Of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_arrays(path: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     """Write an npz; zip files carry checksums of their own."""
     partial = _partial(path)

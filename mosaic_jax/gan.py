@@ -11,6 +11,7 @@ from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import augment
 from mosaic_jax.data.sources import Info
 from mosaic_jax.models import dcgan
+from mosaic_jax.provenance import View
 from mosaic_jax.types import Array, GanState, ModelState, Tree
 
 
@@ -229,7 +230,7 @@ class Gan:
         return loss, metrics
 
 
-def build(study: settings.Settings, info: Info, classifier: Classifier) -> Gan:
+def build(study: settings.Settings | View, info: Info, classifier: Classifier) -> Gan:
     """The client GAN of a study."""
     config = study.generators
     size, kind = info.image_size, (study.model.dtype, study.compute.convolution)

@@ -11,7 +11,7 @@ import math
 import pathlib
 import signal
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import checkpoint, environment, errors, tracking, trees
+from mosaic_jax.stopwatch import Stopwatch, TimeSheet
 from mosaic_jax.types import Array, Tree
 
 _log = logging.getLogger(__name__)
@@ -156,6 +157,8 @@ class Loop:
       interruption: asked between chunks.
       checkpoint_seconds: least time between two checkpoints.
       place: puts a state on the devices.
+      identity: of the stage, for its checkpoints.
+      time_sheet: of the stage.
       profile: folder for a trace of one chunk, None for none.
     """
 
@@ -167,6 +170,8 @@ class Loop:
     interruption: Interruption
     checkpoint_seconds: float
     place: Callable[[Tree], Tree]
+    identity: Mapping[str, Any]
+    time_sheet: TimeSheet
     profile: pathlib.Path | None = None
 
 
@@ -176,7 +181,9 @@ class _Running:
     def __init__(self, loop: Loop, steps: Steps) -> None:
         """Begin at the last checkpoint, or at step 0."""
         self.loop, self.steps = loop, steps
-        self._saved = checkpoint.Checkpoints(loop.directory / steps.name)
+        self._saved = checkpoint.Checkpoints(
+            loop.directory / steps.name, {**loop.identity, "loop": steps.name}
+        )
         latest = self._saved.latest()
         self.step, state, history = 0, steps.state, []
         if latest is not None:
@@ -232,7 +239,8 @@ class _Running:
 
     def save(self) -> None:
         history = self.loop.tracker.history(self.loop.stage, self.steps.name)
-        self._saved.save(self.step, self.state, {"history": history})
+        with Stopwatch.waits():
+            self._saved.save(self.step, self.state, {"history": history})
 
     def close(self) -> None:
         self._saved.close()
@@ -298,6 +306,7 @@ def _run(group: Sequence[_Running]) -> None:
         note = loop.progress.update(pending[0], found[0], environment.memory_in_use())
         for one, metrics in zip(group, found, strict=True):
             one.record(pending[0], metrics, note)
+            one.loop.time_sheet.write()
 
     try:
         while step < steps.num_steps:
@@ -314,6 +323,9 @@ def _run(group: Sequence[_Running]) -> None:
             pending, step = (end, metrics), end
             for one, state in zip(group, states, strict=True):
                 one.state, one.step = state, step
+            if jax.process_count() > 1:
+                # Else waiting for the others would look like it takes all the time.
+                jax.block_until_ready(states)
             due = time.monotonic() - last_save >= loop.checkpoint_seconds
             signum = environment.highest(loop.interruption.signum)
             if signum or due or step == steps.num_steps:
@@ -321,6 +333,7 @@ def _run(group: Sequence[_Running]) -> None:
                 pending = None
                 for one in group:
                     one.save()
+                    one.loop.time_sheet.write(always=bool(signum))
                 last_save = time.monotonic()
             if signum:
                 raise Interrupted(signum)

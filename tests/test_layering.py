@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "methods", "types"},
     {"files", "flops", "gating", "losses", "prng", "schedule", "trees"},
-    {"settings"},
-    {"models", "data", "tracking", "checkpoint", "environment"},
+    {"settings", "stopwatch"},
+    {"models", "data", "tracking", "checkpoint", "environment", "provenance"},
     {
         "aggregation",
         "audit",

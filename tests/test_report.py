@@ -34,7 +34,7 @@ def write_run(
     ]
     cost = {
         "seconds": 3.0,
-        "compile_seconds": 1.0,
+        "time": {"computing": 1.5, "compiling": 1.0, "waiting": 0.5},
         "peak_memory_bytes": 10**9,
         "flops": 2e12,
     }
@@ -67,7 +67,8 @@ def write_run(
     for stage, content in records.items():
         folder = path / "stages" / stage / "abc"
         folder.mkdir(parents=True)
-        files.write_json(folder / "done.json", content)
+        identity = {"stage": stage, "fingerprint": "abc", "seed": seed}
+        files.write_json(folder / "done.json", content | {"identity": identity})
     shown = min(num_clients, 20)
     np.savez(
         path / "stages" / "generators" / "abc" / "pictures.npz",

@@ -18,7 +18,8 @@ class StudyData:
     `held_out` has "test" and, where images were held out, "validation". `test_index`
     [C, M'] deals the test images evenly to the clients, for the accuracy
     of a client's own model; `parts` and `sha256` are the split over clients, in
-    numbers of the images left for training; `images_sha256` is over all images.
+    numbers of the images left for training; `content_sha256` is over all of it: what
+    networks know of the images, those left for training, the held-out sets, the split.
     """
 
     info: Info
@@ -28,7 +29,7 @@ class StudyData:
     parts: list[np.ndarray]
     label_count: np.ndarray
     sha256: str
-    images_sha256: str
+    content_sha256: str
 
 
 def load(config: settings.Data, seed: int) -> StudyData:
@@ -77,10 +78,17 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
     label_count = partition.label_counts(label, parts, info.num_classes)
     order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
     share = len(order) // config.num_clients
+    train, sha256 = _labelled(image, label), partition.digest(parts)
+    test_index = order[: share * config.num_clients].reshape(-1, share)
+    content = {
+        "info": dataclasses.asdict(info),
+        "images": trees.digest({"train": train, "test_index": test_index, **sets}),
+        "split": sha256,
+    }
     return StudyData(
         info=info,
         clients=FederatedDataset(
-            images=_labelled(image, label),
+            images=train,
             client=Client(
                 number=np.arange(len(parts), dtype=np.int32),
                 index=_padded(parts).astype(np.int32),
@@ -89,11 +97,11 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
             ),
         ),
         held_out=sets,
-        test_index=order[: share * config.num_clients].reshape(-1, share),
+        test_index=test_index,
         parts=parts,
         label_count=label_count,
-        sha256=partition.digest(parts),
-        images_sha256=trees.digest(dataclasses.asdict(arrays)),
+        sha256=sha256,
+        content_sha256=settings.digest(content),
     )
 
 

@@ -407,7 +407,8 @@ def _costs(run: Run, draw: Drawn) -> str:
             (
                 stage,
                 f"{record['seconds']:.1f}",
-                f"{record['compile_seconds']:.1f}",
+                f"{record['time']['compiling']:.1f}",
+                f"{record['time']['waiting']:.1f}",
                 f"{record['flops'] / 1e12:.3g}",
                 f"{record['peak_memory_bytes'] / 1e6:.0f}",
                 f"{sum(record['up'].values()) / 1e6:.2f}",
@@ -415,20 +416,14 @@ def _costs(run: Run, draw: Drawn) -> str:
                 _waste(summary["padding_waste"].get(stage)),
             )
         )
-    head = ["stage", "seconds", "of these compiling", "TFLOP", "peak memory, MB"]
-    head += ["MB up", "MB down", "padding waste"]
+    head = ["stage", "seconds", "of these compiling", "waiting", "TFLOP"]
+    head += ["peak memory, MB", "MB up", "MB down", "padding waste"]
     traffic = summary["communication_bytes"]
     parts = [
         draw(
             "seconds",
             figures.shares(
-                {
-                    stage: {
-                        "running": record["seconds"] - record["compile_seconds"],
-                        "compiling": record["compile_seconds"],
-                    }
-                    for stage, record in run.records.items()
-                },
+                {stage: record["time"] for stage, record in run.records.items()},
                 xlabel="seconds",
                 fmt=".1f",
             ),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mosaic_jax import errors, evaluation, files
+from mosaic_jax import checkpoint, errors, evaluation, files
 
 _log = logging.getLogger(__name__)
 
@@ -148,12 +148,21 @@ def read(path: pathlib.Path) -> Run:
         raise errors.DataError(
             f"{path}: made by an earlier version: must be run again with its command"
         )
-    records = {
-        stage: _load(_stage(path, summary, stage) / "done.json")
-        for stage in summary["stages"]
-    }
+    records = {stage: _record(path, summary, stage) for stage in summary["stages"]}
     config = _load(path / "config.json")["settings"]
     return Run(path, config, summary, split, records)
+
+
+def _record(path: pathlib.Path, summary: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The record of a finished stage, which must be the one that it says it is."""
+    folder = _stage(path, summary, stage)
+    record = _load(folder / "done.json")
+    expected = {"stage": stage, "fingerprint": folder.name, "seed": summary["seed"]}
+    try:
+        checkpoint.check_identity(record.get("identity"), expected)
+    except errors.CheckpointError as error:
+        raise errors.DataError(f"{folder}: {error}") from error
+    return record
 
 
 def _stage(path: pathlib.Path, summary: dict[str, Any], stage: str) -> pathlib.Path:

@@ -43,7 +43,7 @@ def pipeline(settings: Settings) -> list[Stage]:
     ]
     stages += _each_network(finetune, settings.networks[:1])
     if settings.audit.images:
-        stages += [audit.reference_stage(settings), audit.audit_stage(settings)]
+        stages += [audit.reference_stage(), audit.audit_stage(settings)]
     return stages
 
 

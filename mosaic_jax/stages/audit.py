@@ -16,7 +16,7 @@ from mosaic_jax import audit, evaluation, gan, losses, prng, trees
 from mosaic_jax.audit import Estimate
 from mosaic_jax.data import augment
 from mosaic_jax.loop import Run, Steps, repeat
-from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.settings import Settings
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess, each_network
 from mosaic_jax.types import Array, Generators, LabelledImages, ModelState, StudentState
 
@@ -43,13 +43,13 @@ MEANING = {
 }
 
 
-def reference_stage(settings: Settings) -> Stage:
+def reference_stage() -> Stage:
     """A classifier trained on all clients' images, which no method may see."""
     return Stage(
         name="reference",
         needs=(),
         provides=("reference_model",),
-        depends={"steps": settings.audit.reference_steps},
+        reads=("audit.reference_steps",),
         run=_run_reference,
     )
 
@@ -60,7 +60,7 @@ def audit_stage(settings: Settings) -> Stage:
         name="audit",
         needs=("reference_model", *each_network("client_generators", settings)),
         provides=(),
-        depends={"images": to_mapping(settings.audit)["images"]},
+        reads=("audit.images", "generators"),
         run=_run,
     )
 

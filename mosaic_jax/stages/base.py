@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import evaluation, parallel, settings, trees
+from mosaic_jax import evaluation, parallel, provenance, settings, trees
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.loop import Run
+from mosaic_jax.provenance import View
 from mosaic_jax.types import Array, FederatedDataset, LabelledImages, Tree
 
 
@@ -23,21 +24,21 @@ class Context:
     """What every stage may read.
 
     Attributes:
-      settings: of the study.
+      settings: those that the stage declared.
       data: in host memory.
       clients: the clients' data on the devices.
       held_out: `data.held_out` on the devices.
       axis: where clients run.
       networks: classifiers of the study by name; the server's first.
       name: of the network that the clients in this context have.
-      algorithm: of its rounds.
-      server: training on the server; None: there is none.
-      task: what it must know.
+      algorithm: of its rounds, where the stage reads "init.method".
+      server: training on the server, where the stage reads "server.method".
+      task: what that must know of the study.
       state_on_host: what clients keep between rounds lives in host memory.
       key: the stage's own.
     """
 
-    settings: settings.Settings
+    settings: View
     data: StudyData
     clients: FederatedDataset
     held_out: dict[str, LabelledImages]
@@ -60,7 +61,7 @@ class Context:
         """What part of the network each client holds; empty: all of it."""
         if not self.algorithm.partial:
             return ()
-        return self.settings.budgets.of_clients(self.settings.data.num_clients)
+        return self.settings.budgets.of_clients(self.data.clients.num_clients)
 
     def of(self, name: str) -> "Context":
         """The same study as the clients that have network `name` see it."""
@@ -106,7 +107,10 @@ class Stage:
       name: of the stage; its random stream has the same name.
       needs: artifacts that `run` takes by keyword.
       provides: artifacts that it returns.
-      depends: the settings that the result depends on, JSON-able.
+      reads: the settings that `run` may read, groups or fields by dotted name, besides
+        those that every stage may (see `provenance`). With "init.method" goes the
+        algorithm, with "server.method" what trains on the server. The result is
+        remembered by all of these.
       run: `run(context, **artifacts)`, a generator: yields the `Steps` it wants run,
         is sent their final state, returns an `Outcome`.
     """
@@ -114,8 +118,16 @@ class Stage:
     name: str
     needs: tuple[str, ...]
     provides: tuple[str, ...]
-    depends: dict[str, Any]
+    reads: tuple[str, ...]
     run: Callable[..., Run]
+
+    def uses(self, name: str) -> bool:
+        """Whether it declares the field `name`, alone or with its group."""
+        return provenance.is_covered(name, self.reads)
+
+    def given(self, name: str, component: Any) -> Any:
+        """The component that the field `name` names, as this stage sees it."""
+        return component if self.uses(name) else provenance.Undeclared(name)
 
 
 def each_network(artifact: str, study: settings.Settings) -> tuple[str, ...]:
@@ -140,7 +152,7 @@ def for_clients_with(stage: Stage, name: str, *, suffix: bool) -> Stage:
         name=stage.name + end,
         needs=tuple(key + end for key in stage.needs),
         provides=tuple(key + end for key in stage.provides),
-        depends=stage.depends,
+        reads=stage.reads,
         run=run,
     )
 

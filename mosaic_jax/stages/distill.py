@@ -9,7 +9,7 @@ from mosaic_jax.data import augment
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.errors import MosaicError
 from mosaic_jax.loop import Run, Steps, repeat
-from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.settings import Settings
 from mosaic_jax.stages.base import (
     Context,
     Outcome,
@@ -40,7 +40,7 @@ def stage(settings: Settings) -> Stage:
             *each_network("client_generators", settings),
         ),
         provides=("student",),
-        depends={"distill": to_mapping(settings.distill)},
+        reads=("distill", "meta", "generators"),
         run=_run,
     )
 

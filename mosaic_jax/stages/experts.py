@@ -14,9 +14,10 @@ from mosaic_jax import (
     prototypes,
     trees,
 )
+from mosaic_jax.algorithms import ALGORITHMS
 from mosaic_jax.loop import Run
 from mosaic_jax.models import submodel
-from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.settings import Settings
 from mosaic_jax.stages import local, rounds
 from mosaic_jax.stages.base import Context, Outcome, Stage, each_network
 from mosaic_jax.types import (
@@ -30,18 +31,25 @@ from mosaic_jax.types import (
     Tree,
 )
 
+# By which the number of the last round before the experts is known.
+_LAST_ROUND = ("init.rounds", "warmup.rounds")
+
 
 def experts_stage(settings: Settings) -> Stage:
     """Stage 4: class-wise averages of the client models."""
-    steps = settings.experts.local_steps
+    steps = ("local",) if settings.experts.local_steps else ()
+    # Of parts of the network the rounds' program asks the clients for moments.
+    partial = ALGORITHMS[settings.init.method].partial
     return Stage(
         name="experts",
         needs=("client_models", "global_model"),
         provides=("experts",),
-        depends={
-            "experts": to_mapping(settings.experts),
-            "local": to_mapping(settings.local) if steps else {},
-        },
+        reads=(
+            "experts",
+            *steps,
+            *(rounds.reads(settings) if partial else ()),
+            *rounds.holdings(settings, *_LAST_ROUND),
+        ),
         run=_run_experts,
     )
 
@@ -56,7 +64,7 @@ def prototypes_stage(settings: Settings) -> Stage:
             *each_network("experts", settings),
         ),
         provides=("prototypes",),
-        depends={"prototypes": to_mapping(settings.prototypes)},
+        reads=("prototypes", "meta.gate", *rounds.holdings(settings, *_LAST_ROUND)),
         run=_run_prototypes,
     )
 
@@ -110,7 +118,7 @@ def _run_experts(
 
 def _queried(context: Context, experts: Experts) -> Experts:
     """The experts with moments by the clients, weighted as in the experts' mean."""
-    program = rounds.build(context, context.settings.local, keep_models=False)
+    program = rounds.build(context, context.settings.local)
     key = rounds.stream(context.settings)
 
     @jax.jit

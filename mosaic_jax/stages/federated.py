@@ -1,6 +1,7 @@
 """Stages init, warmup and finetune: rounds of a federated algorithm."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,6 @@ from mosaic_jax import (
     training,
     trees,
 )
-from mosaic_jax.algorithms import ALGORITHMS
 from mosaic_jax.loop import DIVERGED_STEP, Chunk, Run, Steps, repeat
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages import rounds as common
@@ -34,91 +34,34 @@ from mosaic_jax.types import (
 
 def init_stage(settings: Settings) -> Stage:
     """Stage 1: rounds from a random global model."""
-
-    def run(context: Context) -> Run:
-        key = prng.named(context.key, "model")
-        init = jax.jit(context.classifier.init, static_argnums=1)
-        model = init(key, context.data.info.image_shape)
-        outcome = yield from _run_rounds(
-            context,
-            model,
-            settings.init.rounds,
-            settings.local,
-            first=0,
-            keep_models=_keeps_models(settings),
-        )
-        outcome.results["num_parameters"] = int(
-            parameter_overview.count_parameters(model.params)
-        )
-        # Label histograms travel once; experts and label shares need them.
-        outcome.up["label_counts"] = context.data.label_count.size * 4
-        return outcome
-
     return Stage(
         name="init",
         needs=(),
         provides=_provides(settings),
-        depends=_depends(settings, 0, settings.init.rounds, settings.local),
-        run=run,
+        reads=_reads(settings),
+        run=functools.partial(_run_init, **_kind(settings)),
     )
 
 
 def warmup_stage(settings: Settings) -> Stage:
     """Stage 3: further rounds after the generators have been sent."""
-
-    def run(context: Context, global_model: ModelState, round_state: Tree) -> Run:
-        return _run_rounds(
-            context,
-            global_model,
-            settings.warmup.rounds,
-            settings.local,
-            first=settings.init.rounds,
-            carried=round_state,
-            keep_models=_keeps_models(settings),
-        )
-
     return Stage(
         name="warmup",
         needs=("global_model", "round_state"),
         provides=_provides(settings),
-        depends=_depends(
-            settings, settings.init.rounds, settings.warmup.rounds, settings.local
-        ),
-        run=run,
+        reads=(*_reads(settings), "warmup"),
+        run=functools.partial(_run_warmup, **_kind(settings)),
     )
 
 
 def finetune_stage(settings: Settings) -> Stage:
     """Stage 8: rounds from the distilled model at its own learning rate."""
-    local = dataclasses.replace(
-        settings.local, learning_rate=settings.finetune.learning_rate
-    )
-
-    def run(context: Context, student: ModelState, round_state: Tree) -> Run:
-        rounds = settings.finetune.rounds
-        outcome = yield from _run_rounds(
-            context,
-            student,
-            rounds,
-            local,
-            first=settings.init.rounds + settings.warmup.rounds,
-            carried=round_state,
-            keep_models=False,
-        )
-        artifacts = {"final_model": outcome.artifacts["global_model"]}
-        return dataclasses.replace(outcome, artifacts=artifacts)
-
     return Stage(
         name="finetune",
         needs=("student", "round_state"),
         provides=("final_model",),
-        depends=_depends(
-            settings,
-            settings.init.rounds + settings.warmup.rounds,
-            settings.finetune.rounds,
-            local,
-        ),
-        run=run,
+        reads=(*_reads(settings), "warmup", "finetune"),
+        run=functools.partial(_run_finetune, trains_server=settings.trains_every_round),
     )
 
 
@@ -132,22 +75,80 @@ def _provides(settings: Settings) -> tuple[str, ...]:
     return ("global_model", "round_state", *kept)
 
 
-def _depends(settings: Settings, first: int, rounds: int, local: Local) -> dict:
-    server = settings.server.method if settings.trains_every_round else "none"
+def _kind(settings: Settings) -> dict[str, bool]:
     return {
-        "first": first,
-        "rounds": rounds,
-        "local": dataclasses.asdict(local),
-        "method": settings.init.method,
-        "fields": settings.methods.get(settings.init.method, {}),
-        "clients_per_round": settings.init.clients_per_round,
-        "budgets": dataclasses.asdict(settings.budgets)
-        if ALGORITHMS[settings.init.method].partial
-        else {},
-        "server": server,
-        "server_fields": settings.methods.get(server, {}),
-        "server_batch_norm": settings.server.batch_norm if server != "none" else "",
+        "keep_models": _keeps_models(settings),
+        "trains_server": settings.trains_every_round,
     }
+
+
+def _reads(settings: Settings) -> tuple[str, ...]:
+    server = (
+        ("server.method", "server.batch_norm") if settings.trains_every_round else ()
+    )
+    return (*common.reads(settings), *server)
+
+
+def _run_init(context: Context, *, keep_models: bool, trains_server: bool) -> Run:
+    key = prng.named(context.key, "model")
+    init = jax.jit(context.classifier.init, static_argnums=1)
+    model = init(key, context.data.info.image_shape)
+    outcome = yield from _run_rounds(
+        context,
+        model,
+        context.settings.init.rounds,
+        context.settings.local,
+        first=0,
+        keep_models=keep_models,
+        trains_server=trains_server,
+    )
+    outcome.results["num_parameters"] = int(
+        parameter_overview.count_parameters(model.params)
+    )
+    # Label histograms travel once; experts and label shares need them.
+    outcome.up["label_counts"] = context.data.label_count.size * 4
+    return outcome
+
+
+def _run_warmup(
+    context: Context,
+    global_model: ModelState,
+    round_state: Tree,
+    *,
+    keep_models: bool,
+    trains_server: bool,
+) -> Run:
+    settings = context.settings
+    return _run_rounds(
+        context,
+        global_model,
+        settings.warmup.rounds,
+        settings.local,
+        first=settings.init.rounds,
+        carried=round_state,
+        keep_models=keep_models,
+        trains_server=trains_server,
+    )
+
+
+def _run_finetune(
+    context: Context, student: ModelState, round_state: Tree, *, trains_server: bool
+) -> Run:
+    settings = context.settings
+    outcome = yield from _run_rounds(
+        context,
+        student,
+        settings.finetune.rounds,
+        dataclasses.replace(
+            settings.local, learning_rate=settings.finetune.learning_rate
+        ),
+        first=settings.init.rounds + settings.warmup.rounds,
+        carried=round_state,
+        keep_models=False,
+        trains_server=trains_server,
+    )
+    artifacts = {"final_model": outcome.artifacts["global_model"]}
+    return dataclasses.replace(outcome, artifacts=artifacts)
 
 
 def _run_rounds(
@@ -158,6 +159,7 @@ def _run_rounds(
     *,
     first: int,
     keep_models: bool,
+    trains_server: bool,
     carried: Tree = None,
 ) -> Run:
     """Rounds number `first` and on, with the states `carried` from those before.
@@ -165,7 +167,12 @@ def _run_rounds(
     Where one stage ends and another begins changes no batch, no draw and no state.
     """
     settings = context.settings
-    program = common.build(context, local, keep_models=keep_models)
+    program = common.build(
+        context,
+        local,
+        keep_models=keep_models,
+        server=context.server if trains_server else None,
+    )
     key = common.stream(settings)
     state = program.initial_state(model, key)
     if carried is not None:

@@ -50,12 +50,11 @@ def stage(study: settings.Settings) -> Stage:
         name="generators",
         needs=tuple(needs),
         provides=("client_generators",),
-        depends={
-            "generators": settings.to_mapping(config),
-            "local": settings.to_mapping(study.local)
-            if config.classifier == "fresh"
-            else {},
-        },
+        reads=(
+            "generators",
+            *(("local",) if config.classifier == "fresh" else ()),
+            *rounds.holdings(study, "init.rounds"),
+        ),
         run=_run,
     )
 

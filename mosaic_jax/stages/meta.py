@@ -11,7 +11,7 @@ from mosaic_jax import evaluation, losses, prng
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.models import meta
-from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.settings import Settings
 from mosaic_jax.stages.base import (
     Context,
     Outcome,
@@ -39,7 +39,7 @@ def stage(settings: Settings) -> Stage:
         name="meta",
         needs=(*each_network("experts", settings), "prototypes", "global_model"),
         provides=("teacher",),
-        depends={"meta": to_mapping(settings.meta)},
+        reads=("meta",),
         run=_run,
     )
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import aggregation, errors, parallel, prng, training, trees
+from mosaic_jax.algorithms import ALGORITHMS
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.distillation.base import ServerTraining, Task
 from mosaic_jax.loop import DIVERGED_CLIENT
 from mosaic_jax.models import norm, submodel
+from mosaic_jax.provenance import View
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages.base import Context
 from mosaic_jax.stages.parts import Group, Parts
@@ -378,7 +380,13 @@ def first_diverged(loss: Array, number: Array) -> Array:
     return jnp.where(jnp.any(bad), first, -1).astype(jnp.int32)
 
 
-def build(context: Context, local: Local, *, keep_models: bool) -> Rounds:
+def build(
+    context: Context,
+    local: Local,
+    *,
+    keep_models: bool = False,
+    server: ServerTraining | None = None,
+) -> Rounds:
     """The rounds of a study, with clients' steps by `local`."""
     settings = context.settings
     return Rounds(
@@ -389,13 +397,27 @@ def build(context: Context, local: Local, *, keep_models: bool) -> Rounds:
         augmentation=context.data.info.augmentation,
         keep_models=keep_models,
         clients_per_round=settings.init.clients_per_round,
-        server=context.server if settings.trains_every_round else None,
-        task=context.task,
+        server=server,
+        task=context.task if server else None,
         rates=context.rates,
     )
 
 
-def stream(settings: Settings) -> Array:
+def reads(study: Settings) -> tuple[str, ...]:
+    """What a stage must declare that calls `build`."""
+    return ("init", "local", *holdings(study))
+
+
+def holdings(study: Settings, *rounds: str) -> tuple[str, ...]:
+    """What a stage must declare that asks which part of the network clients hold.
+
+    `rounds` are the fields by which it knows the round that it asks about.
+    """
+    partial = ALGORITHMS[study.init.method].partial
+    return ("init.method", *(("budgets", *rounds) if partial else ()))
+
+
+def stream(settings: View) -> Array:
     """The key of all rounds of a study."""
     return prng.named(prng.root(settings.seed), "init")
 

@@ -2,7 +2,7 @@
 
 from mosaic_jax import prng
 from mosaic_jax.loop import Run, Steps, repeat
-from mosaic_jax.settings import Settings, to_mapping
+from mosaic_jax.settings import Settings
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess
 from mosaic_jax.types import Array, ModelState, Teachers, Tree
 
@@ -13,10 +13,7 @@ def stage(settings: Settings) -> Stage:
         name="server",
         needs=("client_models", "global_model"),
         provides=("student",),
-        depends={
-            "server": to_mapping(settings.server),
-            "fields": settings.methods.get(settings.server.method, {}),
-        },
+        reads=("server",),
         run=_run,
     )
 

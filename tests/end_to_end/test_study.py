@@ -33,6 +33,7 @@ SUMMARY = {
     "communication_bytes",
     "budgets",
     "seconds",
+    "time",
     "flops",
     "stages",
     "compile_seconds",
