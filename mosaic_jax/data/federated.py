@@ -1,14 +1,17 @@
 """A data set split over clients, with the held-out sets to measure on."""
 
 import dataclasses
+import logging
 import pathlib
 
 import numpy as np
 
 from mosaic_jax import errors, files, settings, trees
 from mosaic_jax.data import partition, sources
-from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.arrays import Arrays, Info, absent
 from mosaic_jax.types import Client, FederatedDataset, LabelledImages
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,12 @@ def load(config: settings.Data, seed: int) -> StudyData:
 
 
 def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
-    """`load` from arrays at hand."""
+    """`load` from arrays at hand.
+
+    Raises:
+      DataError: they do not fit `info`, or the split cannot be met.
+    """
+    sources.check(config.name, info, arrays)
     if config.augmentation != "auto":
         info = dataclasses.replace(info, augmentation=config.augmentation)
     image, label = arrays.train_image, arrays.train_label
@@ -51,11 +59,11 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
         kept = np.sort(order[: config.max_images])
         image, label = image[kept], label[kept]
     num_validation = round(config.validation * len(label))
-    sets = {"test": _labelled(arrays.test_image, arrays.test_label)}
+    sets = {"test": LabelledImages(arrays.test_image, arrays.test_label)}
     if num_validation:
         order = np.random.RandomState(split_seed).permutation(len(label))
         kept, rest = np.sort(order[num_validation:]), order[:num_validation]
-        sets["validation"] = _labelled(image[rest], label[rest])
+        sets["validation"] = LabelledImages(image[rest], label[rest])
         image, label = image[kept], label[kept]
     if config.split == "file":
         parts = partition.read(
@@ -75,12 +83,15 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
             f" {len(arrays.test_label)}, the number of test images"
         )
     label_count = partition.label_counts(label, parts, info.num_classes)
+    test_count = np.bincount(arrays.test_label, minlength=info.num_classes)
+    if told := absent(label_count.sum(0), test_count):
+        _log.warning("the clients hold %s", told)
     order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
     share = len(order) // config.num_clients
     return StudyData(
         info=info,
         clients=FederatedDataset(
-            images=_labelled(image, label),
+            images=LabelledImages(image, label),
             client=Client(
                 number=np.arange(len(parts), dtype=np.int32),
                 index=_padded(parts).astype(np.int32),
@@ -134,8 +145,6 @@ def of_clients(data: StudyData, members: np.ndarray) -> StudyData:
     )
 
 
-def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
-    return LabelledImages(image, label.astype(np.int32))
 
 
 def _padded(parts: list[np.ndarray]) -> np.ndarray:
