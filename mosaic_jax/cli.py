@@ -66,6 +66,7 @@ def studies(
 ) -> list[experiment.Experiment]:
     """One of each seed. All are made before the first runs: errors show at once."""
     study = settings.from_mapping(config)
+    files.check_folder("--workdir", workdir)
     _check_seeds(workdir, study.seeds)
     folders = {study.seed: workdir}
     if study.seeds > 1:

@@ -99,12 +99,23 @@ def check_output(
       ConfigError: its folder is missing, or its name is a folder's or ends wrongly.
     """
     if suffixes and path.suffix.lower() not in suffixes:
-        wanted = ", ".join(sorted(suffixes))
+        wanted = ", ".join(suffixes)
         raise errors.ConfigError(f"{field} = {path}: must end in one of {wanted}")
     if path.is_dir():
         raise errors.ConfigError(f"{field} = {path}: must be a file, not a folder")
     if not path.parent.is_dir():
         raise errors.ConfigError(f"{field} = {path}: must lie in a folder that exists")
+
+
+def check_folder(field: str, path: pathlib.Path) -> None:
+    """Check, before the work, that `path` is a folder or can become one.
+
+    Raises:
+      ConfigError: a file is in the way.
+    """
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise errors.ConfigError(f"{field} = {path}: {there} is no folder")
 
 
 def child(folder: pathlib.Path, name: str) -> pathlib.Path:

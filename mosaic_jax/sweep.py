@@ -104,7 +104,7 @@ def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
         values = _literal(f"[{text}]") or []
         if not values:
             raise errors.ConfigError(
-                f"--grid: {field} = {text!r}: must be VALUE,VALUE,... for a single cell"
+                f"--grid: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
                 " or (VALUE,...),(VALUE,...),... for several"
             )
         return field, values if isinstance(values[0], tuple | list) else [values]
@@ -125,7 +125,7 @@ def _parse(field: str, word: str, default: Any) -> Any:
         if isinstance(value, float) and isinstance(default, float):
             return value
     raise errors.ConfigError(
-        f"--grid: {field} = {word!r}: must be of type {type(default).__name__}"
+        f"--grid: {field} = {word[:40]!r}: must be of type {type(default).__name__}"
     )
 
 
@@ -293,8 +293,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _sweep(args: argparse.Namespace, given: Sequence[str]) -> None:
-    if args.workdir.exists() and not args.workdir.is_dir():
-        raise errors.ConfigError(f"--workdir = {args.workdir}: must be a folder")
     config = load_config(args.config)
     grid = [parse_grid(one, config) for one in args.grid]
     sweep = build(config, grid, args.seeds, args.workdir)

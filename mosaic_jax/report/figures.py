@@ -49,7 +49,7 @@ def new(height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
 
 
 # What a figure can be saved as, by the end of the file's name.
-SUFFIXES = {f".{name}" for name in Figure().canvas.get_supported_filetypes()}
+SUFFIXES = (".pdf", ".png", ".svg")
 
 
 def save(figure: Figure, path: pathlib.Path) -> None:
