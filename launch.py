@@ -8,6 +8,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
+if __name__ == "__main__":
+    from mosaic_jax import programs
+
+    programs.end_on_interrupt()
+
 from absl import app, flags
 from ml_collections import config_flags
 

@@ -5,7 +5,6 @@ import dataclasses
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,11 @@ from mosaic_jax import (
     fairness,
     files,
     methods,
+    programs,
     report,
     settings,
     tracking,
 )
-from mosaic_jax.loop import Interrupted
 from mosaic_jax.report import comparison, runs
 
 _log = logging.getLogger(__name__)
@@ -44,7 +43,8 @@ def run(
     study would cost.
     """
     prepare()
-    try:
+
+    def study() -> None:
         environment.join(*processes)
         compared = settings.from_mapping(config).compare
         if dry_run:
@@ -54,26 +54,8 @@ def run(
         else:
             works = studies(config, workdir, reuse_from, command)
             _finish(*_run_all(works, workdir), workdir)
-    except errors.MosaicError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a disk that is full or read-only, a folder of others
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 128 + error.signum
-    except RuntimeError as error:
-        if "out of memory" not in str(error).lower():
-            raise
-        print(
-            f"error: {errors.reason(error)}: lower model.width, a batch_size or"
-            " compute.clients_at_once; what was saved is kept",
-            file=sys.stderr,
-        )
-        return 2
-    return 0
+
+    return programs.exit_code(study)
 
 
 def studies(
@@ -84,6 +66,7 @@ def studies(
 ) -> list[experiment.Experiment]:
     """One of each seed. All are made before the first runs: errors show at once."""
     study = settings.from_mapping(config)
+    files.check_folder("--workdir", workdir)
     _check_seeds(workdir, study.seeds)
     folders = {study.seed: workdir}
     if study.seeds > 1:

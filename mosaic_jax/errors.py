@@ -1,5 +1,7 @@
 """Errors that a user can cause; each message is a line that says how to mend it."""
 
+import signal
+
 
 class MosaicError(Exception):
     """Base of every error that is the input's fault, not the program's."""
@@ -23,6 +25,15 @@ class ForeignError(CheckpointError):
 
 class DivergedError(MosaicError):
     """Training produced a loss or a parameter that is not finite."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved."""
+
+    def __init__(self, signum: int) -> None:
+        """Remember the signal, which sets the exit code."""
+        super().__init__(f"interrupted by {signal.Signals(signum).name}; state saved")
+        self.signum = signum
 
 
 def reason(error: Exception) -> str:

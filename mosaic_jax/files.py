@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from mosaic_jax import errors
 
 CHECKSUM = "checksum"
+# What a reader of JSON may raise on damage; of lists within lists, that they are deep.
+UNREADABLE = (OSError, ValueError, TypeError, RecursionError, errors.CheckpointError)
 
 
 def seal(content: dict[str, Any]) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def write_json(
     path: pathlib.Path, content: dict[str, Any], *, indent: int | None = 2
 ) -> None:
     """Write with a checksum: readers see the old file or the new one."""
-    _write(path, json.dumps(seal(content), indent=indent).encode())
+    write_bytes(path, json.dumps(seal(content), indent=indent).encode())
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -53,7 +56,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         return unseal(json.loads(path.read_bytes()))
     except FileNotFoundError as error:
         raise errors.CheckpointError(f"{path}: is missing") from error
-    except (OSError, ValueError, TypeError, errors.CheckpointError) as error:
+    except UNREADABLE as error:
         raise errors.CheckpointError(f"{path}: is damaged") from error
 
 
@@ -88,6 +91,39 @@ def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise errors.CheckpointError(f"{path}: is damaged") from error
 
 
+def check_output(
+    field: str, path: pathlib.Path, suffixes: Collection[str] = ()
+) -> None:
+    """Check, before the work, that a file can be written.
+
+    Args:
+      field: that names it, for the message.
+      path: of the file.
+      suffixes: that it may have; any where none are given.
+
+    Raises:
+      ConfigError: its folder is missing, or its name is a folder's or ends wrongly.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        wanted = ", ".join(suffixes)
+        raise errors.ConfigError(f"{field} = {path}: must end in one of {wanted}")
+    if path.is_dir():
+        raise errors.ConfigError(f"{field} = {path}: must be a file, not a folder")
+    if not path.parent.is_dir():
+        raise errors.ConfigError(f"{field} = {path}: must lie in a folder that exists")
+
+
+def check_folder(field: str, path: pathlib.Path) -> None:
+    """Check, before the work, that `path` is a folder or can become one.
+
+    Raises:
+      ConfigError: a file is in the way.
+    """
+    there = next(one for one in (path, *path.absolute().parents) if one.exists())
+    if not there.is_dir():
+        raise errors.ConfigError(f"{field} = {path}: {there} is no folder")
+
+
 def child(folder: pathlib.Path, name: str) -> pathlib.Path:
     """`folder / name`, where a file told the name.
 
@@ -99,7 +135,8 @@ def child(folder: pathlib.Path, name: str) -> pathlib.Path:
     return folder / name
 
 
-def _write(path: pathlib.Path, data: bytes) -> None:
+def write_bytes(path: pathlib.Path, data: bytes) -> None:
+    """Write so that readers see the old file or the new one."""
     partial = _partial(path)
     with partial.open("wb") as file:
         file.write(data)

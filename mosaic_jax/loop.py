@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax import checkpoint, environment, errors, tracking, trees
+from mosaic_jax.errors import Interrupted
 from mosaic_jax.stopwatch import Stopwatch, TimeSheet
 from mosaic_jax.types import Array, Tree
 
@@ -59,17 +60,11 @@ class Steps:
     on_host: bool = False
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved."""
-
-    def __init__(self, signum: int) -> None:
-        """Remember the signal, which sets the exit code."""
-        super().__init__(f"interrupted by {signal.Signals(signum).name}; state saved")
-        self.signum = signum
-
-
 class Interruption:
-    """Notes SIGINT and SIGTERM while entered; a second one takes its usual course."""
+    """Notes SIGINT, SIGTERM and SIGHUP while entered; a second one ends the process.
+
+    One that the process was started to ignore, as by nohup, stays ignored.
+    """
 
     def __init__(self) -> None:
         """Not asked to stop yet."""
@@ -79,7 +74,8 @@ class Interruption:
         """Install the handlers."""
         self._previous = {
             signum: signal.signal(signum, self._handle)
-            for signum in (signal.SIGINT, signal.SIGTERM)
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+            if signal.getsignal(signum) != signal.SIG_IGN
         }
         return self
 

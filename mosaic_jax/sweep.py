@@ -10,19 +10,25 @@ cells as array jobs, those that need another's stages after it.
 
 import argparse
 import ast
+import contextlib
 import copy
 import dataclasses
-import importlib.util
+import importlib.machinery
 import itertools
 import pathlib
 import shlex
 import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
-from mosaic_jax import cli, errors, files
+if __name__ == "__main__":
+    from mosaic_jax import programs
+
+    programs.end_on_interrupt()
+
+from mosaic_jax import cli, errors, files, programs
 from mosaic_jax.experiment import Experiment
-from mosaic_jax.loop import Interrupted
 from mosaic_jax.report import comparison, runs
 
 
@@ -54,19 +60,25 @@ def load_config(argument: str) -> dict[str, Any]:
     """Nested settings of PATH.py or PATH.py:VARIANT.
 
     Raises:
-      ConfigError: there is no such file or it has no `get_config`.
+      ConfigError: there is no such file, or it raises something, or its `get_config`
+        is missing or does.
     """
     path, _, variant = argument.partition(":")
     if not pathlib.Path(path).is_file():
         raise errors.ConfigError(
             f"--config = {path!r}: must be a file, such as configs/digits_mosaic.py"
         )
-    spec = importlib.util.spec_from_file_location("sweep_config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise errors.ConfigError(f"--config = {path!r}: must define get_config")
-    return (module.get_config(variant) if variant else module.get_config()).to_dict()
+    loader = importlib.machinery.SourceFileLoader("sweep_config", path)
+    module = types.ModuleType("sweep_config")
+    module.__file__ = path
+    try:
+        loader.exec_module(module)
+        config = module.get_config(variant) if variant else module.get_config()
+        return config.to_dict()
+    except Exception as error:  # configs are Python and may raise anything
+        raise errors.ConfigError(
+            f"--config = {argument!r}: {type(error).__name__}: {errors.reason(error)}"
+        ) from error
 
 
 def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
@@ -89,7 +101,12 @@ def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
     if isinstance(default, dict):
         raise errors.ConfigError(f"--grid = {field}: must be a field, not a group")
     if isinstance(default, tuple | list):
-        values = ast.literal_eval(f"[{text}]")
+        values = _literal(f"[{text}]") or []
+        if not values:
+            raise errors.ConfigError(
+                f"--grid: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
+                " or (VALUE,...),(VALUE,...),... for several"
+            )
         return field, values if isinstance(values[0], tuple | list) else [values]
     return field, [_parse(field, word, default) for word in text.split(",")]
 
@@ -101,17 +118,23 @@ def _parse(field: str, word: str, default: Any) -> Any:
     elif isinstance(default, str):
         return word
     else:
-        try:
-            value = ast.literal_eval(word)
-        except (SyntaxError, ValueError):
-            value = None
+        value = _literal(word)
         if isinstance(value, int) and not isinstance(value, bool):
-            return type(default)(value)
+            with contextlib.suppress(OverflowError):
+                return type(default)(value)
         if isinstance(value, float) and isinstance(default, float):
             return value
     raise errors.ConfigError(
-        f"--grid: {field} = {word!r}: must be of type {type(default).__name__}"
+        f"--grid: {field} = {word[:40]!r}: must be of type {type(default).__name__}"
     )
+
+
+def _literal(text: str) -> Any:
+    """A Python literal; None where `text` is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return None
 
 
 def build(
@@ -266,31 +289,27 @@ def main(arguments: list[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
     cli.prepare()
-    try:
-        config = load_config(args.config)
-        grid = [parse_grid(one, config) for one in args.grid]
-        sweep = build(config, grid, args.seeds, args.workdir)
-        if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
-            raise errors.ConfigError(
-                f"--cell = {args.cell}: must be in [0, {len(sweep.cells) - 1}]"
-            )
-        if args.report:
-            report(sweep)
-        elif args.slurm:
-            _write_slurm(sweep, args.slurm, given)
-        else:
-            run(sweep, args.cell)
-    except errors.MosaicError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
-        return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
-        return 128 + error.signum
-    return 0
+    return programs.exit_code(lambda: _sweep(args, given))
 
 
-def _write_slurm(sweep: Sweep, path: pathlib.Path, given: list[str]) -> None:
+def _sweep(args: argparse.Namespace, given: Sequence[str]) -> None:
+    config = load_config(args.config)
+    grid = [parse_grid(one, config) for one in args.grid]
+    sweep = build(config, grid, args.seeds, args.workdir)
+    if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
+        raise errors.ConfigError(
+            f"--cell = {args.cell}: must be in [0, {len(sweep.cells) - 1}]"
+        )
+    if args.report:
+        report(sweep)
+    elif args.slurm:
+        _write_slurm(sweep, args.slurm, given)
+    else:
+        run(sweep, args.cell)
+
+
+def _write_slurm(sweep: Sweep, path: pathlib.Path, given: Sequence[str]) -> None:
+    files.check_output("--slurm", path)
     groups = waves(sweep.studies())
     kept, skip = [], False
     for word in given:
@@ -298,7 +317,7 @@ def _write_slurm(sweep: Sweep, path: pathlib.Path, given: list[str]) -> None:
             kept.append(word)
         skip = word == "--slurm"
     command = [sys.executable, "-m", "mosaic_jax.sweep", *kept]
-    path.write_text(slurm_script(sweep, command, groups))
+    files.write_bytes(path, slurm_script(sweep, command, groups).encode())
     for i, wave in enumerate(groups):
         print(f"wave {i}: {len(wave)} cells")
     print(path)

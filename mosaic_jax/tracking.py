@@ -58,20 +58,16 @@ class Tracker:
 
     def history(self, stage: str, loop: str = "") -> list[dict[str, Any]]:
         """All records of `stage`, or of one loop in it, oldest first."""
-        return [
-            record
-            for record in self._records
-            if record["stage"] == stage and (not loop or record["loop"] == loop)
-        ]
+        return [record for record in self._records if _is_of(record, stage, loop)]
 
     def replace(
         self, stage: str, history: list[dict[str, Any]], *, loop: str = ""
     ) -> None:
         """Make `history` the records of `stage`, or of one loop in it."""
-        old = self.history(stage, loop)
-        if history == old:
+        if history == self.history(stage, loop):
             return
-        self._records = [one for one in self._records if one not in old] + history
+        kept = [one for one in self._records if not _is_of(one, stage, loop)]
+        self._records = kept + history
         if self._writes:
             self._write_all()
 
@@ -144,6 +140,11 @@ class Tracker:
             self._wandb.finish()
 
 
+def _is_of(record: Mapping[str, Any], stage: str, loop: str) -> bool:
+    """Whether a record is of `stage` and, unless it is "", of `loop`."""
+    return record["stage"] == stage and loop in ("", record["loop"])
+
+
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     """Records of an earlier process; lines that are cut off or damaged are left out."""
     if not path.exists():
@@ -154,7 +155,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
             record = json.loads(line)
             if {"stage", "loop", "step"} <= record.keys():
                 records.append(record)
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             continue
     return records
 

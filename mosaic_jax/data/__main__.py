@@ -8,10 +8,15 @@ import argparse
 import pathlib
 import sys
 
+if __name__ == "__main__":
+    from mosaic_jax import programs
+
+    programs.end_on_interrupt()
+
 import numpy as np
 
-from mosaic_jax import errors, settings
-from mosaic_jax.data import partition, sources
+from mosaic_jax import files, programs, settings
+from mosaic_jax.data import arrays, partition, sources
 from mosaic_jax.report import figures
 
 
@@ -27,28 +32,35 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_clients", type=int, default=10)
     parser.add_argument("--alpha", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0, help="of the split")
-    parser.add_argument("--output", default="label_counts.png", help="of --split")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("label_counts.png"),
+        help="picture of --split",
+    )
     args = parser.parse_args(arguments)
-    try:
-        info, arrays = sources.load(args.name, args.data_dir)
-        print(
-            f"{args.name}: {info.num_classes} classes, {info.image_size} x"
-            f" {info.image_size} x {info.channels}, augmentation {info.augmentation}"
-        )
-        print(f"mean {info.mean}, deviation {info.std} (black 0, white 1)")
-        for part in ("train", "test"):
-            label = getattr(arrays, f"{part}_label")
-            count = np.bincount(label, minlength=info.num_classes)
-            print(
-                f"{part:5} {len(label):7} images, {count.min()} to {count.max()} of a"
-                " class"
-            )
-        if args.split:
-            _draw(args, arrays.train_label, info.num_classes)
-    except errors.MosaicError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return programs.exit_code(lambda: _describe(args))
+
+
+def _describe(args: argparse.Namespace) -> None:
+    if args.split:
+        files.check_output("--output", args.output, figures.SUFFIXES)
+    info, found = sources.load(args.name, args.data_dir)
+    print(
+        f"{args.name}: {info.num_classes} classes, {info.image_size} x"
+        f" {info.image_size} x {info.channels}, augmentation {info.augmentation}"
+    )
+    print(f"mean {info.mean}, deviation {info.std} (black 0, white 1)")
+    counts = []
+    for part in ("train", "test"):
+        label = getattr(found, f"{part}_label")
+        count = np.bincount(label, minlength=info.num_classes)
+        print(f"{part:5} {len(label):7} images, {count.min()} to {count.max()} of a class")
+        counts.append(count)
+    if told := arrays.absent(*counts):
+        print(told)
+    if args.split:
+        _draw(args, found.train_label, info.num_classes)
 
 
 def _draw(args: argparse.Namespace, label: np.ndarray, num_classes: int) -> None:
@@ -70,9 +82,8 @@ def _draw(args: argparse.Namespace, label: np.ndarray, num_classes: int) -> None
         f"{len(parts)} clients, {size.min()} to {size.max()} images, sha256"
         f" {partition.digest(parts)[:16]}"
     )
-    path = pathlib.Path(args.output)
-    figures.label_counts(count).savefig(path, dpi=110)
-    print(path)
+    figures.save(figures.label_counts(count), args.output)
+    print(args.output)
 
 
 if __name__ == "__main__":

@@ -14,17 +14,26 @@ from collections.abc import Callable, Iterator, Sequence
 import tqdm
 
 from mosaic_jax import errors
+from mosaic_jax.data import limits
 
 CONNECT_SECONDS = 6.0
 _BLOCK = 1 << 20
 
 
-def unreadable(path: pathlib.Path | str, error: Exception) -> errors.DataError:
-    """The error to raise where a reader of archives, arrays or images fails.
+@contextlib.contextmanager
+def reading(path: pathlib.Path | str) -> Iterator[None]:
+    """For readers of archives and arrays, which raise almost anything on damaged files.
 
-    On damaged files these raise almost anything.
+    Raises:
+      DataError: naming `path`, whatever was raised.
     """
-    return errors.DataError(f"{path}: cannot be read: {errors.reason(error)}")
+    try:
+        yield
+    except errors.MosaicError:
+        raise
+    except Exception as error:
+        reason = errors.reason(error)
+        raise errors.DataError(f"{path}: cannot be read: {reason}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +44,13 @@ class Archive:
       name: of the file.
       url: of its folder.
       sha256: of the file, or of what `decode` makes of it.
-      decode: undoes a compression that may differ between sources.
+      decode: reads a file whose compression may differ between sources.
     """
 
     name: str
     url: str
     sha256: str
-    decode: Callable[[bytes], bytes] | None = None
+    decode: Callable[[pathlib.Path], bytes] | None = None
 
     def find(self, folders: Sequence[pathlib.Path]) -> pathlib.Path:
         """Its path in the first of `folders` that has it, else downloaded to the first.
@@ -62,11 +71,8 @@ class Archive:
         Raises:
           DataError: it does not, or cannot be read.
         """
-        try:
-            content = path.read_bytes()
-            content = self.decode(content) if self.decode else content
-        except Exception as error:
-            raise unreadable(path, error) from error
+        with reading(path):
+            content = self.decode(path) if self.decode else limits.read(path)
         _compare(hashlib.sha256(content).hexdigest(), self.sha256, path)
         return content
 
@@ -163,21 +169,21 @@ def members(
     Names are only compared, never used as paths.
 
     Raises:
-      DataError: the archive cannot be read.
+      DataError: the archive cannot be read, or a file does not fit in memory.
     """
-    try:
+    with reading(path):
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    if not name.endswith("/") and wanted(name):
-                        yield name, archive.read(name)
+                for entry in archive.infolist():
+                    if not entry.is_dir() and wanted(entry.filename):
+                        limits.check(f"{path}: {entry.filename}", entry.file_size)
+                        yield entry.filename, archive.read(entry)
             return
         with tarfile.open(path) as archive:
             for member in archive:
                 if member.isfile() and wanted(member.name):
+                    limits.check(f"{path}: {member.name}", member.size)
                     yield member.name, archive.extractfile(member).read()
-    except Exception as error:
-        raise unreadable(path, error) from error
 
 
 def read_members(path: pathlib.Path, names: Sequence[str]) -> list[bytes]:

@@ -1,14 +1,19 @@
 """A data set as arrays, and what networks must know of it."""
 
 import dataclasses
-import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from PIL import Image
 
+from mosaic_jax import errors
+
 IMAGE_SIZES = (16, 32, 64)
+# A confusion matrix holds their square.
+MOST_CLASSES = 10_000
+# Most images, and most numbers in them, that are worked on at once.
+_CHUNK, _CHUNK_NUMBERS = 10_000, 1 << 23
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,26 +38,52 @@ class Info:
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Images uint8 [N, H, W, D] and labels int32 [N], for training and for test."""
+    """Images uint8 [N, H, W, D] and labels int32 [N], for training and for test.
+
+    Labels of any integer type are taken.
+
+    Raises:
+      DataError: labels are no integers or not in [0, MOST_CLASSES).
+    """
 
     train_image: np.ndarray
     train_label: np.ndarray
     test_image: np.ndarray
     test_label: np.ndarray
 
+    def __post_init__(self) -> None:
+        """Check the labels, then cast them: the only place where that is done."""
+        for part in ("train", "test"):
+            name = f"{part}_label"
+            label = np.asarray(getattr(self, name))
+            low, high = (label.min(), label.max()) if label.size else (0, 0)
+            if label.dtype.kind not in "iu" or low < 0 or high >= MOST_CLASSES:
+                raise errors.DataError(
+                    f"{part} labels of type {label.dtype}, {low}..{high}: must be"
+                    f" integers 0..{MOST_CLASSES - 1}"
+                )
+            object.__setattr__(self, name, label.astype(np.int32))
+
 
 def describe(arrays: Arrays) -> Info:
-    """The `Info` of a user's own data: what it shows; no augmentation."""
-    image = arrays.train_image
+    """The `Info` of a user's own data: what it shows; no augmentation.
+
+    Raises:
+      DataError: most classes, 0 up to the highest label, have no training image.
+    """
     label = np.concatenate([arrays.train_label, arrays.test_label])
-    # Sums of bytes are exact, and need no copy of all images as floats.
-    axes = (0, 1, 2)
-    mean = image.mean(axes, dtype=np.float64) / 255
-    std = image.std(axes, dtype=np.float64) / 255
+    num_classes = int(label.max()) + 1
+    found = len(np.unique(arrays.train_label))
+    if 2 * found < num_classes:
+        raise errors.DataError(
+            f"labels up to {num_classes - 1}, but training images of {found} classes:"
+            f" must be numbered 0..{found - 1}"
+        )
+    mean, std = _moments(arrays.train_image)
     return Info(
-        num_classes=int(label.max()) + 1,
-        image_size=image.shape[1],
-        channels=image.shape[3],
+        num_classes=num_classes,
+        image_size=arrays.train_image.shape[1],
+        channels=arrays.train_image.shape[3],
         mean=tuple(round(float(x), 4) for x in mean),
         # One colour throughout would divide by zero.
         std=tuple(max(round(float(x), 4), 1e-3) for x in std),
@@ -60,16 +91,57 @@ def describe(arrays: Arrays) -> Info:
     )
 
 
+def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation [D] of uint8 [N, H, W, D], white being 1.
+
+    By how often each byte occurs: exact, and without a copy of the images as floats.
+    """
+    count = np.zeros((image.shape[-1], 256), np.int64)
+    for chunk in _chunks(image):
+        for d in range(len(count)):
+            count[d] += np.bincount(chunk[..., d].ravel(), minlength=256)
+    byte, total = np.arange(256), count.sum(1)
+    mean = count @ byte / total
+    variance = (count * (byte - mean[:, None]) ** 2).sum(1) / total
+    return mean / 255, np.sqrt(variance) / 255
+
+
+def _chunks(image: np.ndarray) -> Iterator[np.ndarray]:
+    """Images a few at a time, so that copies of them as floats stay small."""
+    at_once = min(_CHUNK, max(1, _CHUNK_NUMBERS // max(1, image[:1].size)))
+    for start in range(0, len(image), at_once):
+        yield image[start : start + at_once]
+
+
+def absent(train_count: np.ndarray, test_count: np.ndarray) -> str:
+    """What to tell of classes without training images; "" where there are none.
+
+    Args:
+      train_count: [K] training images of each class.
+      test_count: [K] test images.
+    """
+    missing = np.flatnonzero(train_count == 0)
+    if not len(missing):
+        return ""
+    names = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+    return (
+        f"no training image of {len(missing)} of {len(train_count)} classes ({names});"
+        f" {test_count[missing].sum()} of {test_count.sum()} test images are of them"
+    )
+
+
 def resize(image: np.ndarray, size: int) -> np.ndarray:
     """Bilinear resize of uint8 [N, H, W, D] to [N, size, size, D]."""
     if image.shape[1:3] == (size, size):
         return image
-    chunks = []
-    for start in range(0, len(image), 10_000):
-        chunk = image[start : start + 10_000].astype(np.float32)
-        shape = (len(chunk), size, size, image.shape[-1])
-        chunks.append(np.asarray(jax.image.resize(chunk, shape, "bilinear")))
-    return np.concatenate(chunks).round().clip(0, 255).astype(np.uint8)
+    result = np.empty((len(image), size, size, image.shape[-1]), np.uint8)
+    done = 0
+    for chunk in _chunks(image):
+        shape = (len(chunk), *result.shape[1:])
+        floats = jax.image.resize(chunk.astype(np.float32), shape, "bilinear")
+        result[done : done + len(chunk)] = np.asarray(floats).round().clip(0, 255)
+        done += len(chunk)
+    return result
 
 
 def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
@@ -89,17 +161,6 @@ def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
     return np.ascontiguousarray(
         np.broadcast_to(result, (len(result), *info.image_shape))
     )
-
-
-def decode(content: bytes, size: int, mode: str = "RGB") -> np.ndarray:
-    """An image file as uint8 [size, size, D]; D is 1 for mode "L", 3 for "RGB".
-
-    Raises:
-      OSError, ValueError and others: it is no image that can be read.
-    """
-    with Image.open(io.BytesIO(content)) as file:
-        image = file.convert(mode).resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).reshape(size, size, -1)
 
 
 def nearest_size(side: float) -> int:

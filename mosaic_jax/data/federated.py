@@ -1,14 +1,17 @@
 """A data set split over clients, with the held-out sets to measure on."""
 
 import dataclasses
+import logging
 import pathlib
 
 import numpy as np
 
 from mosaic_jax import errors, files, settings, trees
 from mosaic_jax.data import partition, sources
-from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.arrays import Arrays, Info, absent
 from mosaic_jax.types import Client, FederatedDataset, LabelledImages
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +45,12 @@ def load(config: settings.Data, seed: int) -> StudyData:
 
 
 def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
-    """`load` from arrays at hand."""
+    """`load` from arrays at hand.
+
+    Raises:
+      DataError: they do not fit `info`, or the split cannot be met.
+    """
+    sources.check(config.name, info, arrays)
     if config.augmentation != "auto":
         info = dataclasses.replace(info, augmentation=config.augmentation)
     image, label = arrays.train_image, arrays.train_label
@@ -52,11 +60,11 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
         kept = np.sort(order[: config.max_images])
         image, label = image[kept], label[kept]
     num_validation = round(config.validation * len(label))
-    sets = {"test": _labelled(arrays.test_image, arrays.test_label)}
+    sets = {"test": LabelledImages(arrays.test_image, arrays.test_label)}
     if num_validation:
         order = np.random.RandomState(split_seed).permutation(len(label))
         kept, rest = np.sort(order[num_validation:]), order[:num_validation]
-        sets["validation"] = _labelled(image[rest], label[rest])
+        sets["validation"] = LabelledImages(image[rest], label[rest])
         image, label = image[kept], label[kept]
     if config.split == "file":
         parts = partition.read(
@@ -76,9 +84,12 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
             f" {len(arrays.test_label)}, the number of test images"
         )
     label_count = partition.label_counts(label, parts, info.num_classes)
+    test_count = np.bincount(arrays.test_label, minlength=info.num_classes)
+    if told := absent(label_count.sum(0), test_count):
+        _log.warning("the clients hold %s", told)
     order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
     share = len(order) // config.num_clients
-    train, sha256 = _labelled(image, label), partition.digest(parts)
+    train, sha256 = LabelledImages(image, label), partition.digest(parts)
     test_index = order[: share * config.num_clients].reshape(-1, share)
     content = {
         "info": dataclasses.asdict(info),
@@ -142,8 +153,6 @@ def of_clients(data: StudyData, members: np.ndarray) -> StudyData:
     )
 
 
-def _labelled(image: np.ndarray, label: np.ndarray) -> LabelledImages:
-    return LabelledImages(image, label.astype(np.int32))
 
 
 def _padded(parts: list[np.ndarray]) -> np.ndarray:

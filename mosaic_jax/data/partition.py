@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from mosaic_jax import errors, files
+from mosaic_jax.data import limits
 
 MODES = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
 MIN_SIZE = 10
@@ -42,6 +43,13 @@ def split(
             f"data.num_clients = {num_clients}: must be <= {len(labels)}, the number of"
             " training images"
         )
+    for field, value, least, most in (
+        ("data.num_clients", num_clients, 1, np.inf),
+        ("data.alpha", alpha, np.finfo(float).tiny, np.finfo(float).max),
+        ("seed of the split", seed, 0, 2**32 - 1),
+    ):
+        if not least <= value <= most:
+            raise errors.DataError(f"{field} = {value}: must be in [{least}, {most}]")
     np_rng = np.random.RandomState(seed)
     if mode == "iid":
         return np.array_split(np_rng.permutation(len(labels)), num_clients)
@@ -50,16 +58,6 @@ def split(
     if mode == "dirichlet_balanced":
         return _balanced(labels, num_clients, alpha, np_rng)
     raise errors.DataError(f"data.split = {mode!r}: must be one of {', '.join(MODES)}")
-
-
-UNREADABLE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    errors.CheckpointError,
-)
 
 
 def read(
@@ -77,13 +75,14 @@ def read(
     """
     path = pathlib.Path(path)
     try:
-        text = path.read_text()
-        clients = _csv(text) if path.suffix == ".csv" else _json(text)
+        # Excel's "CSV UTF-8" begins with a mark of the byte order.
+        text = limits.read(path).decode("utf-8-sig")
+        clients = _csv(text) if path.suffix.lower() == ".csv" else _json(text)
         parts = [np.array(part, dtype=object) for part in clients]
         if not all(type(i) is int for part in parts for i in part.ravel()):
             raise ValueError("image numbers must be integers")
         parts = [part.astype(np.int64).reshape(-1) for part in parts]
-    except UNREADABLE as error:
+    except Exception as error:  # parsers raise many kinds
         raise errors.DataError(
             f"data.split_file = {str(path)!r}: cannot be read: {errors.reason(error)}"
         ) from error

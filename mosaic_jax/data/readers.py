@@ -1,7 +1,5 @@
 """One function per data set: from files to arrays."""
 
-import concurrent.futures
-import gzip
 import io
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -10,13 +8,11 @@ import numpy as np
 import tqdm
 
 from mosaic_jax import errors
-from mosaic_jax.data.archives import Archive, members, read_members, unreadable
-from mosaic_jax.data.arrays import Arrays, decode, nearest_size, resize
+from mosaic_jax.data import formats, images, limits
+from mosaic_jax.data.archives import Archive, members, read_members, reading
+from mosaic_jax.data.arrays import Arrays, resize
 
 FASHION_MNIST_FOLDERS = (pathlib.Path("/usr/share/datasets/fashion-mnist"),)
-IMAGE_FILES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".tif")
-# Share of a user's images that is held out for the test where no test set is there.
-TEST_SHARE = 0.2
 
 Files = dict[str, Archive]
 
@@ -44,7 +40,7 @@ FASHION_MNIST = _files(
             "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34"
         ),
     },
-    gzip.decompress,
+    formats.gunzip_idx,
 )
 MNIST = _files(
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -98,7 +94,7 @@ def digits(directory: pathlib.Path) -> Arrays:
 
     raw = datasets.load_digits()
     image = resize((raw.images[..., None] * (255 / 16)).astype(np.uint8), 16)
-    label = raw.target.astype(np.int32)
+    label = raw.target
     order = np.random.RandomState(0).permutation(len(label))
     test, train = order[:360], order[360:]
     return Arrays(image[train], label[train], image[test], label[test])
@@ -120,42 +116,19 @@ def _idx_set(files: Files, folders: Sequence[pathlib.Path]) -> Arrays:
     for name, archive in files.items():
         path = archive.find(folders)
         content = archive.content(path)
-        raw[name] = idx(path, content if archive.decode else _gunzip(path, content))
+        raw[name] = formats.idx(
+            path, content if archive.decode else formats.gunzip_idx(path)
+        )
 
-    def images(name: str) -> np.ndarray:
+    def image(name: str) -> np.ndarray:
         return np.repeat(resize(raw[name][..., None], 32), 3, axis=-1)
 
     return Arrays(
-        images("train-images-idx3-ubyte.gz"),
-        raw["train-labels-idx1-ubyte.gz"].astype(np.int32),
-        images("t10k-images-idx3-ubyte.gz"),
-        raw["t10k-labels-idx1-ubyte.gz"].astype(np.int32),
+        image("train-images-idx3-ubyte.gz"),
+        raw["train-labels-idx1-ubyte.gz"],
+        image("t10k-images-idx3-ubyte.gz"),
+        raw["t10k-labels-idx1-ubyte.gz"],
     )
-
-
-def _gunzip(path: pathlib.Path, content: bytes) -> bytes:
-    try:
-        return gzip.decompress(content)
-    except Exception as error:
-        raise unreadable(path, error) from error
-
-
-def idx(path: pathlib.Path, content: bytes) -> np.ndarray:
-    """Array of an idx file: magic (0, 0, 8 = uint8, rank), big-endian sizes, bytes.
-
-    Raises:
-      DataError: it is something else; names `path`.
-    """
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise errors.DataError(f"{path}: not an idx file of bytes")
-    rank = content[3]
-    if len(content) < 4 + 4 * rank:
-        raise errors.DataError(f"{path}: ends within its header")
-    shape = np.frombuffer(content, ">u4", rank, 4)
-    body = np.frombuffer(content, np.uint8, -1, 4 + 4 * rank)
-    if body.size != shape.prod(dtype=np.int64):
-        raise errors.DataError(f"{path}: {body.size} bytes for an array of {shape}")
-    return body.reshape(shape)
 
 
 def cifar10(directory: pathlib.Path) -> Arrays:
@@ -191,7 +164,7 @@ def _cifar(path: pathlib.Path, parts: Sequence[str], *, label_bytes: int) -> Arr
     def arrays(content: bytes) -> tuple[np.ndarray, np.ndarray]:
         rows = np.frombuffer(content, np.uint8).reshape(-1, row)
         image = rows[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return np.ascontiguousarray(image), rows[:, label_bytes - 1].astype(np.int32)
+        return np.ascontiguousarray(image), rows[:, label_bytes - 1]
 
     return Arrays(*arrays(b"".join(raw[:-1])), *arrays(raw[-1]))
 
@@ -205,13 +178,11 @@ def svhn(directory: pathlib.Path) -> Arrays:
         path = archive.find((directory / "svhn", directory))
         # SciPy's reader may crash the process on a damaged file: the right one only.
         content = archive.content(path)
-        try:
+        with reading(path):
             raw = scipy.io.loadmat(io.BytesIO(content))
             image, label = raw["X"].transpose(3, 0, 1, 2), raw["y"].reshape(-1)
-        except Exception as error:
-            raise unreadable(path, error) from error
         # Digit 0 has label 10.
-        found += [np.ascontiguousarray(image), label.astype(np.int32) % 10]
+        found += [np.ascontiguousarray(image), label % 10]
     return Arrays(*found)
 
 
@@ -263,97 +234,6 @@ def food101(directory: pathlib.Path) -> Arrays:
     return _decoded(source, part_of.get, size=32)
 
 
-def folder(directory: pathlib.Path) -> Arrays:
-    """A user's images: one sub-folder a class, or such in `train` and `test`.
-
-    Images are resized to 16, 32 or 64 pixels, whichever is nearest to their median
-    side; they are grey only if all are.
-    """
-    parts = [directory / part for part in ("train", "test")]
-    split = all(part.is_dir() for part in parts)
-    roots = parts if split else [directory]
-    classes = sorted({path.name for path in roots[0].iterdir() if path.is_dir()})
-    files = [
-        (path, "train" if root is roots[0] else "test", number)
-        for root in roots
-        for number, name in enumerate(classes)
-        for path in sorted((root / name).glob("**/*"))
-        if path.suffix.lower() in IMAGE_FILES
-    ]
-    if len(classes) < 2 or not files:
-        raise errors.DataError(
-            f"data.dir = {directory}: must have a sub-folder of images for each of at"
-            " least two classes"
-        )
-    sides, modes = zip(*(_look_at(path) for path, _, _ in files), strict=True)
-    grey = all(mode in ("1", "L", "I", "I;16", "F", "LA") for mode in modes)
-    size, mode = nearest_size(float(np.median(sides))), "L" if grey else "RGB"
-    images = _decode_all(
-        ((str(path), path.read_bytes()) for path, _, _ in files), size, mode
-    )
-    image = np.stack(list(images))
-    label = np.array([number for _, _, number in files], np.int32)
-    test = np.array([part == "test" for _, part, _ in files])
-    if not split:
-        test = _held_out(label)
-    return Arrays(image[~test], label[~test], image[test], label[test])
-
-
-def npz(path: pathlib.Path) -> Arrays:
-    """A user's arrays: uint8 images [N, H, W] or [N, H, W, D], integer labels [N].
-
-    Names are x_train, y_train and, if there is a test set, x_test, y_test.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            saved = {name: file[name] for name in file.files}
-    except Exception as error:
-        raise unreadable(path, error) from error
-    for name in ("x_train", "y_train"):
-        if name not in saved:
-            raise errors.DataError(f"{path}: has no array {name}")
-    if ("x_test" in saved) != ("y_test" in saved):
-        raise errors.DataError(f"{path}: must have both x_test and y_test or neither")
-    image, label = _own(path, saved["x_train"], saved["y_train"])
-    if "x_test" in saved:
-        return Arrays(image, label, *_own(path, saved["x_test"], saved["y_test"]))
-    test = _held_out(label)
-    return Arrays(image[~test], label[~test], image[test], label[test])
-
-
-def _own(path: pathlib.Path, image: np.ndarray, label: np.ndarray):
-    if image.ndim == 3:
-        image = image[..., None]
-    label = np.asarray(label)
-    if label.ndim == 2 and label.shape[1] == 1:
-        label = label[:, 0]
-    if (
-        image.dtype != np.uint8
-        or image.ndim != 4
-        or image.shape[3] not in (1, 3)
-        or not image.size
-    ):
-        raise errors.DataError(
-            f"{path}: images of shape {image.shape} and type {image.dtype}: must be"
-            " uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and not empty"
-        )
-    if not np.issubdtype(label.dtype, np.integer) or label.shape != image.shape[:1]:
-        raise errors.DataError(
-            f"{path}: labels of shape {label.shape} and type {label.dtype}: must be"
-            f" integers [{len(image)}]"
-        )
-    return resize(image, nearest_size(image.shape[1])), label.astype(np.int32)
-
-
-def _held_out(label: np.ndarray) -> np.ndarray:
-    """[N] bool: a fixed share of each class, for the test."""
-    np_rng, result = np.random.RandomState(0), np.zeros(len(label), bool)
-    for k in np.unique(label):
-        members = np_rng.permutation(np.flatnonzero(label == k))
-        result[members[: round(TEST_SHARE * len(members))]] = True
-    return result
-
-
 def _entries(
     source: pathlib.Path, wanted: Callable[[str], bool]
 ) -> Iterable[tuple[str, bytes]]:
@@ -364,7 +244,7 @@ def _entries(
     for path in sorted(source.glob("**/*")):
         name = path.relative_to(source.parent).as_posix()
         if wanted(name) and path.is_file():
-            yield name, path.read_bytes()
+            yield name, limits.read(path)
 
 
 def _texts(source: pathlib.Path, *names: str) -> list[str]:
@@ -403,12 +283,12 @@ def _decoded(
             names.append(name)
             yield name, content
 
-    bar = tqdm.tqdm(_decode_all(entries(), size, "RGB"), source.name, disable=None)
-    images = list(bar)
+    bar = tqdm.tqdm(images.decode_all(entries(), size, "RGB"), source.name, disable=None)
+    decoded = list(bar)
     found = {"train": ([], []), "test": ([], [])}
     for i in np.argsort(names, kind="stable"):
         part, number = label(names[i])
-        found[part][0].append(images[i])
+        found[part][0].append(decoded[i])
         found[part][1].append(number)
     for part, (image, _) in found.items():
         if not image:
@@ -417,42 +297,6 @@ def _decoded(
         *(
             array
             for image, number in found.values()
-            for array in (np.stack(image), np.array(number, np.int32))
+            for array in (np.stack(image), np.array(number))
         )
     )
-
-
-def _decode_all(
-    files: Iterable[tuple[str, bytes]], size: int, mode: str
-) -> Iterable[np.ndarray]:
-    """Images in order, decoded by all cores, a few hundred files in memory at a time."""
-
-    def one(entry: tuple[str, bytes]) -> np.ndarray:
-        try:
-            return decode(entry[1], size, mode)
-        except Exception as error:
-            raise _no_image(entry[0], error) from error
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        waiting: list[concurrent.futures.Future] = []
-        for entry in files:
-            waiting.append(pool.submit(one, entry))
-            if len(waiting) >= 256:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
-
-
-def _look_at(path: pathlib.Path) -> tuple[int, str]:
-    """Longer side and colour mode of an image file, of which the header is read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return max(image.size), image.mode
-    except Exception as error:
-        raise _no_image(path, error) from error
-
-
-def _no_image(path: pathlib.Path | str, error: Exception) -> errors.DataError:
-    return errors.DataError(f"{path}: no image: {errors.reason(error)}")

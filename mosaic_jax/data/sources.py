@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 
 from mosaic_jax import errors
-from mosaic_jax.data import readers
+from mosaic_jax.data import formats, own, readers
 from mosaic_jax.data.arrays import IMAGE_SIZES, Arrays, Info, describe, fit
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
@@ -58,8 +58,8 @@ SOURCES = {
     "food101": Source(
         Info(101, 32, 3, *_CIFAR100_MOMENTS, "none"), readers.food101, "food101"
     ),
-    "folder": Source(None, readers.folder),
-    "npz": Source(None, readers.npz),
+    "folder": Source(None, own.folder),
+    "npz": Source(None, own.npz),
 }
 
 
@@ -89,8 +89,9 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
     cache = directory / "cache" / f"{name}_{info.image_size}.npz"
     # Of a damaged cache anything may be raised; it is made anew.
     with contextlib.suppress(Exception):
-        with cache.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-            return info, Arrays(**{field: saved[field] for field in _FIELDS})
+        arrays = Arrays(**formats.read_npz(cache, _FIELDS))
+        check(name, info, arrays)
+        return info, arrays
     prepared = _prepared(directory, source.tfds) if source.tfds else None
     arrays = _from_tfds(prepared, info) if prepared else source.read(directory)
     check(name, info, arrays)
@@ -114,6 +115,8 @@ def check(name: str, info: Info, arrays: Arrays) -> None:
         label = getattr(arrays, f"{part}_label")
         if not len(label):
             raise errors.DataError(f"{name}: no {part} images")
+        if image.dtype != np.uint8:
+            raise errors.DataError(f"{name}: {part} images of {image.dtype}: must be uint8")
         if image.shape[1:] != info.image_shape or len(image) != len(label):
             raise errors.DataError(
                 f"{name}: {part} images of shape {image.shape}: must be"
@@ -168,7 +171,7 @@ def _from_tfds(folder: pathlib.Path, info: Info) -> Arrays:
         for row in tqdm.tqdm(rows(split), split, disable=None):
             image.append(np.asarray(row["image"]))
             label.append(int(row["label"]))
-        return fit(image, info), np.array(label, np.int32)
+        return fit(image, info), np.array(label)
 
     splits = ["train", "test" if "test" in builder.info.splits else "validation"]
     return Arrays(*arrays(splits[0]), *arrays(splits[1]))

@@ -1,5 +1,10 @@
 """Figures of runs, and self-contained pages that show them."""
 
-from mosaic_jax.report.page import write
+import pathlib
 
-__all__ = ["write"]
+
+def write(workdir: pathlib.Path) -> pathlib.Path:
+    """As `page.write`; what draws is imported by then, and so not before it is used."""
+    from mosaic_jax.report import page
+
+    return page.write(workdir)

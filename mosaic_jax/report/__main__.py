@@ -7,8 +7,14 @@ python -m mosaic_jax.report runs/a runs/b -o compare.html
 import argparse
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from mosaic_jax import errors
+if __name__ == "__main__":
+    from mosaic_jax import programs
+
+    programs.end_on_interrupt()
+
+from mosaic_jax import programs
 from mosaic_jax.report import comparison, page, runs
 
 
@@ -33,21 +39,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="page over several runs; of a single run it is report.html beside it",
     )
     args = parser.parse_args(arguments)
-    try:
-        groups = runs.collect(args.run)
-        studies = [run for group in groups.values() for run in group]
-        if len(studies) == 1:
-            print(page.write(studies[0].path))
-            return 0
-        for run in studies:
-            page.write(run.path)
-        title = f"{len(groups)} studies compared"
-        print(comparison.table(comparison.write(groups, args.output, title=title)))
-        print(args.output)
-    except errors.MosaicError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return programs.exit_code(lambda: _write(args.run, args.output))
+
+
+def _write(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
+    groups = runs.collect(paths)
+    studies = [run for group in groups.values() for run in group]
+    if len(studies) == 1:
+        print(page.write(studies[0].path))
+        return
+    for run in studies:
+        page.write(run.path)
+    title = f"{len(groups)} studies compared"
+    print(comparison.table(comparison.write(groups, output, title=title)))
+    print(output)
 
 
 if __name__ == "__main__":

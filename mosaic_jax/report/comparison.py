@@ -10,6 +10,7 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
+from mosaic_jax import files
 from mosaic_jax.report import figures, html, page
 from mosaic_jax.report.runs import Groups, Run
 
@@ -143,7 +144,7 @@ def write(
     ]
     data = first.config["data"]
     lead = f"{len(groups)} studies; {data['num_clients']} clients, {data['name']}"
-    html.save(path, html.page(title, lead, sections))
+    files.write_bytes(path, html.page(title, lead, sections).encode())
     return rows
 
 

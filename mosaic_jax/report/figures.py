@@ -1,6 +1,7 @@
 """The pictures of a run, as matplotlib figures from plain arrays."""
 
 import io
+import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +9,8 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from mosaic_jax import files
 
 matplotlib.use("Agg")
 # Okabe and Ito's palette stays apart for colour-blind readers.
@@ -43,6 +46,18 @@ def new(height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
     """An empty figure, as wide as a column of a page."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.add_subplot()
+
+
+# What a figure can be saved as, by the end of the file's name.
+SUFFIXES = (".pdf", ".png", ".svg")
+
+
+def save(figure: Figure, path: pathlib.Path) -> None:
+    """Write a picture of the kind that the name's end says, whole or not at all."""
+    buffer = io.BytesIO()
+    kind = path.suffix[1:].lower()
+    figure.savefig(buffer, format=kind, dpi=110, facecolor="white")
+    files.write_bytes(path, buffer.getvalue())
 
 
 def svg(figure: Figure, label: str) -> str:

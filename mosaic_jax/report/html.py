@@ -54,13 +54,6 @@ def _anchor(name: str) -> str:
     return "-".join(name.lower().split())
 
 
-def save(path: pathlib.Path, text: str) -> None:
-    """Write a page: readers see the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
-
-
 def paragraph(text: str) -> str:
     """`text` as HTML."""
     return f"<p>{html.escape(text)}</p>"

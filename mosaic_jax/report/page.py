@@ -43,7 +43,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         + (f" at alpha {data['alpha']}" if "dirichlet" in data["split"] else "")
         + f", {run.summary['rounds']} federated rounds"
     )
-    html.save(path, html.page(run.title, lead, sections))
+    files.write_bytes(path, html.page(run.title, lead, sections).encode())
     return path
 
 
@@ -55,7 +55,7 @@ class Drawn:
 
     def __call__(self, name: str, drawn: Figure, caption: str) -> str:
         """The figure as HTML."""
-        drawn.savefig(self.folder / f"{name}.png", dpi=110, facecolor="white")
+        figures.save(drawn, self.folder / f"{name}.png")
         return html.figure(drawn, caption)
 
 

@@ -22,7 +22,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from mosaic_jax import algorithms, cli, distillation, errors, experiment, settings
-from mosaic_jax.data import federated, partition, readers, sources
+from mosaic_jax.data import federated, formats, partition, sources
 from mosaic_jax.data.arrays import Arrays, Info
 from tests import test_sources, tiny
 
@@ -420,10 +420,13 @@ test_arrays, test_arrays_long = short_and_long(60, 100)(st.lists(ARRAY, max_size
 
 def check_idx(content):
     with contextlib.suppress(errors.DataError):
-        array = readers.idx(pathlib.Path("x"), content)
+        array = formats.idx(pathlib.Path("x"), content)
         assert array.dtype == np.uint8
-    with contextlib.suppress(errors.DataError):
-        readers._gunzip(pathlib.Path("x"), gzip.compress(content)[: len(content)])
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(gzip.compress(content)[: len(content)])
+        file.flush()
+        with contextlib.suppress(errors.DataError):
+            formats.gunzip_idx(pathlib.Path(file.name))
 
 
 IDX = st.tuples(

@@ -1,0 +1,96 @@
+"""What may be read into memory: regular files, and no more than there is room for."""
+
+import os
+import pathlib
+import re
+import stat
+
+from mosaic_jax import errors
+
+# What is read is copied once on its way: split off, resized, put on a device.
+COPIES = 2
+# Of control groups, version 2 and 1: folder, limit, use, the part of it that is cache.
+_GROUPS = (
+    ("", "memory.max", "memory.current", "inactive_file"),
+    ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+
+
+def available() -> int:
+    """Bytes that this process may still take: the machine's, its control groups', its
+    own limit, whichever is the least."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    proc = pathlib.Path("/proc")
+    if meminfo := _number(proc / "meminfo", r"MemAvailable:\s+(\d+) kB"):
+        found.append(meminfo * 1024)
+    if limit := _number(proc / "self" / "limits", r"Max address space\s+(\d+)"):
+        used = _number(proc / "self" / "status", r"VmSize:\s+(\d+) kB") or 0
+        found.append(limit - used * 1024)
+    found += _left_to_groups(proc / "self" / "cgroup", pathlib.Path("/sys/fs/cgroup"))
+    return max(0, min(found))
+
+
+def _left_to_groups(listing: pathlib.Path, root: pathlib.Path) -> list[int]:
+    """What this process's control groups, and those that hold them, have left."""
+    found = []
+    for line in _text(listing).splitlines():
+        _, controllers, name = line.split(":", 2)
+        for controller, limit, use, cache in _GROUPS:
+            if controller not in controllers.split(","):
+                continue
+            group = root / controller / name.lstrip("/")
+            for folder in (group, *group.parents):
+                most, used = _number(folder / limit), _number(folder / use)
+                if most is not None and used is not None:
+                    freed = _number(folder / "memory.stat", rf"\b{cache} (\d+)") or 0
+                    found.append(most - used + freed)
+    return found
+
+
+def _number(path: pathlib.Path, pattern: str = r"^(\d+)$") -> int | None:
+    match = re.search(pattern, _text(path))
+    return int(match[1]) if match else None
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def check(what: pathlib.Path | str, num_bytes: int) -> None:
+    """Check, by what a header claims, that there is room for `what`.
+
+    Raises:
+      DataError: there is not.
+    """
+    room = available()
+    if COPIES * num_bytes > room:
+        raise errors.DataError(
+            f"{what}: claims to hold {num_bytes / 1e9:.3g} GB: must be <="
+            f" {room / COPIES / 1e9:.3g} GB, half of the memory that is free"
+        )
+
+
+def regular(path: pathlib.Path) -> None:
+    """Check that `path` is a regular file: from a pipe or a device there may be no end.
+
+    Raises:
+      DataError: it is something else.
+      OSError: it is missing or may not be seen.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise errors.DataError(f"{path}: must be a regular file")
+
+
+def read(path: pathlib.Path) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+      DataError: it is none, or does not fit in memory.
+      OSError: it is missing or may not be read.
+    """
+    regular(path)
+    check(path, path.stat().st_size)
+    return path.read_bytes()

@@ -1,0 +1,132 @@
+"""A user's own images: a folder of files, or arrays."""
+
+import logging
+import pathlib
+
+import numpy as np
+
+from mosaic_jax import errors
+from mosaic_jax.data import formats, images, limits
+from mosaic_jax.data.arrays import Arrays, nearest_size, resize
+from mosaic_jax.data.formats import Header
+
+_log = logging.getLogger(__name__)
+
+# Share of the images that is held out for the test where no test set is there.
+TEST_SHARE = 0.2
+
+
+def folder(directory: pathlib.Path) -> Arrays:
+    """A user's images: one sub-folder a class, or such in `train` and `test`.
+
+    Images are resized to 16, 32 or 64 pixels, whichever is nearest to their median
+    side; they are grey only if all are. Classes are numbered in the order of their
+    names, those of the test set among them.
+
+    Raises:
+      DataError: it is no such folder, or a file in it is no image.
+    """
+    if not directory.is_dir():
+        raise errors.DataError(f"data.dir = {directory}: must be a folder of images")
+    parts = [directory / part for part in ("train", "test")]
+    split = all(part.is_dir() for part in parts)
+    roots = parts if split else [directory]
+    classes = sorted({path.name for root in roots for path in _folders(root)})
+    files = [
+        (path, "train" if root is roots[0] else "test", number)
+        for root in roots
+        for number, name in enumerate(classes)
+        for path in sorted((root / name).glob("**/*"))
+        if path.suffix.lower() in images.FILES and _regular(path)
+    ]
+    if len(classes) < 2 or not files:
+        raise errors.DataError(
+            f"data.dir = {directory}: must have a sub-folder of images for each of at"
+            " least two classes"
+        )
+    sides, grey = zip(*(images.look_at(path) for path, _, _ in files), strict=True)
+    size, mode = nearest_size(float(np.median(sides))), "L" if all(grey) else "RGB"
+    contents = ((str(path), limits.read(path)) for path, _, _ in files)
+    image = np.stack(list(images.decode_all(contents, size, mode)))
+    label = np.array([number for _, _, number in files])
+    test = np.array([part == "test" for _, part, _ in files])
+    if not split:
+        test = _held_out(label)
+    return Arrays(image[~test], label[~test], image[test], label[test])
+
+
+def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """Sub-folders; hidden ones are other programs'."""
+    return [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
+
+
+def _regular(path: pathlib.Path) -> bool:
+    """Whether `path` is a file to read; from a pipe or a device there may be no end."""
+    if path.is_file():
+        return True
+    _log.warning("%s: no regular file: left out", path)
+    return False
+
+
+def npz(path: pathlib.Path) -> Arrays:
+    """A user's arrays: uint8 images [N, H, W] or [N, H, W, D], integer labels [N].
+
+    Names are x_train, y_train and, if there is a test set, x_test, y_test; others are
+    not read.
+
+    Raises:
+      DataError: there is no such file, or an array in it is missing or something else.
+    """
+    if not path.is_file():
+        raise errors.DataError(f"data.dir = {path}: must be an npz file")
+    headers = formats.npz_headers(path)
+    if ("x_test" in headers) != ("y_test" in headers):
+        raise errors.DataError(f"{path}: must have both x_test and y_test or neither")
+    parts = ("train", "test") if "x_test" in headers else ("train",)
+    for part in parts:
+        for name in (f"x_{part}", f"y_{part}"):
+            if name not in headers:
+                raise errors.DataError(f"{path}: has no array {name}")
+        _check(path, headers[f"x_{part}"], headers[f"y_{part}"])
+    names = [f"{kind}_{part}" for part in parts for kind in "xy"]
+    arrays = []
+    for name, array in formats.read_npz(path, names).items():
+        if name.startswith("y"):
+            arrays.append(array.reshape(-1))
+        else:
+            image = array[..., None] if array.ndim == 3 else array
+            arrays.append(resize(image, nearest_size(image.shape[1])))
+    if len(parts) == 2:
+        return Arrays(*arrays)
+    image, label = arrays
+    test = _held_out(label)
+    return Arrays(image[~test], label[~test], image[test], label[test])
+
+
+def _check(path: pathlib.Path, image: Header, label: Header) -> None:
+    channels = image.shape[3:] or (1,)
+    if (
+        image.dtype != np.uint8
+        or len(image.shape) not in (3, 4)
+        or channels[0] not in (1, 3)
+        or not image.num_bytes
+    ):
+        raise errors.DataError(
+            f"{path}: images of shape {image.shape} and type {image.dtype}: must be"
+            " uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and not empty"
+        )
+    num = image.shape[0]
+    if label.dtype.kind not in "iu" or label.shape not in ((num,), (num, 1)):
+        raise errors.DataError(
+            f"{path}: labels of shape {label.shape} and type {label.dtype}: must be"
+            f" integers [{num}]"
+        )
+
+
+def _held_out(label: np.ndarray) -> np.ndarray:
+    """[N] bool: a fixed share of each class, for the test."""
+    np_rng, result = np.random.RandomState(0), np.zeros(len(label), bool)
+    for k in np.unique(label):
+        members = np_rng.permutation(np.flatnonzero(label == k))
+        result[members[: round(TEST_SHARE * len(members))]] = True
+    return result
