@@ -43,7 +43,7 @@ def main(_: list[str]) -> None:
             reuse_from=_REUSE.value,
             command=sys.argv,
             dry_run=_DRY_RUN.value,
-            processes=(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
+            of_processes=(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value),
         )
     )
 

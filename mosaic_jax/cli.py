@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import pathlib
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from mosaic_jax import (
     fairness,
     files,
     methods,
+    processes,
     programs,
     report,
     settings,
@@ -34,28 +36,53 @@ def run(
     *,
     reuse_from: Sequence[str] = (),
     command: Sequence[str] = (),
-    processes: tuple[str, int, int] = ("", 1, 0),
+    of_processes: tuple[str, int, int] = ("", 1, 0),
     dry_run: bool = False,
 ) -> int:
     """Run a study; returns the exit code: 0, 2 for a user's error, 128 + signal.
 
-    `processes` are the arguments of `environment.join`; a dry run only tells what the
+    `of_processes` are the arguments of `processes.join`; a dry run only tells what the
     study would cost.
     """
     prepare()
 
     def study() -> None:
-        environment.join(*processes)
-        compared = settings.from_mapping(config).compare
-        if dry_run:
-            _estimate(config, compared, workdir, reuse_from)
-        elif compared:
-            _compare(config, compared, workdir, reuse_from, command)
-        else:
-            works = studies(config, workdir, reuse_from, command)
-            _finish(*_run_all(works, workdir), workdir)
+        processes.join(*of_processes)
+        with processes.together():
+            compared = settings.from_mapping(config).compare
+            if dry_run:
+                _estimate(config, compared, workdir, reuse_from)
+            elif compared:
+                _compare(config, compared, workdir, reuse_from, command)
+            else:
+                works = studies(config, workdir, reuse_from, command)
+                agree(works, workdir)
+                _finish(*_run_all(works, workdir), workdir)
 
     return programs.exit_code(study)
+
+
+def agree(works: Sequence[experiment.Experiment], workdir: pathlib.Path) -> None:
+    """Check, before any training, that all processes are about to do the same.
+
+    Raises:
+      ConfigError: settings, code, data, plan or the run directory differ.
+    """
+    if not processes.several():
+        return
+    facts = experiment.facts(works)
+    sees = {"sees in --workdir what process 0 writes": _is_shared(workdir)}
+    processes.agree({**facts, "run directory": sees})
+
+
+def _is_shared(workdir: pathlib.Path) -> bool:
+    """Whether `workdir` is the folder that the first process has under this name."""
+    token, path = processes.exchange(str(uuid.uuid4()))[0], workdir / ".shared"
+    if environment.is_primary():
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_bytes(path, token.encode())
+    processes.exchange("it is written")
+    return path.exists() and path.read_text() == token
 
 
 def studies(
@@ -97,6 +124,7 @@ def _compare(
         mapping = copy.deepcopy(config) | {"compare": ""}
         methods.choose(mapping, name)
         works[name] = studies(mapping, workdir / name, reuse_from, command)
+    agree([work for group in works.values() for work in group], workdir)
     fair = fairness.check_fair(works)
     # Mosaic's first stage keeps the clients' models and so serves the others too.
     for name in sorted(names, key=lambda name: not name.startswith("mosaic")):

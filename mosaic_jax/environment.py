@@ -22,36 +22,6 @@ from mosaic_jax.stopwatch import Stopwatch
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def join(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Join the other processes of this study, before any device is used.
-
-    Without arguments, SLURM's environment tells; outside SLURM this is the only one.
-
-    Raises:
-      ConfigError: the arguments contradict each other or nobody answers.
-    """
-    if not coordinator:
-        if num_processes != 1:
-            raise errors.ConfigError(
-                f"--coordinator = '': must be HOST:PORT for --num_processes ="
-                f" {num_processes}"
-            )
-        # Of an srun step: an allocation alone starts no other process.
-        if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            jax.distributed.initialize()
-        return
-    if not 0 <= process_id < num_processes:
-        raise errors.ConfigError(
-            f"--process_id = {process_id}: must be in [0, {num_processes - 1}] for"
-            f" --num_processes = {num_processes}"
-        )
-    try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise errors.ConfigError(f"--coordinator = {coordinator}: {reason}") from error
-
-
 def is_primary() -> bool:
     """Whether this is the process that writes files."""
     return jax.process_index() == 0

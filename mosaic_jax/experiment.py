@@ -29,6 +29,7 @@ from mosaic_jax import (
     models,
     parallel,
     prng,
+    processes,
     provenance,
     settings,
     stages,
@@ -634,6 +635,30 @@ def over_seeds(summaries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "peak_memory_bytes": max(s["peak_memory_bytes"] for s in summaries),
         "device": first["device"],
         "versions": first["versions"],
+    }
+
+
+def facts(works: Sequence[Experiment]) -> processes.Facts:
+    """What all processes that run these studies must have alike, most telling first."""
+    # Of the first; where others differ from it, they differ in their plans too.
+    study = flax.traverse_util.flatten_dict(
+        settings.to_mapping(works[0].settings), sep="."
+    )
+    # Images may lie elsewhere on another machine.
+    del study["data.dir"]
+    data, plan, done = {}, {}, {}
+    for number, work in enumerate(works):
+        name = f"study {number}" if len(works) > 1 else "the study"
+        data[f"images and split of {name}"] = work.data.content_sha256
+        plan |= {f"stage {stage.name} of {name}": f for stage, f in work.plan()}
+        done[f"finished stages of {name}"] = [one.name for one in work.finished()]
+    code = {"mosaic_jax": provenance.library_digest(), **environment.versions()}
+    return {
+        "settings": study | {"seeds": len(works)},
+        "code": code,
+        "data": data,
+        "plan": plan,
+        "run": done,
     }
 
 

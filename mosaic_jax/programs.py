@@ -40,21 +40,27 @@ def exit_code(program: Callable[[], None]) -> int:
     except errors.Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signum
-    except errors.MosaicError as error:
-        lines = str(error).splitlines()
-    except OSError as error:  # a disk that is full or read-only, a folder of others
-        lines = [str(error)]
-    except MemoryError as error:
-        lines = [f"out of memory: {errors.reason(error)}: what was saved is kept"]
-    except RuntimeError as error:  # of XLA
-        if "out of memory" not in str(error).lower():
+    except Exception as error:
+        lines = told(error)
+        if not lines:
             raise
+        print("\n".join(lines), file=sys.stderr)
+        return 2
+    return 0
+
+
+def told(error: Exception) -> list[str]:
+    """The lines that tell a user what to mend; empty: the program is to blame."""
+    lines = []
+    if isinstance(error, errors.MosaicError):
+        lines = str(error).splitlines()
+    elif isinstance(error, OSError):  # a disk that is full, a folder of others
+        lines = [str(error)]
+    elif isinstance(error, MemoryError):
+        lines = [f"out of memory: {errors.reason(error)}: what was saved is kept"]
+    elif isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
         lines = [
             f"{errors.reason(error)}: lower model.width, a batch_size or"
             " compute.clients_at_once; what was saved is kept"
         ]
-    else:
-        return 0
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
-    return 2
+    return [f"error: {line}" for line in lines]

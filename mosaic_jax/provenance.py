@@ -102,6 +102,13 @@ def leaves(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + field.name, value
 
 
+def library_digest() -> str:
+    """sha256 over the source of this library."""
+    root = pathlib.Path(__file__).parent
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    return settings.digest({str(path): (root / path).read_text() for path in paths})
+
+
 def is_covered(name: str, declared: Collection[str]) -> bool:
     """Whether `name` or a group that it lies in is declared."""
     parts = name.split(".")

@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "methods", "types"},
     {"files", "flops", "gating", "losses", "prng", "programs", "schedule", "trees"},
-    {"settings", "stopwatch"},
+    {"processes", "settings", "stopwatch"},
     {"models", "data", "tracking", "checkpoint", "environment", "provenance"},
     {
         "aggregation",

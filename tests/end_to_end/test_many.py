@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, environment, errors, experiment
+from mosaic_jax import cli, errors, experiment, processes
 from tests import tiny
 from tests.end_to_end import test_launch
 
@@ -56,7 +56,7 @@ def test_two_processes_equal_one(alone, tmp_path):
     flags = (
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     )
-    processes = [
+    started = [
         subprocess.Popen(
             test_launch.command(tmp_path / "run", *more, f"--process_id={i}"),
             cwd=test_launch.ROOT,
@@ -67,8 +67,8 @@ def test_two_processes_equal_one(alone, tmp_path):
         )
         for i in range(2)
     ]
-    output = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], output
+    output = [process.communicate(timeout=300)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], output
     assert "accuracy" in output[0].splitlines()[-5]
     assert "report" not in output[1]
     close(final(tmp_path / "run"), final(alone[0]))
@@ -194,4 +194,4 @@ def test_one_seed_and_several_keep_apart(alone, tmp_path, capsys):
 )
 def test_contradicting_processes(arguments, expected):
     with pytest.raises(errors.ConfigError, match=re.escape(expected)):
-        environment.join(*arguments)
+        processes.join(*arguments)
