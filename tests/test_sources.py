@@ -521,6 +521,15 @@ def test_bad_split_files(tmp_path, content, expected):
     assert "\n" not in str(error.value)
 
 
+def test_prepared_images_are_bytes():
+    info = arrays.Info(2, 32, 3, (0.5,) * 3, (0.5,) * 3, "none")
+    grey = np.full((30, 30, 1), 200, np.uint8)
+    assert (arrays.fit([grey, grey[1:]], info) == 200).all()
+    for images in ([], [grey.astype(np.uint16) * 257], [grey, grey / 255]):
+        with pytest.raises(errors.DataError, match="must be uint8"):
+            arrays.fit(images, info)
+
+
 def test_sizes_for_own_images():
     sizes = [arrays.nearest_size(side) for side in (8, 24, 28, 48, 49, 500)]
     assert sizes == [16, 16, 32, 32, 64, 64]

@@ -145,22 +145,25 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
-    """Images uint8 [H, W, D] of any sizes as [N, *image_shape], grey ones repeated."""
+    """Images uint8 [H, W, D] of any sizes as [N, *image_shape], grey ones repeated.
+
+    Raises:
+      DataError: there are none, or of another type.
+    """
+    if {image.dtype for image in images} != {np.dtype(np.uint8)}:
+        found = ", ".join(sorted({str(image.dtype) for image in images})) or "none"
+        raise errors.DataError(f"images of type {found}: must be uint8")
     if len({image.shape for image in images}) == 1:
         result = resize(np.stack(images), info.image_size)
-    else:
-        size = (info.image_size, info.image_size)
-        result = np.stack(
-            [
-                np.asarray(
-                    Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
-                )
-                for image in images
-            ]
-        )
-    return np.ascontiguousarray(
-        np.broadcast_to(result, (len(result), *info.image_shape))
-    )
+        shape = (len(result), *info.image_shape)
+        return np.ascontiguousarray(np.broadcast_to(result, shape))
+    side = info.image_size
+    result = np.empty((len(images), *info.image_shape), np.uint8)
+    for row, image in zip(result, images, strict=True):
+        pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        pillow = pillow.resize((side, side), Image.Resampling.BILINEAR)
+        row[:] = np.asarray(pillow).reshape(side, side, -1)
+    return result
 
 
 def nearest_size(side: float) -> int:

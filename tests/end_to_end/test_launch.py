@@ -121,7 +121,7 @@ def test_killed_in_every_stage_and_resumed(undisturbed, tmp_path):
     assert summaries[0] == summaries[1]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_exit(tmp_path, signum):
     code, log = stop_at(tmp_path, "init round 2 ", signum)
     assert code == 128 + signum
