@@ -2,7 +2,7 @@ VENV ?= .venv
 PYTHON ?= python3
 WORKDIR ?= runs/digits_mosaic
 
-.PHONY: run test faults
+.PHONY: run test faults rivals
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
@@ -15,6 +15,10 @@ test: $(VENV)/installed-test
 # The long form of the tests that break things: an hour.
 faults: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 0 -s -m "slow or not slow" tests/faults
+
+# What benchmarks measure against, each in .rivals/NAME.
+rivals:
+	$(PYTHON) -m benchmarks.environments
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

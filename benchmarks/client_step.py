@@ -11,13 +11,13 @@ The rivals:
     vmap, LOWERING   all clients in one `vmap`, by each lowering of the convolution
     naive vmap       the same with plain lax convolutions: grouped ones
     naive loop       a Python loop over jitted steps of one client, plain convolutions
-    PyTorch loop     a Python loop over clients in PyTorch, where it is installed
+    PyTorch loop     a Python loop over clients in PyTorch, in a process of its own;
+                     left out without its environment (benchmarks.environments)
     PyTorch loop, channels last   the same in its faster memory layout
 """
 
 import argparse
 import functools
-import importlib.util
 from collections.abc import Callable
 from unittest import mock
 
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import timing
+from benchmarks import environments, timing, worker
 from mosaic_jax import cli, gan, parallel, training, trees
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.models import conv, dcgan, resnet
@@ -163,65 +163,17 @@ def _keeping(program, state: Tree, data: tuple, lowering: str | None):
 
 
 def torch_rivals(network: str, width: int, data: tuple) -> dict:
-    """The PyTorch loops; none without PyTorch."""
-    if importlib.util.find_spec("torch") is None:
+    """The PyTorch loops; none without their environment."""
+    if not environments.is_ready("torch"):
         return {}
-    import torch
-    from torch.nn import functional
-
-    from benchmarks import torch_models
-
-    images = [torch_models.batch(np.asarray(image)) for image in data[0]]
-    labels = [torch.tensor(np.asarray(label)).long() for label in data[1]]
-
-    def resnet_client(layout):
-        net = torch_models.ResNet18(width).to(memory_format=layout)
-        sgd = torch.optim.SGD(net.parameters(), LEARNING_RATE, weight_decay=1e-4)
-
-        def step(image, label):
-            sgd.zero_grad()
-            functional.cross_entropy(net(image), label).backward()
-            sgd.step()
-
-        return step
-
-    def gan_client(layout):
-        generator = torch_models.Generator(width).to(memory_format=layout)
-        discriminator = torch_models.Discriminator(width).to(memory_format=layout)
-        adam = [
-            torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999))
-            for net in (generator, discriminator)
-        ]
-        judge = functional.binary_cross_entropy_with_logits
-        one, zero = torch.ones(len(labels[0])), torch.zeros(len(labels[0]))
-
-        def step(image, label):
-            fake = generator(torch.randn(len(label), LATENT))
-            adam[1].zero_grad()
-            loss = judge(discriminator(image), one)
-            (loss + judge(discriminator(fake.detach()), zero)).backward()
-            adam[1].step()
-            adam[0].zero_grad()
-            judge(discriminator(fake), one).backward()
-            adam[0].step()
-
-        return step
-
-    make = {"resnet18": resnet_client, "gan": gan_client}[network]
-
-    def rival(layout):
-        steps = [make(layout) for _ in images]
-        laid = [image.contiguous(memory_format=layout) for image in images]
-
-        def run():
-            for step, image, label in zip(steps, laid, labels, strict=True):
-                step(image, label)
-
-        return run
-
+    loops = worker.Worker("torch", "benchmarks.torch_step")
+    arrays = {"image": np.asarray(data[0]), "label": np.asarray(data[1])}
+    loops.call(
+        "prepare", arrays, network=network, width=width, learning_rate=LEARNING_RATE
+    )
     return {
-        "PyTorch loop": rival(torch.contiguous_format),
-        "PyTorch loop, channels last": rival(torch.channels_last),
+        name: functools.partial(loops.call, "step", name=name)
+        for name in ("PyTorch loop", "PyTorch loop, channels last")
     }
 
 

@@ -1,10 +1,11 @@
 """FedAvg as others run it: a PyTorch loop, pfl and Flower.
 
-Each takes initial weights, the norm of the network, all images and labels as tensors,
-and the image numbers [rounds, clients, images] in order; each returns the seconds of
-every round and the final weights.
+A worker, each rival in an environment of its own. Each takes the training, initial
+weights, all images and labels as tensors, and the image numbers in order [rounds,
+clients, images]; each returns the seconds of every round and the final weights.
 """
 
+import dataclasses
 import functools
 import os
 import pathlib
@@ -18,31 +19,50 @@ from torch.nn import functional
 
 from benchmarks import torch_models
 
-WIDTH, BATCH, LEARNING_RATE, WEIGHT_DECAY = 16, 64, 0.01, 1e-4
 
-Rival = Callable[[dict, str, tuple, np.ndarray], tuple[list[float], dict]]
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """Network, "batch" or "group" norm of it, and plain SGD."""
+
+    norm: str
+    width: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+
+    def net(self) -> torch.nn.Module:
+        """A fresh ResNet-18."""
+        return torch_models.ResNet18(self.width, self.norm)
+
+    def local_steps(
+        self, net: torch.nn.Module, image: torch.Tensor, label: torch.Tensor
+    ) -> None:
+        """One epoch of a client, batch after batch."""
+        sgd = torch.optim.SGD(
+            net.parameters(), self.learning_rate, weight_decay=self.weight_decay
+        )
+        for i in range(0, len(label), self.batch_size):
+            part = slice(i, i + self.batch_size)
+            sgd.zero_grad()
+            functional.cross_entropy(net(image[part]), label[part]).backward()
+            sgd.step()
 
 
-def local_steps(net: torch.nn.Module, image, label) -> None:
-    """One epoch of plain SGD, batch after batch."""
-    sgd = torch.optim.SGD(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    for i in range(0, len(label), BATCH):
-        sgd.zero_grad()
-        loss = functional.cross_entropy(net(image[i : i + BATCH]), label[i : i + BATCH])
-        loss.backward()
-        sgd.step()
+Rival = Callable[[Training, dict, tuple, np.ndarray], tuple[list[float], dict]]
 
 
-def run_torch(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
+def run_torch(
+    training: Training, weights: dict, tensors: tuple, order: np.ndarray
+) -> tuple[list[float], dict]:
     """The loop over clients that most papers' code has."""
-    net = torch_models.ResNet18(WIDTH, norm)
+    net = training.net()
     seconds = []
     for numbers in order:
         start = time.perf_counter()
         total = {name: torch.zeros_like(value) for name, value in weights.items()}
         for rows in numbers:
             net.load_state_dict(weights)
-            local_steps(net, tensors[0][rows], tensors[1][rows])
+            training.local_steps(net, tensors[0][rows], tensors[1][rows])
             for name, value in net.state_dict().items():
                 total[name] += value / len(numbers) if value.is_floating_point() else 0
         weights = total
@@ -61,7 +81,9 @@ class _ForPfl(torch_models.ResNet18):
         return {}
 
 
-def run_pfl(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
+def run_pfl(
+    training: Training, weights: dict, tensors: tuple, order: np.ndarray
+) -> tuple[list[float], dict]:
     """apple/pfl-research in one process."""
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.aggregate.weighting import WeightByDatapoints
@@ -90,11 +112,13 @@ def run_pfl(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
             times.append(time.perf_counter())
             return False, Metrics()
 
-    net = _ForPfl(WIDTH, norm)
+    net = _ForPfl(training.width, training.norm)
     net.load_state_dict(weights)
     model = PyTorchModel(
         net,
-        lambda params, lr: torch.optim.SGD(params, lr, weight_decay=WEIGHT_DECAY),
+        lambda params, lr: torch.optim.SGD(
+            params, lr, weight_decay=training.weight_decay
+        ),
         torch.optim.SGD(net.parameters(), lr=1.0),
     )
     users = PflDataset(
@@ -112,10 +136,10 @@ def run_pfl(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
         model=model,
         model_train_params=NNTrainHyperParams(
             local_num_epochs=1,
-            local_learning_rate=LEARNING_RATE,
-            local_batch_size=BATCH,
+            local_learning_rate=training.learning_rate,
+            local_batch_size=training.batch_size,
         ),
-        model_eval_params=NNEvalHyperParams(local_batch_size=BATCH),
+        model_eval_params=NNEvalHyperParams(local_batch_size=training.batch_size),
         callbacks=[Clock()],
     )
     return np.diff([start, *times]).tolist(), net.state_dict()
@@ -131,7 +155,9 @@ def _flower_data(folder: str) -> tuple:
     )
 
 
-def run_flower(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
+def run_flower(
+    training: Training, weights: dict, tensors: tuple, order: np.ndarray
+) -> tuple[list[float], dict]:
     """Flower's simulation engine: one ray actor per core."""
     from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord
     from flwr.app import RecordDict as Records
@@ -158,9 +184,9 @@ def run_flower(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
         image, label, orders = _flower_data(folder)
         number = int(message.content["config"]["server-round"]) - 1
         rows = orders[number, int(context.node_config["partition-id"])]
-        net = torch_models.ResNet18(WIDTH, norm)
+        net = training.net()
         net.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        local_steps(net, image[rows], label[rows])
+        training.local_steps(net, image[rows], label[rows])
         content = Records(
             {
                 "arrays": ArrayRecord(net.state_dict()),
@@ -200,8 +226,32 @@ def run_flower(weights: dict, norm: str, tensors: tuple, order: np.ndarray):
     return np.diff(times).tolist(), final
 
 
-RIVALS: dict[str, Rival] = {
-    "PyTorch loop": run_torch,
-    "pfl": run_pfl,
-    "Flower": run_flower,
-}
+RIVALS: dict[str, Rival] = {"torch": run_torch, "pfl": run_pfl, "flower": run_flower}
+WEIGHTS = "weights/"
+
+
+def run(
+    arrays: dict[str, np.ndarray], rival: str, **training: str | float
+) -> dict[str, np.ndarray]:
+    """Rounds of one rival.
+
+    Args:
+      arrays: image [N, D, H, W], normalised; label [N]; order [rounds, clients,
+        images]; "weights/NAME": initial weights by their published names.
+      rival: of `RIVALS`.
+      training: the fields of `Training`.
+
+    Returns:
+      seconds [rounds], and "weights/NAME": final weights.
+    """
+    initial = {
+        name.removeprefix(WEIGHTS): torch.tensor(value)
+        for name, value in arrays.items()
+        if name.startswith(WEIGHTS)
+    }
+    tensors = torch.tensor(arrays["image"]), torch.tensor(arrays["label"]).long()
+    seconds, final = RIVALS[rival](
+        Training(**training), initial, tensors, arrays["order"]
+    )
+    weights = {WEIGHTS + name: value.numpy() for name, value in final.items()}
+    return {"seconds": np.asarray(seconds), **weights}

@@ -1,7 +1,7 @@
 """The networks in plain PyTorch, as today's simulators have them: the yardstick.
 
-Names of the parameters are those of the published state dicts, so that
-`mosaic_jax.interop.torch` carries weights to and fro.
+Names of the parameters are those of the published state dicts, which
+`mosaic_jax.interop.torch` writes.
 """
 
 import itertools
@@ -10,9 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-
-from mosaic_jax.interop import torch as interop
-from mosaic_jax.types import ModelState
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -95,30 +92,6 @@ class Discriminator(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.main(x).reshape(-1)
-
-
-def state_dict(model: ModelState) -> dict[str, np.ndarray]:
-    """The published names of our ResNet-18's variables, group-norm or batch-norm."""
-    variables = dict(model.variables)
-    if not model.batch_stats:
-        variables["batch_stats"] = _absent_statistics(model.params)
-    found = interop.save("resnet18", variables)
-    kept = ("running_mean", "running_var", "num_batches_tracked")
-    if model.batch_stats:
-        return found
-    return {name: v for name, v in found.items() if not name.endswith(kept)}
-
-
-def load(network: nn.Module, model: ModelState) -> None:
-    """Copy our variables into the PyTorch network."""
-    arrays = {name: torch.tensor(v) for name, v in state_dict(model).items()}
-    network.load_state_dict(arrays)
-
-
-def _absent_statistics(params: dict) -> dict:
-    if "scale" in params:
-        return {"mean": np.zeros(len(params["scale"])), "var": np.ones(1)}
-    return {k: _absent_statistics(v) for k, v in params.items() if isinstance(v, dict)}
 
 
 def batch(image: np.ndarray) -> torch.Tensor:

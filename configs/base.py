@@ -218,8 +218,13 @@ def get_config() -> config_dict.ConfigDict:
     return config
 
 
-def for_two_cores(config: config_dict.ConfigDict) -> None:
-    """Shrink networks, rounds and steps to minutes on two CPU cores, in place."""
+def for_two_cores() -> config_dict.ConfigDict:
+    """The defaults with networks, rounds and steps for minutes on two CPU cores.
+
+    To start from, like `get_config`: a function that takes no config cannot undo what a
+    special one has set.
+    """
+    config = get_config()
     config.model.width = 8
     config.local.batch_size = 32
     config.local.learning_rate = 0.05
@@ -252,6 +257,24 @@ def for_two_cores(config: config_dict.ConfigDict) -> None:
     fields.dfrd.student_learning_rate = 0.003
     fields.dfrd.width = 32
     fields.dfrd.generator_learning_rate = 1e-3
+    return config
+
+
+def parts(variant: str) -> tuple[str, str]:
+    """Method and variant of a Mosaic config, "default" if none, in METHOD[:VARIANT]."""
+    method, _, rest = variant.partition(":")
+    return method, rest or "default"
+
+
+def known(variant: str, *variants: str) -> str:
+    """`variant`, if it is one of `variants`.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if variant not in variants:
+        raise ValueError(f"{variant}: unknown variant; known: {', '.join(variants)}")
+    return variant
 
 
 def baseline(config: config_dict.ConfigDict, method: str) -> config_dict.ConfigDict:

@@ -1,16 +1,23 @@
 """Mosaic on CIFAR-100.
 
 python launch.py --config configs/cifar100_mosaic.py
+python launch.py --config configs/cifar100_mosaic.py:resnet50
 """
+
+from ml_collections import config_dict
 
 from configs import base
 
 
-def get_config():
-    """The published study where its settings are known, else those of CIFAR-10."""
+def get_config(variant: str = "default") -> config_dict.ConfigDict:
+    """The published study where its settings are known, else those of CIFAR-10.
+
+    `default` has the ResNet-18 of the published code, `resnet50` a ResNet-50.
+    """
     config = base.get_config()
     config.data.name = "cifar100"
-    config.model.name = "resnet50"
+    if base.known(variant, "default", "resnet50") == "resnet50":
+        config.model.name = "resnet50"
     config.local.steps = 20
     config.init.rounds = 1000
     config.prototypes.clusters = 60

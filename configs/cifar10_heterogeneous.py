@@ -4,9 +4,12 @@ python launch.py --config configs/cifar10_heterogeneous.py
 python launch.py --config configs/cifar10_heterogeneous.py:heterogeneous
 """
 
+from ml_collections import config_dict
+
 from configs import base, cifar10_mosaic
 
 
-def get_config(method: str = "mosaic+heterofl"):
-    """`method` with two of the ten clients at each rate from 1 to 1/16."""
-    return base.baseline(cifar10_mosaic.get_config(), method)
+def get_config(variant: str = "mosaic+heterofl") -> config_dict.ConfigDict:
+    """METHOD[:VARIANT]: two of the ten clients at each rate from 1 to 1/16."""
+    method, rest = base.parts(variant)
+    return base.baseline(cifar10_mosaic.get_config(rest), method)

@@ -4,9 +4,12 @@ python launch.py --config configs/digits_baselines.py:fedavg
 python launch.py --config configs/digits_baselines.py:all
 """
 
+from ml_collections import config_dict
+
 from configs import base, digits_mosaic
 
 
-def get_config(method: str = "fedavg"):
-    """`method` on Mosaic's split, seed, model and total number of rounds."""
-    return base.baseline(digits_mosaic.get_config(), method)
+def get_config(variant: str = "fedavg") -> config_dict.ConfigDict:
+    """METHOD[:VARIANT]: `METHOD` on the split, seed, model and rounds of Mosaic's."""
+    method, rest = base.parts(variant)
+    return base.baseline(digits_mosaic.get_config(rest), method)

@@ -6,15 +6,17 @@ Two and a half minutes. Each field below that differs from the defaults was chos
 the validation images; docs/ablation.md has what it is worth.
 """
 
+from ml_collections import config_dict
+
 from configs import base
 
 
-def get_config():
+def get_config(variant: str = "default") -> config_dict.ConfigDict:
     """Ten clients, mostly of one or two classes each."""
-    config = base.get_config()
+    base.known(variant, "default")
+    config = base.for_two_cores()
     config.data.name = "digits"
     config.data.validation = 0.125
-    base.for_two_cores(config)
     config.generators.width = 16
     config.generators.diversity_weight = 0.0
     config.generators.inversion_weight = 0.0

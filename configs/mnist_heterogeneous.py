@@ -1,12 +1,15 @@
-"""Clients with networks of several sizes, on mnist.
+"""Clients with networks of several sizes, on MNIST.
 
 python launch.py --config configs/mnist_heterogeneous.py
 python launch.py --config configs/mnist_heterogeneous.py:heterogeneous
 """
 
+from ml_collections import config_dict
+
 from configs import base, mnist_mosaic
 
 
-def get_config(method: str = "mosaic+heterofl"):
-    """`method` with two of the ten clients at each rate from 1 to 1/16."""
-    return base.baseline(mnist_mosaic.get_config(), method)
+def get_config(variant: str = "mosaic+heterofl") -> config_dict.ConfigDict:
+    """METHOD[:VARIANT]: two of the ten clients at each rate from 1 to 1/16."""
+    method, rest = base.parts(variant)
+    return base.baseline(mnist_mosaic.get_config(rest), method)

@@ -9,17 +9,19 @@ FOLDER/test; FILE.npz has x_train, y_train and, if there is a test set, x_test, 
 Image size (16, 32 or 64 pixels), channels and classes follow the data.
 """
 
+from ml_collections import config_dict
+
 from configs import base
 
 
-def get_config():
+def get_config(variant: str = "default") -> config_dict.ConfigDict:
     """Sizes for minutes on two CPU cores; scale rounds and widths up on a GPU."""
-    config = base.get_config()
+    base.known(variant, "default")
+    config = base.for_two_cores()
     config.data.name = "folder"
     config.data.dir = "images"
     config.data.alpha = 0.1
     config.data.split_seed = 0
-    base.for_two_cores(config)
     config.generators.width = 16
     config.generators.diversity_weight = 0.0
     config.generators.inversion_weight = 0.0

@@ -3,11 +3,13 @@
 python launch.py --config configs/svhn_mosaic.py
 """
 
+from ml_collections import config_dict
+
 from configs import cifar10_mosaic
 
 
-def get_config():
-    """The settings of CIFAR-10."""
-    config = cifar10_mosaic.get_config()
+def get_config(variant: str = "default") -> config_dict.ConfigDict:
+    """The settings of CIFAR-10, `default` or `published`."""
+    config = cifar10_mosaic.get_config(variant)
     config.data.name = "svhn"
     return config

@@ -1,91 +1,9 @@
 """Bad settings: one line each, with field, value and what is allowed."""
 
-import importlib
-import pathlib
-
 import pytest
 
 from mosaic_jax import errors, settings
 from tests import tiny
-
-CONFIGS = [
-    ("digits_mosaic", ""),
-    ("digits_baselines", "fedavg"),
-    ("fashion_mnist_mosaic", ""),
-    ("fashion_mnist_mosaic", "small"),
-    ("fashion_mnist_baselines", "fedavg"),
-    ("cifar10_mosaic", ""),
-    ("cifar10_mosaic", "published"),
-    ("cifar10_baselines", "fedavg"),
-    ("cifar100_mosaic", ""),
-    ("own_mosaic", ""),
-    ("mnist_mosaic", ""),
-    ("mnist_baselines", "dfrd"),
-    ("mnist_heterogeneous", "fedrolex"),
-    ("svhn_mosaic", ""),
-    ("svhn_baselines", "dfrd"),
-    ("svhn_heterogeneous", "fedrolex"),
-    ("cifar100_baselines", "dfrd"),
-    ("cifar100_heterogeneous", "fedrolex"),
-    ("tiny_imagenet_mosaic", ""),
-    ("tiny_imagenet_baselines", "dfrd"),
-    ("tiny_imagenet_heterogeneous", "fedrolex"),
-    ("food101_mosaic", ""),
-    ("food101_baselines", "dfrd"),
-    ("food101_heterogeneous", "fedrolex"),
-    ("digits_heterogeneous", ""),
-    ("digits_architectures", ""),
-    ("digits_heterogeneous", "fedavg@smallest"),
-    ("fashion_mnist_heterogeneous", "heterofl:small"),
-    ("cifar10_heterogeneous", "mosaic+fedrolex"),
-]
-
-
-def get(name, variant):
-    module = importlib.import_module(f"configs.{name}")
-    return module.get_config(variant) if variant else module.get_config()
-
-
-@pytest.mark.parametrize(("name", "variant"), CONFIGS)
-def test_every_config_is_valid(name, variant):
-    result = settings.from_mapping(get(name, variant).to_dict())
-    assert settings.to_mapping(result) == get(name, variant).to_dict()
-
-
-def test_every_config_file_is_tested():
-    folder = pathlib.Path(__file__).parents[1] / "configs"
-    names = {path.stem for path in folder.glob("*.py")} - {"__init__", "base"}
-    assert names == {name for name, _ in CONFIGS}
-
-
-@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10"])
-def test_fedavg_has_as_many_rounds_as_mosaic(name):
-    mosaic = settings.from_mapping(get(f"{name}_mosaic", "").to_dict())
-    fedavg = settings.from_mapping(get(f"{name}_baselines", "fedavg").to_dict())
-    assert mosaic.total_rounds == fedavg.total_rounds
-    assert (mosaic.data, mosaic.model, mosaic.local, mosaic.seed) == (
-        fedavg.data,
-        fedavg.model,
-        fedavg.local,
-        fedavg.seed,
-    )
-
-
-@pytest.mark.parametrize(
-    ("variant", "method", "algorithm", "rate"),
-    [
-        ("mosaic+fedrolex", "mosaic", "fedrolex", 1.0),
-        ("heterofl", "federated", "heterofl", 1.0),
-        ("fedavg@smallest", "federated", "fedavg", 0.25),
-    ],
-)
-def test_methods_with_two_parts(variant, method, algorithm, rate):
-    study = settings.from_mapping(get("digits_heterogeneous", variant).to_dict())
-    assert (study.method, study.init.method, study.model.rate) == (
-        method,
-        algorithm,
-        rate,
-    )
 
 
 def message(change):

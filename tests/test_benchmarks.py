@@ -1,0 +1,69 @@
+"""What benchmarks rely on: rivals in processes and environments of their own."""
+
+import importlib
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks import environments, worker
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """A worker of this module, in this environment."""
+    monkeypatch.setattr(environments, "python", lambda name: sys.executable)
+    with worker.Worker("pfl", "tests.test_benchmarks") as result:
+        yield result
+
+
+def double(arrays, times):
+    """Called in the worker."""
+    print("a library that prints\n")
+    return {name: array * 2 * times for name, array in arrays.items()}
+
+
+def end(arrays):
+    """Called in the worker."""
+    sys.exit(3)
+
+
+def test_a_worker_answers_with_arrays(here):
+    arrays = {"weights/a.b": np.arange(6.0).reshape(2, 3), "n": np.array(7)}
+    for times in (1, 3):
+        found = here.call("double", arrays, times=times)
+        assert found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name], 2 * times * array)
+    assert here.call("double", times=1) == {}
+
+
+def test_a_worker_that_ends_is_told(here):
+    for _ in range(2):
+        with pytest.raises(SystemExit, match="pfl: the worker ended with code 3;"):
+            here.call("end")
+
+
+def test_a_missing_or_changed_environment_is_told(tmp_path, monkeypatch):
+    wanted = tmp_path / "toy.txt"
+    wanted.write_text("# nothing\n")
+    monkeypatch.setattr(environments, "FOLDER", tmp_path)
+    monkeypatch.setattr(environments, "REQUIREMENTS", {"toy": wanted})
+    with pytest.raises(SystemExit, match=r"python -m benchmarks\.environments toy"):
+        environments.python("toy")
+    (tmp_path / "toy").mkdir()
+    with pytest.raises(SystemExit, match="missing or out of date"):
+        environments.python("toy")
+    (tmp_path / "toy" / "installed.txt").write_text("# nothing\n")
+    assert environments.python("toy") == tmp_path / "toy" / "bin" / "python"
+    wanted.write_text("# something else\n")
+    with pytest.raises(SystemExit, match="missing or out of date"):
+        environments.python("toy")
+
+
+def test_rivals_have_environments():
+    rivals = importlib.import_module("benchmarks.round").RIVALS
+    assert set(rivals.values()) == environments.REQUIREMENTS.keys()

@@ -1,0 +1,393 @@
+"""Every named config and variant: valid, and what its docstring promises."""
+
+import importlib
+import itertools
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+from configs import base
+from mosaic_jax import (
+    algorithms,
+    costs,
+    distillation,
+    experiment,
+    methods,
+    settings,
+)
+from mosaic_jax.data import federated, partition, sources
+from mosaic_jax.data.arrays import Arrays
+
+FOLDER = pathlib.Path(base.__file__).parent
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
+# What every config for two cores has in common.
+TWO_CORES = {
+    "model.width": 8,
+    "local.batch_size": 32,
+    "local.learning_rate": 0.05,
+    "init.rounds": 40,
+    "warmup.rounds": 0,
+    "generators.epochs": 0,
+    "generators.steps": 500,
+    "generators.batch_size": 32,
+    "generators.learning_rate": 1e-3,
+    "generators.diversity_weight": 0.0,
+    "generators.inversion_weight": 0.0,
+    "distill.steps": 200,
+    "distill.learning_rate": 1e-3,
+    "distill.schedule": "cosine",
+    "finetune.rounds": 6,
+    "finetune.learning_rate": 0.01,
+    "server.rounds": 30,
+    "audit.reference_steps": 100,
+    "methods.fedprox.mu": 1.0,
+    "methods.fedrs.alpha": 0.9,
+    "methods.dense.batch_size": 64,
+    "methods.dense.width": 16,
+    "methods.fedftg.iterations": 3,
+    "methods.fedftg.width": 16,
+    "methods.fedftg.student_steps": 2,
+    "methods.fedftg.student_learning_rate": 0.003,
+    "methods.dfrd.iterations": 3,
+    "methods.dfrd.generator_steps": 1,
+    "methods.dfrd.student_steps": 2,
+    "methods.dfrd.student_learning_rate": 0.003,
+    "methods.dfrd.width": 32,
+    "methods.dfrd.generator_learning_rate": 1e-3,
+}
+DIGITS = TWO_CORES | {
+    "data.name": "digits",
+    "data.validation": 0.125,
+    "generators.width": 16,
+    "distill.samples_per_generator": 16,
+    "evaluation.every": 3,
+}
+FASHION_MNIST = {
+    "data.name": "fashion_mnist",
+    "data.validation": 0.05,
+    "generators.diversity_weight": 0.0,
+    "generators.inversion_weight": 0.0,
+    "generators.epochs": 50,
+    "init.rounds": 100,
+    "warmup.rounds": 10,
+    "finetune.rounds": 10,
+    "finetune.learning_rate": 1e-3,
+}
+CIFAR100 = {
+    "data.name": "cifar100",
+    "local.steps": 20,
+    "init.rounds": 1000,
+    "prototypes.clusters": 60,
+    "meta.gate_experts": 100,
+    "distill.learning_rate": 1e-5,
+}
+PUBLISHED = {
+    "generators.when": "before_init",
+    "generators.classifier": "fresh",
+    "generators.classifier_batch_norm": "train",
+    "generators.diversity_target": "uniform",
+    "generators.inversion_weight": 0.0,
+    "generators.value_range": "normalised",
+    "generators.collapse_below": 0.0,
+    "prototypes.space": "global",
+    "meta.head": "transformer",
+    "meta.steps": 150,
+    "meta.ema_debiased": False,
+    "distill.divergence": "logit_mean",
+}
+TINY_IMAGENET = CIFAR100 | {"data.name": "tiny_imagenet", "meta.gate_experts": 200}
+FOOD101 = CIFAR100 | {"data.name": "food101", "meta.gate_experts": 101}
+RESNET50 = {"model.name": "resnet50"}
+FASHION_MNIST_SMALL = TWO_CORES | {
+    "data.name": "fashion_mnist",
+    "data.max_images": 6000,
+    "data.validation": 0.1,
+    "generators.width": 8,
+    "distill.samples_per_generator": 8,
+    "evaluation.every": 20,
+    "finetune.learning_rate": 1e-3,
+}
+OWN = TWO_CORES | {
+    "data.name": "folder",
+    "data.dir": "images",
+    "data.alpha": 0.1,
+    "data.split_seed": 0,
+    "generators.width": 16,
+    "distill.samples_per_generator": 16,
+    "meta.gate_experts": 1,
+}
+# Config and variant to every field in which it differs from configs/base.py.
+PROMISED = {
+    "digits_mosaic": {"default": DIGITS},
+    "digits_architectures": {
+        "default": DIGITS | {"model.others": ("cnn",), "finetune.rounds": 0}
+    },
+    "own_mosaic": {"default": OWN},
+    "fashion_mnist_mosaic": {"default": FASHION_MNIST, "small": FASHION_MNIST_SMALL},
+    "mnist_mosaic": {
+        "default": FASHION_MNIST | {"data.name": "mnist"},
+        "small": FASHION_MNIST_SMALL | {"data.name": "mnist"},
+    },
+    "cifar10_mosaic": {"default": {}, "published": PUBLISHED},
+    "svhn_mosaic": {
+        "default": {"data.name": "svhn"},
+        "published": PUBLISHED | {"data.name": "svhn"},
+    },
+    "cifar100_mosaic": {"default": CIFAR100, "resnet50": CIFAR100 | RESNET50},
+    "tiny_imagenet_mosaic": {
+        "default": TINY_IMAGENET,
+        "resnet50": TINY_IMAGENET | RESNET50,
+    },
+    "food101_mosaic": {"default": FOOD101, "resnet50": FOOD101 | RESNET50},
+}
+STUDIES = [f"{name}:{variant}" for name, of in PROMISED.items() for variant in of]
+# Variants of the comparisons: METHOD, or METHOD:VARIANT of the Mosaic config.
+EVERY_METHOD = sorted(
+    {
+        *methods.COMPARED,
+        *methods.HETEROGENEOUS,
+        *methods.LISTS,
+        *algorithms.ALGORITHMS,
+        *distillation.METHODS,
+        "dfrd+heterofl",
+    }
+)
+COMPARISONS = [
+    name for name in NAMES if name.endswith(("_baselines", "_heterogeneous"))
+]
+
+
+def get(config):
+    """The ConfigDict of NAME or NAME:VARIANT, as the command line makes it."""
+    name, _, variant = config.partition(":")
+    module = importlib.import_module(f"configs.{name}")
+    return module.get_config(variant) if variant else module.get_config()
+
+
+def flat(config):
+    """Nested fields by their full names."""
+
+    def walk(mapping, path):
+        for name, value in mapping.items():
+            if isinstance(value, dict):
+                yield from walk(value, f"{path}{name}.")
+            else:
+                yield path + name, value
+
+    return dict(walk(config.to_dict(), ""))
+
+
+def mosaic_of(comparison):
+    return comparison.removesuffix("_baselines").removesuffix("_heterogeneous") + (
+        "_mosaic"
+    )
+
+
+def variants_of(name):
+    """Those that a Mosaic config knows, from what it says to a wrong one."""
+    module = importlib.import_module(f"configs.{name}")
+    with pytest.raises(ValueError, match="unknown variant; known: default") as caught:
+        module.get_config("no such variant")
+    return str(caught.value).partition("known: ")[2].split(", ")
+
+
+def variants_in_docstring(name):
+    doc = importlib.import_module(f"configs.{name}").__doc__
+    return re.findall(rf"configs/{name}\.py:?(\S*)", doc)
+
+
+def comparisons_of(name):
+    """All configs of one file of comparisons."""
+    variants = variants_of(mosaic_of(name))
+    pairs = itertools.product(EVERY_METHOD, ["", *(f":{v}" for v in variants)])
+    return [name, *(f"{name}:{method}{rest}" for method, rest in pairs)]
+
+
+def test_every_file_and_variant_has_promises():
+    names = [name for name in NAMES if name not in COMPARISONS]
+    assert {name: variants_of(name) for name in names} == {
+        name: list(of) for name, of in PROMISED.items()
+    }
+
+
+@pytest.mark.parametrize("config", STUDIES)
+def test_a_study_differs_from_the_defaults_as_promised_and_nowhere_else(config):
+    name, _, variant = config.partition(":")
+    defaults, found = flat(base.get_config()), flat(get(config))
+    assert found.keys() == defaults.keys()
+    differing = {field: v for field, v in found.items() if v != defaults[field]}
+    promised = PROMISED[name][variant].items()
+    assert differing == {field: v for field, v in promised if v != defaults[field]}
+
+
+@pytest.mark.parametrize("name", PROMISED)
+def test_a_study_without_a_variant_is_the_default(name):
+    assert get(name) == get(f"{name}:default")
+
+
+def test_defaults_have_the_sizes_of_the_published_study():
+    study = settings.from_mapping(base.get_config().to_dict())
+    assert (study.data.num_clients, study.model.name) == (10, "resnet18")
+    assert study.init.rounds == 300
+    assert study.total_rounds == 300 + 80
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_in_docstrings_name_known_variants(name):
+    found = variants_in_docstring(name)
+    assert found, "a config tells how it is run"
+    for variant in found:
+        if name in COMPARISONS:
+            method, _, size = variant.partition(":")
+            assert not method or method in EVERY_METHOD
+            assert not size or size in variants_of(mosaic_of(name))
+        else:
+            assert not variant or variant in variants_of(name)
+
+
+@pytest.mark.parametrize("config", STUDIES)
+def test_every_study_is_valid(config):
+    mapping = get(config).to_dict()
+    assert settings.to_mapping(settings.from_mapping(mapping)) == mapping
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_comparison_is_valid_and_on_equal_terms(name):
+    for config in comparisons_of(name):
+        _, _, variant = config.partition(":")
+        _, _, size = variant.partition(":")
+        mosaic = settings.from_mapping(
+            get(mosaic_of(name) + (f":{size}" if size else "")).to_dict()
+        )
+        study = settings.from_mapping(get(config).to_dict())
+        for term in ("data", "local", "seed", "total_rounds", "generators", "meta"):
+            assert getattr(study, term) == getattr(mosaic, term), (config, term)
+        if "@smallest" not in config:
+            assert study.model == mosaic.model, config
+        algorithms.build(study)
+        distillation.build(study)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("fedavg", ("federated", "fedavg", "none", "every_round", 1.0)),
+        ("fedprox", ("federated", "fedprox", "none", "every_round", 1.0)),
+        ("dense", ("federated", "fedavg", "dense", "once", 1.0)),
+        ("dfrd+heterofl", ("federated", "heterofl", "dfrd", "every_round", 1.0)),
+        ("mosaic", ("mosaic", "fedavg", "none", "every_round", 1.0)),
+        ("mosaic+fedrolex", ("mosaic", "fedrolex", "none", "every_round", 1.0)),
+        ("heterofl", ("federated", "heterofl", "none", "every_round", 1.0)),
+        ("fedavg@smallest", ("federated", "fedavg", "none", "every_round", 0.25)),
+    ],
+)
+def test_methods(method, expected):
+    study = settings.from_mapping(get(f"digits_heterogeneous:{method}").to_dict())
+    assert expected == (
+        study.method,
+        study.init.method,
+        study.server.method,
+        study.server.when,
+        study.model.rate,
+    )
+
+
+@pytest.mark.parametrize("name", [n for n in COMPARISONS if "heterogeneous" in n])
+def test_rates_of_heterogeneous_clients(name):
+    thirds = [4, 3, 3], [1.0, 0.5, 0.25]
+    fifths = [2] * 5, [1.0, 0.5, 0.25, 0.125, 0.0625]
+    variants = {"": thirds if name.startswith("digits") else fifths}
+    if name.startswith("fashion_mnist"):
+        variants |= {":mosaic+heterofl:small": thirds}
+    for variant, (counts, rates) in variants.items():
+        study = settings.from_mapping(get(name + variant).to_dict())
+        assert study.method == "mosaic" and study.init.method == "heterofl"
+        found = study.budgets.of_clients(study.data.num_clients)
+        assert [found.count(rate) for rate in rates] == counts
+
+
+@pytest.mark.parametrize("name", ["cifar100", "tiny_imagenet", "food101", "digits"])
+def test_the_gate_may_keep_as_many_experts_as_there_are_classes(name):
+    study = settings.from_mapping(get(f"{name}_mosaic").to_dict())
+    assert study.meta.gate_experts == sources.SOURCES[name].info.num_classes
+
+
+def test_half_of_the_clients_have_another_network():
+    study = settings.from_mapping(get("digits_architectures").to_dict())
+    assert study.networks == ("resnet18", "cnn")
+
+
+def test_most_digits_clients_hold_one_or_two_classes():
+    study = settings.from_mapping(get("digits_mosaic").to_dict())
+    _, arrays = sources.load("digits", study.data.dir)
+    clients = partition.split(
+        arrays.train_label,
+        mode=study.data.split,
+        num_clients=study.data.num_clients,
+        alpha=study.data.alpha,
+        seed=study.seed + study.data.split_seed,
+    )
+    held = [len(np.unique(arrays.train_label[numbers])) for numbers in clients]
+    assert len(held) == 10
+    assert sum(count <= 2 for count in held) > 5
+
+
+def test_operations_of_the_cifar10_study():
+    """As many as its docstring says, to the digit that it gives."""
+    module = importlib.import_module("configs.cifar10_mosaic")
+    told = re.search(r"About (\S+) floating-point operations", module.__doc__)[1]
+    study = settings.from_mapping(get("cifar10_mosaic").to_dict())
+    info = sources.SOURCES["cifar10"].info
+
+    def images(count):
+        label = np.arange(count, dtype=np.int32) % info.num_classes
+        return np.zeros((count, *info.image_shape), np.uint8), label
+
+    data = federated.build(
+        study.data, study.seed, info, Arrays(*images(50_000), *images(10_000))
+    )
+    networks = experiment.build_classifiers(study, info)
+    task = experiment.build_task(study, info, networks["resnet18"])
+    found = costs.flops_by_stage(
+        study, data, networks, algorithms.build(study), None, task
+    )
+    assert f"{sum(found.values()):.0e}".replace("+", "") == told
+
+
+def comments():
+    """Each field's line in configs/base.py: full name, default, what is said of it."""
+    said, group = "", ""
+    for line in (FOLDER / "base.py").read_text().splitlines():
+        if line.strip().startswith("#"):
+            said += line
+            continue
+        opened = re.match(r"    config\.(\w+) = \w+ = config_dict", line)
+        if opened:
+            group = opened[1]
+        field = re.match(r"    (\w+)\.(\w+) = (.*)", line)
+        if field and not opened and field[1] in ("config", group):
+            path = field[2] if field[1] == "config" else f"{group}.{field[2]}"
+            yield path, said + field[3]
+        said = ""
+
+
+def allowed_names(path):
+    """What a choice may be; none if the field is not one."""
+    cls = settings.Settings
+    *groups, name = path.split(".")
+    for group in groups:
+        cls = cls.__dataclass_fields__[group].type
+    phrase = cls.__dataclass_fields__[name].metadata["allowed"].phrase
+    return phrase.removeprefix("one of ").split(", ") if "one of" in phrase else []
+
+
+def test_comments_name_every_choice():
+    found = dict(comments())
+    choices = {path: allowed_names(path) for path in found}
+    assert sum(map(bool, choices.values())) > 15
+    for path, names in choices.items():
+        for name in names:
+            # "resnet18, 34, ..." is enough.
+            assert name.removeprefix("resnet") in found[path], (path, name)
