@@ -188,18 +188,10 @@ def _train(
 
         return jax.lax.cond(jnp.any(moments == number + 1), taken, lambda: film)
 
-    def step(state, number, client, each, global_model, images, key):
+    def step(state, number, batch, client, each, global_model, key):
         client_model, class_share, inverts, share, moments = each
         if share is not None:
             global_model = submodel.within(global_model, share)
-        batch = training.client_batch(
-            client,
-            images,
-            number,
-            key=key,
-            batch_size=config.batch_size,
-            augmentation="none",
-        )
         trained, metrics = model_gan.step(
             state.gan,
             prng.at(prng.named(key, "step"), number, client.number),
@@ -222,6 +214,7 @@ def _train(
         steps,
         key=context.key,
         batch_size=config.batch_size,
+        augmentation="none",
         each=each,
         shared=global_model,
     )
