@@ -70,7 +70,7 @@ def batch_slots(
     """
     per_epoch = steps_per_epoch(size, batch_size)
     epoch, position = jnp.divmod(first + jnp.arange(length), per_epoch)
-    slot = position[:, None] * batch_size + jnp.arange(batch_size)
+    slot = position[:, None] * batch_size + jnp.arange(batch_size)[None]
     begin, end = epoch[0], (first + count - 1) // per_epoch
 
     def fill(number: Array, found: Array, capacity: int) -> Array:

@@ -9,8 +9,10 @@ import optax
 import pytest
 
 from mosaic_jax import gan, prng
+from mosaic_jax.data import augment
 from mosaic_jax.models import dcgan
 from mosaic_jax.stages import generators
+from mosaic_jax.types import ModelState
 from tests import tiny
 
 KEY = prng.root(0)
@@ -118,6 +120,23 @@ def test_ranges_are_inverse():
         model_gan.decode(model_gan.encode(image)), image, atol=1e-6
     )
     assert dataclasses.replace(model_gan, normalised_range=False).encode(image) is image
+
+
+class Mirror:
+    """In place of a discriminator: its logits are what it is shown."""
+
+    def apply(self, variables, image, **_):
+        return image, {"batch_stats": {}}
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_enters_a_shifted_image_is_black_in_its_range(normalised):
+    model_gan = make(discriminator=Mirror(), translate=2, normalised_range=normalised)
+    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
+    shown, _ = model_gan._judge(ModelState({}, {}), KEY, model_gan.encode(image))
+    shifted = augment.translate(KEY, image, pixels=2)
+    assert (shifted[:, 0, 0] == -1).any()
+    np.testing.assert_allclose(shown, model_gan.encode(shifted), atol=1e-6)
 
 
 def test_constant_output_is_found_collapsed():
