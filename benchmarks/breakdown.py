@@ -43,16 +43,15 @@ def program(width: int, norm: str):
     tx = training.sgd(0.01, 1e-4)
 
     def one(model, client, images):
-        def batch_at(step):
-            return training.client_batch(
-                client,
-                images,
-                step,
-                key=prng.root(1),
-                batch_size=BATCH,
-                augmentation="none",
-            )
-
+        batch_at = training.client_batches(
+            client,
+            images,
+            0,
+            STEPS,
+            key=prng.root(1),
+            batch_size=BATCH,
+            augmentation="none",
+        )
         return training.local_training(classifier, tx, model, batch_at, STEPS)
 
     def run(model, data):

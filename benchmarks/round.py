@@ -15,7 +15,6 @@ actor per core and one thread each, data kept by the actors. Prints seconds per 
 """
 
 import argparse
-import functools
 import time
 
 import jax
@@ -47,18 +46,15 @@ MAX_DISTANCE = 0.01
 def batch_order(data: FederatedDataset, rounds: int) -> np.ndarray:
     """Image numbers [rounds, clients, SIZE] in the order in which we use them."""
 
-    @functools.partial(jax.jit, static_argnums=1)
-    def order(client: Client, size: int) -> jax.Array:
-        key = prng.at(prng.named(KEY, "shuffle"), client.number)
-
-        def slots(step: jax.Array) -> jax.Array:
-            return training.batch_slots(key, step, client.size, size, BATCH)[0]
-
-        steps = jax.vmap(slots)(jnp.arange(rounds * STEPS))
-        return client.index[steps].reshape(rounds, size)
+    @jax.jit
+    def order(client: Client) -> jax.Array:
+        rows, _ = training.client_rows(
+            client, 0, rounds * STEPS, key=KEY, batch_size=BATCH
+        )
+        return rows.reshape(rounds, SIZE)
 
     clients = [trees.take(data.client, i) for i in range(CLIENTS)]
-    return np.stack([np.asarray(order(client, SIZE)) for client in clients], axis=1)
+    return np.stack([np.asarray(order(client)) for client in clients], axis=1)
 
 
 def run_ours(

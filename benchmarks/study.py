@@ -123,15 +123,12 @@ def client_steps(context: Context, name: str, timed: dict) -> None:
     """Loops of unequal clients count steps by client: turn windows into those."""
     config, sizes = context.settings, context.data.clients.client.size
     if name == "gan":
-        wanted = config.generators
-        steps = generators.num_steps(
-            wanted.epochs, wanted.steps, sizes, wanted.batch_size
-        )
-        batch = wanted.batch_size
+        steps = generators.num_steps(config.generators, sizes)
+        batch = config.generators.batch_size
     elif name == "classifier":
         epochs = config.generators.classifier_epochs
         batch = config.local.batch_size
-        steps = generators.num_steps(epochs, 0, sizes, batch)
+        steps = generators.steps_of_epochs(epochs, sizes, batch)
     else:
         batch = config.local.batch_size
         steps = np.full(len(sizes), config.experts.local_steps)

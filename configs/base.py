@@ -136,6 +136,10 @@ def get_config() -> config_dict.ConfigDict:
     config.generators = generators = config_dict.ConfigDict()
     generators.when = "after_init"  # or before_init, as in the published code
     generators.epochs = 200  # passes over each client's images; 0: use steps
+    # Bounds on a client's steps where they are counted in epochs: 200 epochs of 72
+    # images are 400 steps, too few for a GAN; the largest client takes 31,400.
+    generators.min_steps = 2000
+    generators.max_steps = 0  # 0: no bound
     generators.steps = 0  # the same number of steps for each client; 0: use epochs
     generators.batch_size = 64
     generators.learning_rate = 2e-4  # Adam(0.5, 0.999) for both players

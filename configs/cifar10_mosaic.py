@@ -26,6 +26,7 @@ def published(config: config_dict.ConfigDict) -> None:
     config.generators.when = "before_init"
     config.generators.classifier = "fresh"
     config.generators.classifier_batch_norm = "train"
+    config.generators.min_steps = 0
     config.generators.diversity_target = "uniform"
     config.generators.inversion_weight = 0.0
     config.generators.value_range = "normalised"

@@ -116,14 +116,12 @@ class _Study:
 
     def _generators(self) -> float:
         config, size = self.config.generators, self.data.clients.client.size
-        steps = generators.num_steps(
-            config.epochs, config.steps, size, config.batch_size
-        )
+        steps = generators.num_steps(config, size)
         model_gan = gan.build(self.config, self.data.info, self.classifier)
         total = steps.sum() * config.batch_size * model_gan.step_flops(self.shape)
         if config.classifier == "fresh":
             batch = self.config.local.batch_size
-            steps = generators.num_steps(config.classifier_epochs, 0, size, batch)
+            steps = generators.steps_of_epochs(config.classifier_epochs, size, batch)
             total += steps.sum() * batch * flops.TRAINED * self.forward
         return float(total)
 

@@ -173,7 +173,8 @@ class Gan:
 
     def _judge(self, model: ModelState, key: Array, image: Array, mask=None):
         if self.translate:
-            image = augment.translate(key, image, pixels=self.translate)
+            black = self.encode(jnp.full(image.shape[-1], -1.0))
+            image = augment.translate(key, image, pixels=self.translate, black=black)
         logits, updated = self.discriminator.apply(
             model.variables, image, train=True, mask=mask, mutable=["batch_stats"]
         )

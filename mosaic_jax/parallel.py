@@ -26,8 +26,8 @@ _EXPERTS_AT_ONCE = 16
 
 # function(*entries, *shared, *placed) -> (a client's results, what is summed)
 ClientFunction = Callable[..., tuple[Tree, Tree]]
-# function(state, step, *entries, *shared, *placed) -> (state, metrics)
-StepFunction = Callable[..., tuple[Tree, Tree]]
+# function(state, first, count, *entries, *shared, *placed) -> (state, summed metrics)
+StepsFunction = Callable[..., tuple[Tree, Tree]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ClientAxis:
 
     def advance(
         self,
-        function: StepFunction,
+        function: StepsFunction,
         state: Tree,
         *args: Tree,
         pieces: schedule.Pieces,
@@ -144,7 +144,7 @@ class ClientAxis:
         """Run `pieces` of the clients' steps; returns the new state and summed metrics.
 
         Args:
-          function: one step of one client.
+          function: steps `first` to `first` + `count` - 1 of one client.
           state: leaves [C, ...].
           args: further leaves [C, ...] that stay.
           pieces: of a `Plan`.
@@ -275,44 +275,40 @@ def _run_groups(
         return jax.tree.map(jnp.add, total, summand), each
 
     first = trees.take((args, live), 0)
-    zero = _zeros(jax.eval_shape(lambda entry: group(*entry)[1], first))
+    zero = trees.zeros(jax.eval_shape(lambda entry: group(*entry)[1], first))
     total, each = jax.lax.scan(body, zero, (args, live))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), each), total
 
 
 def _run_pieces(
-    function: StepFunction, args: Tree, shared: Tree, placed: Tree
+    function: StepsFunction, args: Tree, shared: Tree, placed: Tree
 ) -> tuple[Tree, Tree]:
     """One device's pieces [1, S, ...] of work on its clients' state [slots, ...]."""
     (state, rest), (pieces, placed) = args, placed
     client, first, count = pieces.client[0], pieces.first[0], pieces.count[0]
-    step = _batched(lambda state, i, rest: function(state, i, *rest, *shared, *placed))
+
+    def work(i: Array, args: Tree) -> tuple[Tree, Tree]:
+        """Piece `i` of its lanes; their new states, and what they count together."""
+        lanes, lane_rest = trees.take(args, jnp.maximum(client[i], 0))
+        lanes, metrics = _batched(
+            lambda lane, begin, rest: function(
+                lane, begin, count[i], *rest, *shared, *placed
+            )
+        )(lanes, first[i], lane_rest)
+        return lanes, _sum(metrics, client[i] >= 0)
 
     def piece(i: Array, carry: Tree) -> Tree:
         state, total = carry
-        who = client[i]
-        lanes, lane_rest = trees.take((state, rest), jnp.maximum(who, 0))
-
-        def body(j: Array, carry: Tree) -> Tree:
-            lanes, total = carry
-            lanes, metrics = step(lanes, first[i] + j, lane_rest)
-            return lanes, jax.tree.map(jnp.add, total, _sum(metrics, who >= 0))
-
-        lanes, total = jax.lax.fori_loop(0, count[i], body, (lanes, total))
+        lanes, metrics = work(i, (state, rest))
         # An index past the end: nobody's state is dropped.
+        who = client[i]
         row = jnp.where(who >= 0, who, len(jax.tree.leaves(state)[0]))
         state = jax.tree.map(
             lambda all_, new: all_.at[row].set(new, mode="drop"), state, lanes
         )
-        return state, total
+        return state, trees.add(total, metrics)
 
-    def metrics(entry: Tree) -> Tree:
-        lanes, rest = entry
-        metrics = step(lanes, jnp.zeros_like(client[0]), rest)[1]
-        return _sum(metrics, client[0] >= 0)
-
-    lanes = jax.eval_shape(lambda t: trees.take(t, jnp.maximum(client[0], 0)), args)
-    zero = _zeros(jax.eval_shape(metrics, lanes))
+    zero = trees.zeros(jax.eval_shape(lambda args: work(0, args)[1], args))
     return jax.lax.fori_loop(0, len(count), piece, (state, zero))
 
 
@@ -335,10 +331,6 @@ def _sum(tree: Tree, live: Array) -> Tree:
         ),
         tree,
     )
-
-
-def _zeros(shapes: Tree) -> Tree:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def expert_map(function: Callable[..., Tree], *args: Tree) -> Tree:

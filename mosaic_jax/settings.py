@@ -189,6 +189,8 @@ class Generators:
 
     when: str = one_of("after_init", "before_init")
     epochs: int = at_least(0)
+    min_steps: int = at_least(0)
+    max_steps: int = at_least(0)
     steps: int = at_least(0)
     batch_size: int = at_least(2)
     learning_rate: float = above(0)
@@ -482,6 +484,11 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"generators.steps = {generators.steps}: must be 0 where"
             f" generators.epochs = {generators.epochs} is not, and the other way round"
+        )
+    if 0 < generators.max_steps < generators.min_steps:
+        problems.append(
+            f"generators.max_steps = {generators.max_steps}: must be 0, for no bound,"
+            f" or >= generators.min_steps = {generators.min_steps}"
         )
     if generators.when == "before_init" and generators.classifier != "fresh":
         problems.append(

@@ -1,5 +1,6 @@
 """Minibatches of one client and its local training."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -30,55 +31,127 @@ def steps_per_epoch(size: Array, batch_size: int) -> Array:
     return jnp.maximum(-(-size // batch_size), 1)
 
 
+def epoch_order(key: Array, epoch: Array, size: Array, capacity: int) -> Array:
+    """The order [capacity] of a client's images in an epoch; the first `size` count.
+
+    Those are the same for every `capacity` that holds them.
+    """
+    noise = jax.random.uniform(prng.at(key, epoch), (capacity,))
+    return jnp.argsort(jnp.where(jnp.arange(capacity) < size, noise, 2.0))
+
+
 def batch_slots(
-    key: Array, step: Array, size: Array, capacity: int, batch_size: int
+    key: Array,
+    first: Array,
+    count: Array,
+    size: Array,
+    *,
+    capacity: int,
+    length: int,
+    batch_size: int,
 ) -> tuple[Array, Array]:
-    """Which of its images a client uses at `step`: reshuffled epochs, in order.
+    """Which of its images a client uses in steps `first` to `first` + `count` - 1.
+
+    Reshuffled epochs, in order. Each epoch that the steps touch is sorted once, however
+    many of its minibatches they read.
 
     Args:
       key: the client's key.
-      step: [] int32, counted over all epochs.
+      first: [] int32, counted over all epochs.
+      count: [] int32, at most `length`.
       size: [] int32, images of the client.
       capacity: M, the padded length of its index row.
+      length: S, steps at most.
       batch_size: B.
 
     Returns:
-      Positions [B] int32 in the index row, and their mask [B] (False: past the end
-      of a short last batch).
+      Positions [S, B] int32 in the index row, and their mask [S, B] (False: past the
+      end of a short last batch). Rows past `count` mean nothing.
     """
-    epoch, position = jnp.divmod(step, steps_per_epoch(size, batch_size))
-    noise = jax.random.uniform(prng.at(key, epoch), (capacity,))
-    order = jnp.argsort(jnp.where(jnp.arange(capacity) < size, noise, 2.0))
-    slot = position * batch_size + jnp.arange(batch_size)
-    return order[jnp.minimum(slot, size - 1)], slot < size
+    per_epoch = steps_per_epoch(size, batch_size)
+    epoch, position = jnp.divmod(first + jnp.arange(length), per_epoch)
+    slot = position[:, None] * batch_size + jnp.arange(batch_size)[None]
+    begin, end = epoch[0], (first + count - 1) // per_epoch
+
+    def fill(number: Array, found: Array, capacity: int) -> Array:
+        order = epoch_order(key, number, size, capacity)
+        new = order[jnp.minimum(slot, size - 1)]
+        return jnp.where((epoch == number)[:, None], new, found)
+
+    # Epochs in between lie within the steps, so their clients have few images: sorts
+    # are short, which counts where clients of all sizes run batched.
+    short = min(capacity, max(length - 2, 1) * batch_size)
+    found = jax.lax.fori_loop(
+        begin + 1,
+        end,
+        functools.partial(fill, capacity=short),
+        jnp.zeros((length, batch_size), jnp.int32),
+    )
+    found = jax.lax.fori_loop(
+        0,
+        jnp.where(count > 0, jnp.where(end > begin, 2, 1), 0),
+        lambda i, found: fill(jnp.where(i, end, begin), found, capacity),
+        found,
+    )
+    return found, slot < size
 
 
 def client_rows(
-    client: Client, step: Array, *, key: Array, batch_size: int
+    client: Client,
+    first: Array,
+    length: int,
+    *,
+    key: Array,
+    batch_size: int,
+    count: Array | None = None,
 ) -> tuple[Array, Array]:
-    """Image numbers [B] of minibatch `step` of one client, and their mask [B]."""
-    shuffle_key = prng.at(prng.named(key, "shuffle"), client.number)
+    """Image numbers of `length` minibatches of one client from number `first` on.
+
+    Only the first `count` of them are drawn; None: all.
+
+    Returns:
+      Numbers [S, B], and their mask [S, B].
+    """
     slot, mask = batch_slots(
-        shuffle_key, step, client.size, client.index.shape[-1], batch_size
+        prng.at(prng.named(key, "shuffle"), client.number),
+        first,
+        length if count is None else count,
+        client.size,
+        capacity=client.index.shape[-1],
+        length=length,
+        batch_size=batch_size,
     )
     return client.index[slot], mask
 
 
-def client_batch(
+def client_batches(
     client: Client,
     images: LabelledImages,
-    step: Array,
+    first: Array,
+    length: int,
     *,
     key: Array,
     batch_size: int,
     augmentation: str,
-) -> Batch:
-    """Minibatch number `step` of one client, in [-1, 1], augmented."""
-    rows, mask = client_rows(client, step, key=key, batch_size=batch_size)
-    augment_key = prng.at(prng.named(key, "augment"), step, client.number)
-    image = augment.to_signed(images.image[rows])
-    image = augment.augment(augmentation, augment_key, image)
-    return Batch(image=image, label=images.label[rows], mask=mask)
+    count: Array | None = None,
+) -> Callable[[Array], Batch]:
+    """`batch_at(j)`: minibatch number `first` + j of one client, in [-1, 1], augmented.
+
+    For j below `count` (None: below `length`). Which images they hold is worked out
+    here, once: call this outside of the loop over j.
+    """
+    rows, mask = client_rows(
+        client, first, length, key=key, batch_size=batch_size, count=count
+    )
+    augment_key = prng.named(key, "augment")
+
+    def batch_at(j: Array) -> Batch:
+        image = augment.to_signed(images.image[rows[j]])
+        one_key = prng.at(augment_key, first + j, client.number)
+        image = augment.augment(augmentation, one_key, image)
+        return Batch(image=image, label=images.label[rows[j]], mask=mask[j])
+
+    return batch_at
 
 
 def sgd_step(

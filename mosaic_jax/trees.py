@@ -32,6 +32,11 @@ def broadcast(tree: Tree, size: int) -> Tree:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), tree)
 
 
+def zeros(shapes: Tree) -> Tree:
+    """Zeros of the shapes and types of the leaves."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
 def add(a: Tree, b: Tree) -> Tree:
     """Leaf-wise sum."""
     return jax.tree.map(jnp.add, a, b)

@@ -8,12 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from mosaic_jax import gan, prng
+from configs import cifar10_mosaic
+from mosaic_jax import experiment, gan, prng
+from mosaic_jax.data import augment
 from mosaic_jax.models import dcgan
 from mosaic_jax.stages import generators
+from mosaic_jax.types import ModelState
 from tests import tiny
 
 KEY = prng.root(0)
+SIZE = np.array([64, 65, 3])
 
 
 def make(**changes):
@@ -120,6 +124,23 @@ def test_ranges_are_inverse():
     assert dataclasses.replace(model_gan, normalised_range=False).encode(image) is image
 
 
+class Mirror:
+    """In place of a discriminator: its logits are what it is shown."""
+
+    def apply(self, variables, image, **_):
+        return image, {"batch_stats": {}}
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_what_enters_a_shifted_image_is_black_in_its_range(normalised):
+    model_gan = make(discriminator=Mirror(), translate=2, normalised_range=normalised)
+    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
+    shown, _ = model_gan._judge(ModelState({}, {}), KEY, model_gan.encode(image))
+    shifted = augment.translate(KEY, image, pixels=2)
+    assert (shifted[:, 0, 0] == -1).any()
+    np.testing.assert_allclose(shown, model_gan.encode(shifted), atol=1e-6)
+
+
 def test_constant_output_is_found_collapsed():
     model_gan = make()
     generator = model_gan.init(KEY, (16, 16, 1)).generator
@@ -138,7 +159,39 @@ def test_class_shares():
     np.testing.assert_allclose(generators.class_shares(count, "uniform"), 0.25)
 
 
-def test_steps_of_unequal_clients():
-    size = jnp.array([64, 65, 3])
-    assert generators.num_steps(2, 0, size, 64).tolist() == [2, 4, 2]
-    assert generators.num_steps(0, 7, size, 64).tolist() == [7, 7, 7]
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"epochs": 2}, [2, 4, 2]),
+        ({"epochs": 2, "min_steps": 3}, [3, 4, 3]),
+        ({"epochs": 2, "max_steps": 3}, [2, 3, 2]),
+        ({"epochs": 2, "min_steps": 3, "max_steps": 3}, [3, 3, 3]),
+        # The bounds are on what epochs come to.
+        ({"steps": 7, "min_steps": 9}, [7, 7, 7]),
+    ],
+)
+def test_steps_of_unequal_clients(fields, expected):
+    whole = {"epochs": 0, "steps": 0, "min_steps": 0, "max_steps": 0, "batch_size": 64}
+    changes = {f"generators__{name}": value for name, value in (whole | fields).items()}
+    steps = generators.num_steps(tiny.study(**changes).generators, SIZE)
+    assert steps.tolist() == expected
+
+
+def test_the_bound_is_what_a_study_runs_and_promises(tmp_path):
+    def study(min_steps):
+        fields = {"epochs": 1, "steps": 0, "min_steps": min_steps}
+        changes = {f"generators__{name}": value for name, value in fields.items()}
+        return experiment.Experiment(tiny.study(**changes), tmp_path)
+
+    few, many = study(0), study(1000)
+    sizes = few.data.clients.client.size
+    free = generators.num_steps(few.settings.generators, sizes).sum()
+    assert free < 1000
+    ratio = many.flops["generators"] / few.flops["generators"]
+    assert ratio == pytest.approx(1000 * len(sizes) / free)
+
+
+def test_published_studies_count_epochs_alone():
+    assert cifar10_mosaic.get_config().generators.min_steps == 2000
+    published = cifar10_mosaic.get_config("published").generators
+    assert (published.min_steps, published.max_steps) == (0, 0)

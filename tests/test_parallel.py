@@ -67,13 +67,16 @@ def test_unequal_steps(at_once, num_devices):
     axis, every = layout(at_once, num_devices), 4
     plan = axis.plan(STEPS, every)
 
-    def step(state, number, gain):
+    def steps(state, first, count, gain):
         # Depends on the order of the steps, as training does.
-        return state * gain + number, {"steps": jnp.ones(())}
+        state = jax.lax.fori_loop(
+            0, count, lambda j, state: state * gain + first + j, state
+        )
+        return state, {"steps": jnp.ones(()) * count}
 
     run = jax.jit(
         lambda state, pieces: axis.advance(
-            step, state, jnp.full(len(SIZES), 0.5), pieces=pieces
+            steps, state, jnp.full(len(SIZES), 0.5), pieces=pieces
         )
     )
     state, done = axis.replicate(np.ones(len(SIZES), np.float32)), 0.0

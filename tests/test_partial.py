@@ -388,15 +388,17 @@ def test_statistics_are_asked_of_the_clients(rate):
     means, variances = [], []
     for i in range(4):
         client, each = jax.tree.map(lambda leaf, i=i: leaf[i], data.client), []
+        batch_at = training.client_batches(
+            client,
+            data.images,
+            0,
+            program.local.steps,
+            key=KEY,
+            batch_size=program.local.batch_size,
+            augmentation=program.augmentation,
+        )
         for step in range(program.local.steps):
-            batch = training.client_batch(
-                client,
-                data.images,
-                step,
-                key=KEY,
-                batch_size=program.local.batch_size,
-                augmentation=program.augmentation,
-            )
+            batch = batch_at(step)
             _, after = classifier.train_logits(model, batch.image, batch.mask)
             before = model.batch_stats["bn1"]
             each.append(

@@ -42,6 +42,11 @@ def put(group, **fields):
             "generators.steps = 0: must be 0 where generators.epochs = 0 is not, and"
             " the other way round",
         ),
+        (
+            put("generators", min_steps=9, max_steps=8),
+            "generators.max_steps = 8: must be 0, for no bound, or >="
+            " generators.min_steps = 9",
+        ),
         (lambda mapping: mapping.pop("meta"), "meta: missing"),
         (
             lambda mapping: mapping.update(meta=3),

@@ -1,6 +1,7 @@
 """Minibatches, local training and federated rounds against plain loops."""
 
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -51,25 +52,77 @@ def start(data):
 def client_batch(data, client, step, **settings):
     client = trees.take(data.client, client)
     settings = {"key": KEY, "batch_size": 4, "augmentation": "none"} | settings
-    return training.client_batch(client, data.images, step, **settings)
+    return training.client_batches(client, data.images, step, 1, **settings)(0)
+
+
+def rows_by(data, length, batch_size=8, total=40):
+    """Image numbers and masks of all clients, drawn `length` steps at a time."""
+
+    @jax.jit
+    def draw(first):
+        return jax.vmap(
+            lambda client: training.client_rows(
+                client, first, length, key=KEY, batch_size=batch_size
+            )
+        )(data.client)
+
+    parts = [draw(first) for first in range(0, total, length)]
+    return jax.tree.map(
+        lambda *leaves: np.concatenate(leaves, axis=1)[:, :total], *parts
+    )
 
 
 @pytest.mark.parametrize("size", [1, 4, 6, 13])
 def test_an_epoch_shows_every_image_once(size):
     per_epoch = int(training.steps_per_epoch(jnp.array(size), 4))
-    slots = jax.jit(
-        lambda step: training.batch_slots(KEY, step, jnp.array(size), 20, 4)
-    )
+    rows, mask = rows_by(tiny.dataset([size], pad=7), 1, 4, 2 * per_epoch)
     orders = []
     for epoch in range(2):
-        seen = []
-        for step in range(epoch * per_epoch, (epoch + 1) * per_epoch):
-            slot, mask = slots(step)
-            seen += np.asarray(slot)[np.asarray(mask)].tolist()
+        steps = slice(epoch * per_epoch, (epoch + 1) * per_epoch)
+        seen = rows[0, steps][mask[0, steps]].tolist()
         assert sorted(seen) == list(range(size))
         orders.append(seen)
     if size == 13:
         assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("length", [1, 3, 10, 40])
+def test_minibatches_are_those_that_were_always_drawn(length):
+    """Recorded when every step still sorted its whole epoch for itself."""
+    rows, mask = rows_by(tiny.dataset([1, 6, 40, 75], pad=3), length)
+    drawn = np.concatenate([rows, mask], axis=2).astype(np.int32).swapaxes(0, 1)
+    assert hashlib.sha256(np.ascontiguousarray(drawn).tobytes()).hexdigest() == (
+        "5d7f5b466a6843eea725f56ad3088f9f3443ddb81605b71e9dd5e567b23f0e2e"
+    )
+
+
+def primitives(jaxpr, around=frozenset()):
+    """Each primitive of a program, and the loops that lie around it."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name, around
+        loop = equation.primitive.name in ("while", "scan")
+        within = around | {id(equation)} if loop else around
+        for part in jax.tree.leaves(
+            equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")
+        ):
+            part = getattr(part, "jaxpr", part)
+            if hasattr(part, "eqns"):
+                yield from primitives(part, within)
+
+
+def test_no_step_of_a_round_sorts():
+    data = tiny.dataset([10, 19, 8])
+    axis = parallel.build(np.asarray(data.client.size), at_once=3, num_devices=1)
+    program = jax.make_jaxpr(functools.partial(rounds_of(axis).run, data, KEY))
+
+    def around(name, jaxpr):
+        return [loops for found, loops in primitives(jaxpr) if found == name]
+
+    jaxpr = program(start(data), 0).jaxpr
+    sorting, training_ = around("sort", jaxpr), around("dot_general", jaxpr)
+    assert len(sorting) == 2  # of epochs at the ends of a round, and in between
+    assert training_
+    assert not frozenset.union(*sorting) & frozenset.union(*training_)
 
 
 def test_padding_changes_no_batch():

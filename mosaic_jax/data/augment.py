@@ -49,11 +49,18 @@ def crop_flip(key: Array, image: Array, *, padding: int = 4) -> Array:
     return jnp.where(flip, image[:, :, ::-1], image)
 
 
-def translate(key: Array, image: Array, *, pixels: int) -> Array:
-    """Shift each image [B, H, W, D] by up to `pixels` each way; black enters."""
+def translate(
+    key: Array, image: Array, *, pixels: int, black: float | Array = -1.0
+) -> Array:
+    """Shift each image [B, H, W, D] by up to `pixels` each way; `black` enters.
+
+    `black` [] or [D] is that of the images' range; by default they are signed.
+    """
     count, height, width, depth = image.shape
-    padding = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
-    padded = jnp.pad(image, padding, constant_values=-1)
+    shape = (count, height + 2 * pixels, width + 2 * pixels, depth)
+    padded = jnp.broadcast_to(jnp.asarray(black, image.dtype), shape)
+    inside = slice(pixels, pixels + height), slice(pixels, pixels + width)
+    padded = padded.at[:, *inside].set(image)
     offset = jax.random.randint(key, (count, 2), 0, 2 * pixels + 1)
 
     def crop(one: Array, corner: Array) -> Array:

@@ -267,12 +267,9 @@ def _terms(context: Context, model: ModelState, key: Array) -> dict[str, str]:
     @jax.jit
     def order(client: Client, key: Array) -> Array:
         def one(client: Client) -> Array:
-            rows = jax.vmap(
-                lambda step: training.client_rows(
-                    client, step, key=key, batch_size=local.batch_size
-                )[0]
-            )
-            return rows(jnp.arange(local.steps))
+            return training.client_rows(
+                client, 0, local.steps, key=key, batch_size=local.batch_size
+            )[0]
 
         return jax.vmap(one)(client)
 

@@ -59,11 +59,21 @@ def stage(study: settings.Settings) -> Stage:
     )
 
 
-def num_steps(epochs: int, steps: int, size: np.ndarray, batch_size: int) -> np.ndarray:
-    """[C] int: steps of each client, `epochs` passes over its images or `steps`."""
-    if epochs:
-        return epochs * np.asarray(training.steps_per_epoch(size, batch_size))
-    return np.full_like(size, steps)
+def num_steps(config: settings.Generators, size: np.ndarray) -> np.ndarray:
+    """[C] int: GAN steps of each client, by its `size` [C] images.
+
+    `config.epochs` passes over its images, at least `min_steps` and at most
+    `max_steps`; or `config.steps`, the same for all.
+    """
+    if not config.epochs:
+        return np.full_like(size, config.steps)
+    steps = steps_of_epochs(config.epochs, size, config.batch_size)
+    return np.clip(steps, config.min_steps, config.max_steps or None)
+
+
+def steps_of_epochs(epochs: int, size: np.ndarray, batch_size: int) -> np.ndarray:
+    """[C] int: minibatches of `epochs` passes over each client's `size` [C] images."""
+    return epochs * np.asarray(training.steps_per_epoch(size, batch_size))
 
 
 def class_shares(label_count: Array, target: str) -> Array:
@@ -91,7 +101,7 @@ def _run(
         global_model = trees.take(client_models, 0)
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
     sizes = context.data.clients.client.size
-    steps = num_steps(config.epochs, config.steps, sizes, config.batch_size)
+    steps = num_steps(config, sizes)
     filmed = yield from _train(context, model_gan, client_models, global_model, steps)
     generators = _uploaded(filmed.gan, config)
     sent = trees.num_bytes(generators)
@@ -143,8 +153,10 @@ def _padding_waste(context: Context, steps: np.ndarray) -> float:
     config, sizes = context.settings.generators, context.data.clients.client.size
     plan = context.axis.plan(steps, context.settings.log.every_steps)
     processed = plan.processed * config.batch_size
-    asked = config.epochs * sizes.sum() or steps.sum() * config.batch_size
-    waste = processed / float(asked)
+    each = np.full_like(sizes, config.batch_size, float)
+    if config.epochs:
+        each = sizes / steps_of_epochs(1, sizes, config.batch_size)
+    waste = processed / float(np.sum(steps * each))
     _log.info("generators: padding waste %.3f", waste)
     return waste
 
@@ -187,18 +199,10 @@ def _train(
 
         return jax.lax.cond(jnp.any(moments == number + 1), taken, lambda: film)
 
-    def step(state, number, client, each, global_model, images, key):
+    def step(state, number, batch, client, each, global_model, key):
         client_model, class_share, inverts, share, moments = each
         if share is not None:
             global_model = submodel.within(global_model, share)
-        batch = training.client_batch(
-            client,
-            images,
-            number,
-            key=key,
-            batch_size=config.batch_size,
-            augmentation="none",
-        )
         trained, metrics = model_gan.step(
             state.gan,
             prng.at(prng.named(key, "step"), number, client.number),
@@ -221,6 +225,7 @@ def _train(
         steps,
         key=context.key,
         batch_size=config.batch_size,
+        augmentation="none",
         each=each,
         shared=global_model,
     )
@@ -265,7 +270,7 @@ def _fresh_classifiers(context: Context) -> Run:
         context,
         "classifier",
         fresh,
-        num_steps(epochs, 0, sizes, context.settings.local.batch_size),
+        steps_of_epochs(epochs, sizes, context.settings.local.batch_size),
         key=prng.named(context.key, "fresh"),
     )
 

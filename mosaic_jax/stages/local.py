@@ -9,9 +9,9 @@ import numpy as np
 from mosaic_jax import training, trees
 from mosaic_jax.loop import DIVERGED_CLIENT, Run, Steps
 from mosaic_jax.stages.base import Context
-from mosaic_jax.types import Array, Client, LabelledImages, ModelState, Tree
+from mosaic_jax.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 
-# (state, step, client, arguments, shared, images, key) -> state, metrics
+# (state, step, batch, client, arguments, shared, key) -> state, metrics
 LocalStep = Callable[..., tuple[Tree, dict[str, Array]]]
 
 
@@ -24,6 +24,7 @@ def run(
     *,
     key: Array,
     batch_size: int,
+    augmentation: str,
     each: Tree = (),
     shared: Tree = (),
 ) -> Run:
@@ -32,11 +33,12 @@ def run(
     Args:
       context: of the stage.
       name: of the loop.
-      step: of one client.
+      step: of one client, on its next minibatch.
       state: at step 0.
       num_steps: [C] int, may differ: a client that is done costs nothing more.
       key: of the loop.
-      batch_size: for the progress bar.
+      batch_size: of a step.
+      augmentation: of the images.
       each: arguments of each client, [C, ...].
       shared: arguments that all clients share.
     """
@@ -49,11 +51,38 @@ def run(
         data, each, shared, key, windows = args
         pieces = trees.take(windows, first // every)
 
-        def one(state, number, client, each, shared, images):
-            return step(state, number, client, each, shared, images, key)
+        def work(
+            state: Tree,
+            first: Array,
+            count: Array,
+            client: Client,
+            each: Tree,
+            shared: Tree,
+            images: LabelledImages,
+        ) -> tuple[Tree, dict[str, Array]]:
+            batch_at = training.client_batches(
+                client,
+                images,
+                first,
+                every,
+                key=key,
+                batch_size=batch_size,
+                augmentation=augmentation,
+                count=count,
+            )
+
+            def one(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
+                return step(state, first + j, batch_at(j), client, each, shared, key)
+
+            def body(j: Array, carry: Tree) -> Tree:
+                state, metrics = one(j, carry[0])
+                return state, trees.add(carry[1], metrics)
+
+            zero = trees.zeros(jax.eval_shape(lambda state: one(0, state)[1], state))
+            return jax.lax.fori_loop(0, count, body, (state, zero))
 
         state, total = axis.advance(
-            one,
+            work,
             state,
             data.client,
             each,
@@ -90,27 +119,19 @@ def train(
     key: Array,
 ) -> Run:
     """Plain local SGD by the settings `local`, without a server."""
-    local, augmentation = context.settings.local, context.data.info.augmentation
+    local = context.settings.local
     tx = training.sgd(local.learning_rate, local.weight_decay)
 
     def step(
         model: ModelState,
         number: Array,
+        batch: Batch,
         client: Client,
         each: Tree,
         shared: Tree,
-        images: LabelledImages,
         key: Array,
     ):
-        del each, shared
-        batch = training.client_batch(
-            client,
-            images,
-            number,
-            key=key,
-            batch_size=local.batch_size,
-            augmentation=augmentation,
-        )
+        del number, client, each, shared, key
         # Plain SGD has no state to keep.
         opt_state = tx.init(model.params)
         model, _, loss = training.sgd_step(
@@ -126,4 +147,5 @@ def train(
         num_steps,
         key=key,
         batch_size=local.batch_size,
+        augmentation=context.data.info.augmentation,
     )

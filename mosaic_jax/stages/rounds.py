@@ -246,16 +246,15 @@ class Rounds:
         """Trained model and mean loss."""
         algorithm, local = self.algorithm, self.local
 
-        def batch_at(step: Array):
-            return training.client_batch(
-                client,
-                images,
-                number * local.steps + step,
-                key=key,
-                batch_size=local.batch_size,
-                augmentation=self.augmentation,
-            )
-
+        batch_at = training.client_batches(
+            client,
+            images,
+            number * local.steps,
+            local.steps,
+            key=key,
+            batch_size=local.batch_size,
+            augmentation=self.augmentation,
+        )
         return training.local_training(
             classifier,
             training.sgd(local.learning_rate, local.weight_decay),
@@ -273,18 +272,15 @@ class Rounds:
 
     def _used(self, client: Client, label: Array, key: Array, number: Array) -> Array:
         """How many images of each class [K] a client uses in round `number`."""
-
-        def counts(step: Array) -> Array:
-            rows, mask = training.client_rows(
-                client,
-                number * self.local.steps + step,
-                key=key,
-                batch_size=self.local.batch_size,
-            )
-            held = jax.nn.one_hot(label[rows], len(client.label_count))
-            return jnp.sum(held * mask[:, None], axis=0)
-
-        return jnp.sum(jax.vmap(counts)(jnp.arange(self.local.steps)), axis=0)
+        rows, mask = training.client_rows(
+            client,
+            number * self.local.steps,
+            self.local.steps,
+            key=key,
+            batch_size=self.local.batch_size,
+        )
+        held = jax.nn.one_hot(label[rows], len(client.label_count))
+        return jnp.sum(held * mask[..., None], axis=(0, 1))
 
     def settled(self, data: FederatedDataset, key: Array, model: ModelState) -> Tree:
         """The global model with statistics to use it by: where the algorithm queries
@@ -319,16 +315,18 @@ class Rounds:
 
         def one(client: Client, weight: Array, shared: Tree, images: LabelledImages):
             model, key, total = shared
+            batch_at = training.client_batches(
+                client,
+                images,
+                0,
+                self.local.steps,
+                key=key,
+                batch_size=self.local.batch_size,
+                augmentation=self.augmentation,
+            )
 
             def step(number: Array, found: Tree) -> Tree:
-                batch = training.client_batch(
-                    client,
-                    images,
-                    number,
-                    key=key,
-                    batch_size=self.local.batch_size,
-                    augmentation=self.augmentation,
-                )
+                batch = batch_at(number)
                 _, blended = classifier.train_logits(
                     model.replace(batch_stats=found), batch.image, batch.mask
                 )
