@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "methods", "types"},
-    {"files", "flops", "gating", "losses", "prng", "schedule", "trees"},
+    {"files", "flops", "gating", "losses", "prng", "schedule", "shapes", "trees"},
     {"settings", "stopwatch"},
     {"models", "data", "tracking", "checkpoint", "environment", "provenance"},
     {

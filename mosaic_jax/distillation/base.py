@@ -96,7 +96,7 @@ def class_shares(label_count: Array) -> tuple[Array, Array]:
     """
     count = jnp.asarray(label_count, jnp.float32)
     held = jnp.sum(count, axis=0)
-    return count / jnp.maximum(held, 1), held / jnp.maximum(jnp.sum(held), 1)
+    return count / jnp.maximum(held, 1)[None], held / jnp.maximum(jnp.sum(held), 1)
 
 
 def draw_labels(key: Array, share: Array, count: int) -> Array:
