@@ -123,5 +123,7 @@ def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype) * positions
     mask = mask.reshape(-1, *[1] * (x.ndim - 1))
     mean = jnp.sum(jnp.where(mask, x, 0), axes) / count
-    var = jnp.sum(jnp.where(mask, (x - shapes.last(mean, x.ndim)) ** 2, 0), axes) / count
+    var = (
+        jnp.sum(jnp.where(mask, (x - shapes.last(mean, x.ndim)) ** 2, 0), axes) / count
+    )
     return mean, var, count
