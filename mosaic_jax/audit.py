@@ -87,9 +87,9 @@ def nearest(points: Array, others: Array, mask: Array) -> tuple[Array, Array]:
       others: [m, P].
       mask: [m] bool, which of them count; at least one.
     """
-    square = jnp.sum(points**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)
+    square = jnp.sum(points**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)[None]
     product = jnp.matmul(points, others.T, precision=jax.lax.Precision.HIGHEST)
-    distance = jnp.where(mask, square - 2 * product, jnp.inf)
+    distance = jnp.where(mask[None], square - 2 * product, jnp.inf)
     index = jnp.argmin(distance, axis=1)
     # What cancels is lost above; of the nearest the distance is taken anew.
     return jnp.sum((points - others[index]) ** 2, axis=1), index

@@ -152,7 +152,7 @@ class Loop:
       progress: of the run.
       interruption: asked between chunks.
       checkpoint_seconds: least time between two checkpoints.
-      place: puts a state on the devices.
+      place: puts arrays on the devices.
       identity: of the stage, for its checkpoints.
       time_sheet: of the stage.
       profile: folder for a trace of one chunk, None for none.
@@ -282,10 +282,8 @@ def _run(group: Sequence[_Running]) -> None:
     the same calls on the same states.
     """
     steps, loop, step = group[0].steps, group[0].loop, group[0].step
-    program = _program(steps.chunk)
-    if not steps.on_host:
-        program = jax.jit(program, donate_argnames="states")
-    args = tuple(one.steps.args for one in group)
+    program = _program(steps, loop.place)
+    args = tuple(loop.place(one.steps.args) for one in group)
     samples = len(group) * steps.samples_per_step
     loop.progress.begin(loop.stage, steps.name, step, steps.num_steps, samples)
     last_save = time.monotonic()
@@ -339,8 +337,14 @@ def _run(group: Sequence[_Running]) -> None:
             one.close()
 
 
-def _program(chunk: Chunk) -> Callable[..., tuple[Tree, Tree]]:
-    """`(args, states, first, end) -> states, metrics` of one or more seeds."""
+def _program(
+    steps: Steps, place: Callable[[Tree], Tree]
+) -> Callable[..., tuple[Tree, Tree]]:
+    """`(args, states, first, end) -> states, metrics` of one or more seeds.
+
+    On the devices nothing is moved to or from them meanwhile.
+    """
+    chunk = steps.chunk
 
     def run(args: Tree, states: Tree, first: Any, end: Any) -> tuple[Tree, Tree]:
         if len(states) == 1:
@@ -352,7 +356,18 @@ def _program(chunk: Chunk) -> Callable[..., tuple[Tree, Tree]]:
             found = [trees.take(each, i) for i in range(len(states))]
         return tuple(zip(*found, strict=True))
 
-    return run
+    if steps.on_host:
+        return run
+    # By this name it is known in traces and in what jax tells of its compilation.
+    run.__name__ = steps.name
+    program = jax.jit(run, donate_argnames="states")
+
+    def guarded(args: Tree, states: Tree, first: int, end: int) -> tuple[Tree, Tree]:
+        window = place((np.int32(first), np.int32(end)))
+        with jax.transfer_guard("disallow"):
+            return program(args, states, *window)
+
+    return guarded
 
 
 def _traced(

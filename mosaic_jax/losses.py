@@ -134,7 +134,7 @@ def pairwise_diversity(image: Array, noise: Array, *, power: int) -> Array:
     """
     flat = image.reshape(len(image), -1)
     on_images = jax.lax.map(
-        lambda one: jnp.mean(jnp.abs(flat - one) ** power, axis=1), flat
+        lambda one: jnp.mean(jnp.abs(flat - one[None]) ** power, axis=1), flat
     )
     on_noise = jnp.mean((noise[:, None] - noise[None]) ** 2, axis=-1)
     return jnp.exp(-jnp.mean(on_images * on_noise))

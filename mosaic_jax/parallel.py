@@ -239,15 +239,25 @@ class ClientAxis:
         )
 
     def replicate(self, tree: Tree) -> Tree:
-        """Arrays that are the same in every process, on all devices."""
+        """Arrays that are the same in every process, on all devices.
+
+        What lies on all of them already stays as it is.
+        """
         if self.num_devices == 1:
             return jax.tree.map(jnp.asarray, tree)
-        return jax.tree.map(
-            lambda leaf: jax.make_array_from_callback(
+        everywhere = set(self.mesh.devices.flat)
+
+        def put(leaf: Array) -> Array:
+            if isinstance(leaf, jax.Array) and leaf.sharding.device_set == everywhere:
+                return leaf
+            if jnp.issubdtype(jnp.result_type(leaf), jax.dtypes.prng_key):
+                data = put(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            return jax.make_array_from_callback(
                 np.shape(leaf), self._sharding(), lambda where: np.asarray(leaf)[where]
-            ),
-            tree,
-        )
+            )
+
+        return jax.tree.map(put, tree)
 
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))

@@ -33,9 +33,8 @@ def kmeans(
 
     def seed(i, centres):
         # Centres not drawn yet lie at infinity.
-        near = jnp.min(
-            jnp.where(jnp.arange(num_clusters) < i, distance(centres), jnp.inf), 1
-        )
+        drawn = jnp.arange(num_clusters)[None] < i
+        near = jnp.min(jnp.where(drawn, distance(centres), jnp.inf), 1)
         near = jnp.where(i == 0, 1.0, near)
         # The floor keeps a draw possible where all rows coincide.
         log_p = jnp.where(mask, jnp.log(near + 1e-12), -jnp.inf)

@@ -14,7 +14,15 @@ from mosaic_jax.types import Array, Tree
 
 def stack(trees: Sequence[Tree]) -> Tree:
     """Stack equal trees along a new leading axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+    return jax.tree.map(lambda *leaves: _stack(leaves), *trees)
+
+
+def _stack(leaves: Sequence[Array]) -> Array:
+    if not jnp.issubdtype(jnp.result_type(leaves[0]), jax.dtypes.prng_key):
+        return jnp.stack(leaves)
+    # jax's check that no key is drawn from twice takes joining keys for a draw.
+    data = jnp.stack([jax.random.key_data(key) for key in leaves])
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaves[0]))
 
 
 def concatenate(trees: Sequence[Tree]) -> Tree:

@@ -81,10 +81,15 @@ class FederatedDataset:
 
 @flax.struct.dataclass
 class Teachers:
-    """Models that clients sent, [m, ...], and the labels they used, int [m, K]."""
+    """What clients sent to a server that trains: leading axis m.
+
+    `client_model` are their models, `label_count` int [m, K] the labels they used and
+    `number` int32 [m] names them: what goes through clients in turn goes by it.
+    """
 
     client_model: ModelState
     label_count: Array
+    number: Array
 
 
 @flax.struct.dataclass

@@ -10,6 +10,11 @@ os.environ.setdefault(
     " --xla_force_host_platform_device_count=4",
 )
 
+# Faults that jax can see: arrays of unlike rank that meet by accident, and a random key
+# drawn from twice.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+
 import jax
 
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"

@@ -25,6 +25,7 @@ METHODS = {
 }
 TASK = base.Task(tiny.classifier(), (16, 16, 1), 4, "none", "auto", "train")
 COUNTS = jnp.array([[6, 0, 2, 0], [2, 4, 2, 0]])
+NUMBERS = jnp.arange(2)
 
 
 def method(name, **fields):
@@ -37,7 +38,7 @@ def method(name, **fields):
 @pytest.fixture(scope="module")
 def teachers():
     init = jax.vmap(lambda key: TASK.classifier.init(key, TASK.image_shape))
-    return Teachers(init(jax.random.split(jax.random.key(5), 2)), COUNTS)
+    return Teachers(init(jax.random.split(jax.random.key(5), 2)), COUNTS, NUMBERS)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,7 @@ def test_student_gradient_against_finite_differences(name):
     logits = jnp.array([[0.5, 0.2, -0.4]])
     gradient = jax.grad(loss)(logits)
     for k in range(3):
-        step = 1e-2 * jax.nn.one_hot(k, 3)
+        step = 1e-2 * jax.nn.one_hot(k, 3)[None]
         slope = (loss(logits + step) - loss(logits - step)) / 2e-2
         assert gradient[0, k] == pytest.approx(float(slope), abs=2e-4)
 
@@ -161,7 +162,7 @@ def test_student_gradient_against_finite_differences(name):
 def trained(name, number=0, **fields):
     """State before, state after, student after, metrics of one round on the server."""
     init = jax.vmap(lambda key: TASK.classifier.init(key, TASK.image_shape))
-    teachers = Teachers(init(jax.random.split(jax.random.key(5), 2)), COUNTS)
+    teachers = Teachers(init(jax.random.split(jax.random.key(5), 2)), COUNTS, NUMBERS)
     student = TASK.classifier.init(jax.random.key(9), TASK.image_shape)
     server = method(name, **fields)
     state = server.init(TASK, student, KEY)
@@ -218,7 +219,7 @@ def test_dense_pool_keeps_the_newest_batches():
     student, _, state, *_ = trained("dense")
     assert state.count == 1
     assert np.any(state.image[0] != 0) and not np.any(state.image[1:])
-    teachers = Teachers(trees.broadcast(student, 2), COUNTS)
+    teachers = Teachers(trees.broadcast(student, 2), COUNTS, NUMBERS)
     server = method("dense", pool=2)
     step = jax.jit(functools.partial(server.train, TASK))
     state, model = server.init(TASK, student, KEY), student
@@ -267,7 +268,9 @@ def test_dfrd_learns_from_the_average_only_after_the_first_round():
 def test_fedftg_of_one_client_teaches_its_softmax():
     """tau = 1: the student's target is the teacher's softmax."""
     student = TASK.classifier.init(jax.random.key(9), TASK.image_shape)
-    teachers = Teachers(trees.broadcast(student, 1), jnp.array([[3, 1, 0, 4]]))
+    teachers = Teachers(
+        trees.broadcast(student, 1), jnp.array([[3, 1, 0, 4]]), jnp.arange(1)
+    )
     tau, _ = base.class_shares(teachers.label_count)
     np.testing.assert_array_equal(tau[0], [1, 1, 0, 1])
     server = method("fedftg")
@@ -281,7 +284,7 @@ def test_fedftg_of_one_client_teaches_its_softmax():
 @pytest.mark.parametrize("name", METHODS)
 def test_order_of_clients_does_not_change_the_teacher(name, teachers, student):
     del student
-    image = jax.random.uniform(KEY, (5, 16, 16, 1))
+    image = jax.random.uniform(prng.named(KEY, "image"), (5, 16, 16, 1))
     turned = jax.tree.map(lambda leaf: leaf[::-1], teachers)
     for given in (teachers, turned):
         tau, _ = base.class_shares(given.label_count)

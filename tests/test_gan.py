@@ -40,9 +40,9 @@ def make(**changes):
 
 def step(model_gan, inverts=True):
     classifier = model_gan.classifier
-    model = classifier.init(KEY, (16, 16, 1))
-    state = model_gan.init(KEY, (16, 16, 1))
-    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
+    model = classifier.init(prng.named(KEY, "classifier"), (16, 16, 1))
+    state = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1))
+    image = jax.random.uniform(prng.named(KEY, "image"), (4, 16, 16, 1), minval=-1)
     run = jax.jit(
         lambda state, inverts: model_gan.step(
             state,
@@ -93,9 +93,9 @@ def test_inversion_is_off_for_large_clients():
 
 def test_masked_images_do_not_reach_the_discriminator():
     model_gan = make()
-    state = model_gan.init(KEY, (16, 16, 1))
-    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
-    model = model_gan.classifier.init(KEY, (16, 16, 1))
+    state = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1))
+    image = jax.random.uniform(prng.named(KEY, "image"), (4, 16, 16, 1), minval=-1)
+    model = model_gan.classifier.init(prng.named(KEY, "classifier"), (16, 16, 1))
     mask = jnp.array([True, True, True, False])
 
     @jax.jit
@@ -143,8 +143,8 @@ def test_what_enters_a_shifted_image_is_black_in_its_range(normalised):
 
 def test_constant_output_is_found_collapsed():
     model_gan = make()
-    generator = model_gan.init(KEY, (16, 16, 1)).generator
-    z = jax.random.normal(KEY, (64, model_gan.latent_dim))
+    generator = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1)).generator
+    z = jax.random.normal(prng.named(KEY, "z"), (64, model_gan.latent_dim))
     spread = jax.jit(lambda g: generators.deviation(model_gan, g, z))
     constant = jax.tree.map(jnp.zeros_like, generator)
     assert spread(constant) == 0

@@ -8,7 +8,17 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1] / "mosaic_jax"
 LEVELS = [
     {"errors", "methods", "types"},
-    {"files", "flops", "gating", "losses", "prng", "programs", "schedule", "trees"},
+    {
+        "files",
+        "flops",
+        "gating",
+        "losses",
+        "prng",
+        "programs",
+        "schedule",
+        "shapes",
+        "trees",
+    },
     {"processes", "settings", "stopwatch"},
     {"models", "data", "tracking", "checkpoint", "environment", "provenance"},
     {

@@ -67,9 +67,11 @@ def program_of(algorithm, data, rates, classifier=CLASSIFIER, **layout):
 
 def initial(classifier=CLASSIFIER):
     """A model whose every number differs from every other."""
-    model = jax.jit(classifier.init, static_argnums=1)(KEY, (16, 16, 1))
+    model = jax.jit(classifier.init, static_argnums=1)(
+        prng.named(KEY, "model"), (16, 16, 1)
+    )
     leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(KEY, len(leaves))
+    keys = jax.random.split(prng.named(KEY, "noise"), len(leaves))
     noise = [
         jax.random.uniform(key, leaf.shape, minval=0.01, maxval=0.1)
         for key, leaf in zip(keys, leaves, strict=True)
@@ -155,10 +157,10 @@ def test_a_narrow_network_among_zeros_is_the_same_function(depth, rate):
     narrow = dataclasses.replace(CLASSIFIER, module=module.clone(rate=rate))
     model, channels = initial(wide), indices(rate, module.widths)
     part = submodel.cut(model, module.spaces, channels)
-    shapes = jax.eval_shape(lambda: narrow.init(KEY, (16, 16, 1)))
+    shapes = jax.eval_shape(lambda: narrow.init(prng.named(KEY, "narrow"), (16, 16, 1)))
     assert jax.tree.map(jnp.shape, part) == jax.tree.map(jnp.shape, shapes)
     whole = submodel.paste(part, module.spaces, channels, module.widths)
-    image = jax.random.uniform(KEY, (5, 16, 16, 1), minval=-1)
+    image = jax.random.uniform(prng.named(KEY, "image"), (5, 16, 16, 1), minval=-1)
 
     @functools.partial(jax.jit, static_argnums=0)
     def everything(classifier, model):
@@ -358,7 +360,7 @@ def test_scaler_is_one_at_rate_one_and_undoes_the_rate():
     model = submodel.cut(
         initial(), CLASSIFIER.module.spaces, indices(0.5, CLASSIFIER.module.widths)
     )
-    image = jax.random.normal(KEY, (4, 16, 16, 1))
+    image = jax.random.normal(prng.named(KEY, "image"), (4, 16, 16, 1))
     narrow = program.parts.classifier_of(0.5)
     plain = program.parts.classifier_of(0.5, scaled=False)
     assert plain.module.scale == 1.0
@@ -495,7 +497,7 @@ def test_a_generator_of_half_the_width_among_zeros_trains_as_one():
         )
         for width in (4, 2)
     )
-    state = trees.broadcast(wide.init(KEY, (16, 16, 1)), 1)
+    state = trees.broadcast(wide.init(prng.named(KEY, "wide"), (16, 16, 1)), 1)
     state = trees.take(generators._narrow(wide, state, [0.5]), 0)
 
     def first_half(module, model):
@@ -506,11 +508,11 @@ def test_a_generator_of_half_the_width_among_zeros_trains_as_one():
 
     generator = first_half(wide.generator, state.generator)
     discriminator = first_half(wide.discriminator, state.discriminator)
-    small = narrow.init(KEY, (16, 16, 1)).replace(
+    small = narrow.init(prng.named(KEY, "narrow"), (16, 16, 1)).replace(
         generator=generator, discriminator=discriminator, average=generator
     )
-    classifier = wide.classifier.init(KEY, (16, 16, 1))
-    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
+    classifier = wide.classifier.init(prng.named(KEY, "classifier"), (16, 16, 1))
+    image = jax.random.uniform(prng.named(KEY, "image"), (4, 16, 16, 1), minval=-1)
 
     def train(each, state):
         @jax.jit

@@ -42,4 +42,4 @@ class FedRS(Algorithm):
 
     def logits(self, logits: Array, label_count: Array, number: Array) -> Array:
         """Scaled by class."""
-        return logits * self.scale(label_count, number)
+        return logits * self.scale(label_count, number)[None]

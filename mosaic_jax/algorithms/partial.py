@@ -53,7 +53,9 @@ class PartialTraining(Algorithm):
     def logits(self, logits: Array, label_count: Array, number: Array) -> Array:
         """0 for classes that the client lacks, with the masked loss."""
         del number
-        return jnp.where(label_count > 0, logits, 0) if self.masked_loss else logits
+        return (
+            jnp.where(label_count[None] > 0, logits, 0) if self.masked_loss else logits
+        )
 
     def batch_stats(self, old: Tree, new: Tree, step: Array) -> Tree:
         """By `batch_norm`."""

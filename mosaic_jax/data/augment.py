@@ -7,6 +7,7 @@ alike; a classifier normalises on entry.
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax import shapes
 from mosaic_jax.types import Array
 
 AUGMENTATIONS = ("none", "crop_flip")
@@ -27,12 +28,14 @@ def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> 
 
     `mean` and `std` [D] are on the scale where black is 0 and white is 1.
     """
-    return ((image + 1) / 2 - jnp.array(mean)) / jnp.array(std)
+    mean, std = (shapes.last(jnp.array(each), image.ndim) for each in (mean, std))
+    return ((image + 1) / 2 - mean) / std
 
 
 def denormalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
     """Inverse of `normalise`."""
-    return 2 * (image * jnp.array(std) + jnp.array(mean)) - 1
+    mean, std = (shapes.last(jnp.array(each), image.ndim) for each in (mean, std))
+    return 2 * (image * std + mean) - 1
 
 
 def crop_flip(key: Array, image: Array, *, padding: int = 4) -> Array:

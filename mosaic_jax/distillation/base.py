@@ -1,8 +1,8 @@
 """Training of the global model on the server, without data, as DENSE and others do it.
 
-A method is a frozen dataclass in a file of its own with `init` and `train`; its fields
-are its hyper-parameters, set by `config.methods.NAME`. It runs once over the clients of
-trained rounds, or after every aggregation, by `config.server.when`.
+A method is a frozen dataclass in a file of its own with `init` and `train`, all that it
+needs; its fields are its hyper-parameters, set by `config.methods.NAME`. It runs once
+over the clients of trained rounds, or after every aggregation, by `config.server.when`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import flops, models, parallel
+from mosaic_jax import flops, models, parallel, trees
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.types import Array, GeneratorState, ModelState, Teachers, Tree
 
@@ -48,7 +48,15 @@ class Task:
 
 
 class ServerTraining:
-    """What every method has."""
+    """What every method has.
+
+    A client without labels in `teachers` teaches nothing, and the order of clients
+    makes no difference: `tests/test_contracts.py` holds every method to that.
+    """
+
+    # Samples that a round shows the student. Only the progress bar's samples per second
+    # come from it; a field of this name takes its place.
+    batch_size = 1
 
     def init(self, task: Task, model: ModelState, key: Array) -> Tree:
         """State before the first round: generator, optimisers."""
@@ -73,9 +81,24 @@ class ServerTraining:
     def flops(self, task: Task, num_teachers: int, rounds: int) -> float:
         """Of rounds 0 to `rounds` - 1 of training with `num_teachers` clients' models.
 
-        As `mosaic_jax.flops` counts.
+        As `mosaic_jax.flops` counts. By default `rounds` times what XLA counts in the
+        program of a round, where a loop counts one turn: override it where there is
+        one.
         """
-        raise NotImplementedError
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        model = jax.eval_shape(
+            functools.partial(task.classifier.init, image_shape=task.image_shape), key
+        )
+        number = jax.ShapeDtypeStruct((num_teachers,), jnp.int32)
+        teachers = Teachers(
+            jax.eval_shape(lambda one: trees.broadcast(one, num_teachers), model),
+            jax.ShapeDtypeStruct((num_teachers, task.num_classes), jnp.float32),
+            number,
+        )
+        state = jax.eval_shape(functools.partial(self.init, task), model, key)
+        step = functools.partial(self.train, task)
+        one = jax.ShapeDtypeStruct((), jnp.int32)
+        return rounds * flops.count(step, state, model, teachers, key, one)
 
 
 def generator_flops(module: models.Module, *inputs: Array) -> float:
@@ -96,7 +119,21 @@ def class_shares(label_count: Array) -> tuple[Array, Array]:
     """
     count = jnp.asarray(label_count, jnp.float32)
     held = jnp.sum(count, axis=0)
-    return count / jnp.maximum(held, 1), held / jnp.maximum(jnp.sum(held), 1)
+    return count / jnp.maximum(held, 1)[None], held / jnp.maximum(jnp.sum(held), 1)
+
+
+def mean_over_teachers(value: Array, teachers: Teachers) -> Array:
+    """Mean of `value` [m, ...] over the clients that used any labels; 0 if none did."""
+    count = jnp.sum(teaches(teachers))
+    there = jnp.expand_dims(teaches(teachers), range(1, value.ndim))
+    # A factor of exactly 1 where all of them did.
+    scale = len(value) / jnp.maximum(count, 1)
+    return scale * jnp.mean(jnp.where(there, value, 0), axis=0)
+
+
+def teaches(teachers: Teachers) -> Array:
+    """[m] bool: the clients that used any labels."""
+    return jnp.sum(teachers.label_count, axis=1) > 0
 
 
 def draw_labels(key: Array, share: Array, count: int) -> Array:

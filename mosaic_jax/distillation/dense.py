@@ -135,7 +135,10 @@ class Dense(base.ServerTraining):
             return logits, losses.statistics_distance(moments, client_model.batch_stats)
 
         logits, distance = parallel.expert_map(one, teachers.client_model)
-        return jnp.mean(logits, axis=0), jnp.mean(distance)
+        return (
+            base.mean_over_teachers(logits, teachers),
+            base.mean_over_teachers(distance, teachers),
+        )
 
     def _synthesise(
         self, task: base.Task, model: ModelState, teachers: Teachers, key: Array
@@ -224,8 +227,8 @@ class Dense(base.ServerTraining):
             image = augment.augment(
                 task.augmentation, prng.at(key, i), augment.to_signed(pool[rows])
             )
-            teacher = jnp.mean(
-                base.client_logits(task, teachers.client_model, image), axis=0
+            teacher = base.mean_over_teachers(
+                base.client_logits(task, teachers.client_model, image), teachers
             )
             model, opt_state, loss = base.student_step(
                 task,

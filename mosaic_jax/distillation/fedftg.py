@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax import flops, losses, prng, settings, training
+from mosaic_jax import flops, losses, prng, settings, training, trees
 from mosaic_jax.distillation import base
 from mosaic_jax.models import conditional
 from mosaic_jax.types import Array, GeneratorState, ModelState, Teachers, Tree
@@ -163,16 +163,19 @@ class FedFTG(base.ServerTraining):
         label: Array,
     ) -> tuple[GeneratorState, Array]:
         module, classifier = self._module(task), task.classifier
+        there = base.teaches(teachers)
+        # Exactly 1 where all clients teach.
+        scale = len(tau) / jnp.maximum(jnp.sum(there), 1)
 
-        def against(state: GeneratorState, client: tuple[ModelState, Array]):
-            client_model, share = client
+        def against(state: GeneratorState, i: Array) -> tuple[GeneratorState, Array]:
+            client_model, share = trees.take((teachers.client_model, tau), i)
 
             def objective(params: Tree) -> tuple[Array, Tree]:
                 variables = state.model.replace(params=params).variables
                 image, updated = module.apply(
                     variables, z, label, train=True, mutable=["batch_stats"]
                 )
-                diversity = losses.pairwise_diversity(image, z, power=1)
+                diversity = scale * losses.pairwise_diversity(image, z, power=1)
                 image = classifier.denormalise(image)
                 loss = self.generator_loss(
                     classifier.logits(model, image),
@@ -184,10 +187,12 @@ class FedFTG(base.ServerTraining):
                 )
                 return loss, updated["batch_stats"]
 
-            return base.generator_step(self._tx, state, objective)
+            stepped, loss = base.generator_step(self._tx, state, objective)
+            return trees.select(there[i], stepped, state), loss
 
-        state, loss = jax.lax.scan(against, state, (teachers.client_model, tau))
-        return state, jnp.mean(loss)
+        turns = jnp.argsort(teachers.number)
+        state, loss = jax.lax.scan(against, state, turns)
+        return state, base.mean_over_teachers(loss[jnp.argsort(turns)], teachers)
 
     def _student_steps(
         self,

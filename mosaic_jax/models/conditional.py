@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax import shapes
 from mosaic_jax.models.conv import Conv, ConvTranspose
 from mosaic_jax.models.dcgan import NORMAL, batch_norm, doublings
 from mosaic_jax.models.norm import BatchNorm
@@ -34,7 +35,8 @@ class _Upsampled(nn.Module):
             x = Conv(width, 3, 1, 1, NORMAL, self.lowering)(x)
             x = nn.leaky_relu(batch_norm()(x, train=train), 0.2)
         x = Conv(self.channels, 3, 1, 1, NORMAL, self.lowering)(x)
-        return x + self.param("bias", nn.initializers.zeros, (self.channels,))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        return x + shapes.last(bias, x.ndim)
 
 
 class DenseGenerator(nn.Module):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax import shapes
 from mosaic_jax.models.resnet import Linear
 from mosaic_jax.types import Array
 
@@ -26,7 +27,8 @@ class Attention(nn.Module):
             init = nn.initializers.xavier_uniform()
             kernel = self.param(f"{name}_kernel", init, (dim, dim))
             bias = self.param(f"{name}_bias", nn.initializers.zeros, (dim,))
-            return (x @ kernel + bias).reshape(*x.shape[:-1], *heads)
+            x = x @ kernel + shapes.last(bias, x.ndim)
+            return x.reshape(*x.shape[:-1], *heads)
 
         q = project("query", query) * heads[1] ** -0.5
         k, v = project("key", memory), project("value", memory)

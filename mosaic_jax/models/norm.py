@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from mosaic_jax import shapes
 from mosaic_jax.types import Array
 
 
@@ -29,7 +30,7 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array, *, train: bool, mask: Array | None = None) -> Array:
         """Normalise `x` [B, ..., F]; samples where `mask` [B] is False do not count."""
         size = x.shape[-1]
-        scale, bias = 1.0, 0.0
+        scale, bias = jnp.ones(size), jnp.zeros(size)
         if self.affine:
             scale = self.param("scale", self.scale_init, (size,))
             bias = self.param("bias", nn.initializers.zeros, (size,))
@@ -50,8 +51,9 @@ class BatchNorm(nn.Module):
             by = self.input_scale
             running_mean.value = self._blend(running_mean.value, mean / by)
             running_var.value = self._blend(running_var.value, unbiased / by**2)
-        x = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
-        return x.astype(dtype)
+        by = lax.rsqrt(var + self.epsilon) * scale
+        mean, by, bias = (shapes.last(each, x.ndim) for each in (mean, by, bias))
+        return ((x - mean) * by + bias).astype(dtype)
 
     def _blend(self, old: Array, new: Array) -> Array:
         return self.decay * old + (1 - self.decay) * lax.stop_gradient(new)
@@ -89,6 +91,7 @@ class GroupNorm(nn.Module):
 
         centred = x - mean(x)
         inverse = lax.rsqrt(mean(centred**2) + self.epsilon)
+        scale, bias = shapes.last(scale, x.ndim), shapes.last(bias, x.ndim)
         return (centred * (inverse * scale) + bias).astype(dtype)
 
 
@@ -120,5 +123,7 @@ def _moments(x: Array, mask: Array | None) -> tuple[Array, Array, Array]:
     count = jnp.maximum(jnp.sum(mask), 1).astype(x.dtype) * positions
     mask = mask.reshape(-1, *[1] * (x.ndim - 1))
     mean = jnp.sum(jnp.where(mask, x, 0), axes) / count
-    var = jnp.sum(jnp.where(mask, (x - mean) ** 2, 0), axes) / count
+    var = (
+        jnp.sum(jnp.where(mask, (x - shapes.last(mean, x.ndim)) ** 2, 0), axes) / count
+    )
     return mean, var, count

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax import shapes
 from mosaic_jax.models import submodel
 from mosaic_jax.models.conv import Conv
 from mosaic_jax.models.norm import NORMS
@@ -46,7 +47,8 @@ class Linear(nn.Module):
             bound = fan_in**-0.5
             return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
-        return x @ kernel + self.param("bias", bias_init, (self.features,))
+        bias = self.param("bias", bias_init, (self.features,))
+        return x @ kernel + shapes.last(bias, x.ndim)
 
 
 class Block(nn.Module):

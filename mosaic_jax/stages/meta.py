@@ -104,7 +104,7 @@ def _explain(
             return jnp.sum(fused * own_class)
 
         through = jnp.sum(expert_logits * jax.grad(score)(expert_logits), axis=-1)
-        of_class = own_class / jnp.maximum(jnp.sum(own_class, axis=0), 1)
+        of_class = own_class / jnp.maximum(jnp.sum(own_class, axis=0, keepdims=True), 1)
         found = {"reliance": through.T @ of_class}
         if ensemble.gate != "none":
             weight = evaluation.predict(

@@ -219,7 +219,8 @@ class Rounds:
             kept = trained if self.keep_models else ()
             taught = ()
             if self.server is not None:
-                taught = trained, self._used(client, images.label, key, number)
+                used = self._used(client, images.label, key, number)
+                taught = trained, used, client.number
             weight = self.algorithm.weight(client.size) / total
             weighted = aggregation.weighted(upload, weight)
             return ((client_state, kept), loss, taught), weighted

@@ -33,11 +33,12 @@ def _run(context: Context, client_models: ModelState, global_model: ModelState) 
         return repeat(body, state, first, end, mean=False)
 
     start = method.init(task, global_model, prng.named(context.key, "server"))
-    counts = context.clients.client.label_count
+    client = context.clients.client
+    teachers = Teachers(client_models, client.label_count, client.number)
     _, model = yield Steps(
         context.settings.server.method,
         chunk,
-        (Teachers(client_models, counts), context.key),
+        (teachers, context.key),
         (start, global_model),
         context.settings.server.rounds,
         every=context.settings.log.every_steps,

@@ -61,7 +61,7 @@ def models():
         return ModelState(filled(shape.params, seed), filled(shape.batch_stats, seed))
 
     teachers = jax.tree.map(lambda *x: jnp.stack(x), one(1), one(2))
-    return one(0), Teachers(teachers, jnp.asarray(COUNTS))
+    return one(0), Teachers(teachers, jnp.asarray(COUNTS), jnp.arange(len(COUNTS)))
 
 
 def start(server):
