@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -41,6 +42,7 @@ LEVELS = [
     {"cli"},
     {"sweep"},
 ]
+DESIGN = pathlib.Path(__file__).parents[1] / "docs" / "design.md"
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 HOMES = {
     "flax.linen": {"models"},
@@ -75,3 +77,10 @@ def test_imports(path):
         if name.startswith("mosaic_jax."):
             other = name.split(".")[1]
             assert other == room or LEVEL[other] < LEVEL[room], name
+
+
+def test_the_design_tells_the_same_levels():
+    rows = re.findall(r"^\| (\d+) \| (.*) \|$", DESIGN.read_text(), re.MULTILINE)
+    told = [set(re.findall(r"`(\w+)/?`", rooms)) for _, rooms in rows]
+    assert [int(level) for level, _ in rows] == list(range(len(LEVELS)))
+    assert told == LEVELS
