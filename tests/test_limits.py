@@ -4,6 +4,9 @@ import gzip
 import io
 import logging
 import os
+import pathlib
+import subprocess
+import sys
 import tarfile
 import tracemalloc
 import zipfile
@@ -277,6 +280,19 @@ def test_free_memory_is_the_least_that_anyone_allows(tmp_path, monkeypatch):
     assert limits._left_to_groups(listing, tmp_path) == [450, 150]
     (tmp_path / "memory.max").write_text("107\n")
     assert limits._left_to_groups(listing, tmp_path) == [450, 150, 100]
+
+
+def test_a_process_knows_its_own_limit():
+    """`ulimit -v`, less what it has mapped already."""
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, 2 * (3 * 10**8,));"
+        "from mosaic_jax.data import limits; print(limits.available())"
+    )
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    found = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, check=True
+    )
+    assert 0 < int(found.stdout) < 3 * 10**8
 
 
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
