@@ -113,6 +113,7 @@ class Experiment:
           ConfigError: a name is not known or `workdir` holds another study.
           DataError: the data are missing or cannot be split.
         """
+        _check_methods(config)
         self.algorithm = algorithms.build(config)
         self.server = distillation.build(config)
         self.settings = config
@@ -690,6 +691,19 @@ def build_classifiers(config: settings.Settings, info: Info) -> dict[str, Classi
         return Classifier(module, info.mean, info.std)
 
     return {name: one(name) for name in config.networks}
+
+
+def _check_methods(config: settings.Settings) -> None:
+    """Refuse fields of a method that is in neither registry: nobody would read them.
+
+    Raises:
+      ConfigError: with the name that looks most like it.
+    """
+    known = [*algorithms.ALGORITHMS, *distillation.METHODS]
+    for name in config.methods:
+        if name not in known:
+            hint = settings.near(str(name), known)
+            raise errors.ConfigError(f"methods.{name}: unknown method, {hint}")
 
 
 def _check_same_study(workdir: pathlib.Path, config: settings.Settings) -> None:

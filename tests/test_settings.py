@@ -2,7 +2,8 @@
 
 import pytest
 
-from mosaic_jax import errors, settings
+from mosaic_jax import algorithms, distillation, errors, settings
+from mosaic_jax.experiment import Experiment
 from tests import tiny
 
 
@@ -70,3 +71,28 @@ def test_whole_numbers_are_floats_too():
     mapping = tiny.config().to_dict()
     mapping["data"]["alpha"] = 1
     assert settings.from_mapping(mapping).data.alpha == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("fedporx", "did you mean 'fedprox'?"),
+        ("dfdr", "did you mean 'dfrd'?"),
+        ("", "known: fedavg, "),
+    ],
+)
+def test_fields_of_an_unknown_method_are_told(name, hint, tmp_path):
+    study = tiny.study()
+    study.methods[name] = {"mu": 1.0}
+    with pytest.raises(errors.ConfigError) as caught:
+        Experiment(study, tmp_path)
+    assert str(caught.value).startswith(f"methods.{name}: unknown method, {hint}")
+    assert "\n" not in str(caught.value)
+
+
+def test_fields_of_every_method_are_taken(tmp_path):
+    study = tiny.study()
+    known = {*algorithms.ALGORITHMS, *distillation.METHODS}
+    assert study.methods.keys() < known
+    study.methods.update({name: {} for name in known - study.methods.keys()})
+    Experiment(study, tmp_path)

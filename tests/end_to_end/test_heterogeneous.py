@@ -1,13 +1,17 @@
 """Clients with parts of a network, and with networks of their own, end to end."""
 
+import dataclasses
 import json
+import types
 
+import jax
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, errors, experiment
+from mosaic_jax import cli, errors, experiment, trees
 from mosaic_jax.experiment import Experiment
 from tests import tiny
+from tests.test_training import KEY, close, rounds_of
 
 FIELDS = {
     "model__name": "cnn",
@@ -105,15 +109,37 @@ def test_each_architecture_forms_experts_and_one_head_fuses_all(architectures):
     assert set(student.params) == set(teacher.gate.params)
 
 
-def test_clients_of_other_architectures_keep_their_batches(architectures):
+def test_clients_of_other_architectures_keep_their_images(architectures):
+    """The split is that of a study with one network."""
     study, _ = architectures
     alone = tiny.study(**FIELDS | {"model__width": 2, "model__name": "resnet18"})
-    records = [one.record["results"] for one in study.finished()]
-    assert len(
-        {r["batch_order_sha256"] for r in records if "initial_params_sha256" in r}
-    )
-    # The split is that of a study with one network.
     assert study.data.sha256 == Experiment(alone, study.workdir / "x").data.sha256
+
+
+def test_clients_of_other_architectures_keep_their_batches(architectures):
+    """A round from one model leaves each client where a round of all clients does."""
+    study, _ = architectures
+    stage = types.SimpleNamespace(name="init", needs=(), run=lambda context: context)
+    everyone = study.start(stage, {})
+    classifier = tiny.classifier(study.data.info.num_classes)
+    model = classifier.init(KEY, study.data.info.image_shape)
+
+    def first_round(context):
+        program = dataclasses.replace(
+            rounds_of(context.axis), classifier=classifier, augmentation="crop_flip"
+        )
+        state = program.initial_state(model, KEY)
+        return jax.jit(program.run)(context.clients, KEY, state, 0)[0].client_model
+
+    expected = first_round(everyone)
+    kernel = expected.params["fc"]["kernel"]
+    assert not np.allclose(kernel[0], kernel[1]) and not np.allclose(
+        kernel[0], kernel[2]
+    )
+    for place, name in enumerate(study.networks):
+        members = np.arange(3)[place::2]
+        close(first_round(everyone.of(name)), trees.take(expected, members))
+    assert place == 1
 
 
 def test_a_finished_study_of_architectures_runs_nothing(architectures):
