@@ -26,7 +26,7 @@ METHODS = ("fedavg", "fedbn", "dense", "dfrd")
 
 
 @pytest.fixture(scope="module")
-def compared(no_key_twice, tmp_path_factory):
+def compared(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("compared")
     config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
     assert cli.run(config, workdir) == 0

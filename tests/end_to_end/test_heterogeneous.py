@@ -27,7 +27,7 @@ METHODS = ("fedavg@smallest", "heterofl", "mosaic+heterofl")
 
 
 @pytest.fixture(scope="module")
-def compared(no_key_twice, tmp_path_factory):
+def compared(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("heterogeneous")
     config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
     assert cli.run(config, workdir) == 0
@@ -80,7 +80,7 @@ def test_generators_have_the_size_of_the_budget(compared):
 
 
 @pytest.fixture(scope="module")
-def architectures(no_key_twice, tmp_path_factory):
+def architectures(tmp_path_factory):
     fields = FIELDS | {"model__others": ("resnet18",), "model__width": 2}
     study = Experiment(tiny.study(**fields), tmp_path_factory.mktemp("architectures"))
     return study, study.run()

@@ -45,7 +45,7 @@ SUMMARY = {
 
 
 @pytest.fixture(scope="module")
-def finished(no_key_twice, tmp_path_factory):
+def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("study")
     study = experiment.Experiment(tiny.study(warmup__rounds=2), workdir)
     summary = study.run()

@@ -1,0 +1,165 @@
+"""Each loop of a study is traced once and compiled once, whatever its chunks."""
+
+import collections
+import contextlib
+import dataclasses
+import signal
+
+import jax
+import pytest
+
+from mosaic_jax import (
+    algorithms,
+    distillation,
+    experiment,
+    loop,
+    methods,
+    settings,
+)
+from tests import tiny
+
+# Three chunks of each loop, the last one shorter.
+CHUNKS = {
+    "init__rounds": 5,
+    "finetune__rounds": 5,
+    "evaluation__every": 2,
+    "generators__steps": 5,
+    "experts__local_steps": 5,
+    "meta__steps": 5,
+    "distill__steps": 5,
+    "server__rounds": 5,
+    "audit__images": 8,
+    "audit__reference_steps": 5,
+    "log__every_steps": 2,
+}
+SMALL = {
+    "batch_size": 4,
+    "latent_dim": 4,
+    "width": 2,
+    "pool": 2,
+    "iterations": 1,
+    "generator_steps": 1,
+    "student_steps": 1,
+}
+EVENTS = ("jaxpr_trace_duration", "backend_compile_duration")
+
+
+@contextlib.contextmanager
+def counted(monkeypatch):
+    """Counts what is traced and compiled under the name of each loop that runs.
+
+    A program that comes from the cache on disk counts as compiled: it is one more.
+    """
+    found = collections.Counter()
+    asked = collections.Counter()
+    chunks = collections.Counter()
+
+    def listen(event, duration, fun_name="", **_):
+        kind = event.rpartition("/")[2]
+        if kind in EVENTS:
+            found[kind, fun_name.removeprefix("jit(").removesuffix(")")] += 1
+
+    original = loop._program
+
+    def program(steps, place):
+        asked[steps.name] += 1
+        run = original(steps, place)
+
+        def counts(*args):
+            chunks[steps.name] += 1
+            return run(*args)
+
+        return counts
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    monkeypatch.setattr(loop, "_program", program)
+    try:
+        yield found, asked, chunks
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def study(method, **changes):
+    config = tiny.config(**CHUNKS | changes).to_dict()
+    methods.choose(config, method)
+    fields = config["methods"].get(method, {})
+    fields |= {name: value for name, value in SMALL.items() if name in fields}
+    return settings.from_mapping(config)
+
+
+def check(counts, *, each=3):
+    found, asked, chunks = counts
+    assert asked
+    for name, count in asked.items():
+        assert chunks[name] == each * count, name
+        for kind in EVENTS:
+            assert found[kind, name] == count, (kind, name)
+
+
+def test_every_loop_of_mosaic(monkeypatch, tmp_path):
+    with counted(monkeypatch) as counts:
+        experiment.Experiment(study("mosaic"), tmp_path).run()
+    names = {"round", "gan", "local", "head", "student", "reference"}
+    assert counts[1].keys() == names
+    assert counts[1]["round"] == 2
+    check(counts)
+
+
+ROUNDS_ONLY = {"finetune__rounds": 0}
+
+
+@pytest.mark.parametrize("name", [*algorithms.ALGORITHMS, *distillation.METHODS])
+def test_rounds_of_every_method(name, monkeypatch, tmp_path):
+    with counted(monkeypatch) as counts:
+        experiment.Experiment(study(name, **ROUNDS_ONLY), tmp_path).run()
+    once = methods.SERVER.get(name) == "once"
+    assert counts[1].keys() == {"round", *([name] if once else [])}
+    check(counts)
+
+
+def test_on_several_devices(monkeypatch, tmp_path):
+    config = study("fedavg", **ROUNDS_ONLY, compute__devices=2)
+    with counted(monkeypatch) as counts:
+        experiment.Experiment(config, tmp_path).run()
+    check(counts)
+
+
+def test_seeds_together_are_one_program(monkeypatch, tmp_path):
+    config = study("fedavg", **ROUNDS_ONLY)
+    works = [
+        experiment.Experiment(
+            dataclasses.replace(config, seed=seed), tmp_path / str(seed)
+        )
+        for seed in (0, 1)
+    ]
+    with counted(monkeypatch) as counts:
+        experiment.run_together(works)
+    assert counts[1] == {"round": 1}
+    check(counts)
+
+
+def test_a_resumed_run_compiles_once_more(monkeypatch, tmp_path):
+    config = study("fedavg", **ROUNDS_ONLY)
+    save = loop._Running.save
+
+    def stops(running):
+        save(running)
+        raise loop.Interrupted(signal.SIGINT)
+
+    with monkeypatch.context() as patch, counted(patch) as counts:
+        patch.setattr(loop._Running, "save", stops)
+        with pytest.raises(loop.Interrupted):
+            experiment.Experiment(config, tmp_path).run()
+    check(counts, each=1)
+    with counted(monkeypatch) as counts:
+        experiment.Experiment(config, tmp_path).run()
+    check(counts, each=2)
+
+
+def test_rounds_with_states_in_host_memory(monkeypatch, tmp_path):
+    config = study("fedbn", **ROUNDS_ONLY, compute__client_state="host")
+    with counted(monkeypatch) as (found, asked, chunks):
+        experiment.Experiment(config, tmp_path).run()
+    assert (asked, chunks) == ({"round": 1}, {"round": 3})
+    for name in ("group", "finish", "participants", "evaluate"):
+        assert found["backend_compile_duration", name] == 1, name
