@@ -46,7 +46,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage
 _log = logging.getLogger(__name__)
 
 # Raised when the same settings give another result; it enters every fingerprint.
-FORMAT = 5
+FORMAT = 6
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "round_state": dict,
@@ -146,7 +146,7 @@ class Experiment:
         config = self.settings
         return parallel.build(
             self.data.clients.client.size,
-            at_once=memory.clients_at_once(config, self.data.info, self.classifier),
+            at_once=memory.clients_at_once(config, self.data, self.classifier),
             num_devices=config.compute.devices,
         )
 
@@ -206,7 +206,7 @@ class Experiment:
     @property
     def seeds_at_once(self) -> int:
         """How many studies like this one run together, by settings and memory."""
-        return memory.seeds_at_once(self.settings, self.data.info, self.classifier)
+        return memory.seeds_at_once(self.settings, self.data, self.classifier)
 
     def plan(self) -> list[tuple[Stage, str]]:
         """Each stage with its fingerprint."""

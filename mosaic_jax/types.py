@@ -159,13 +159,14 @@ class Experts:
 class Prototypes:
     """Class prototypes of all clients, P in all.
 
-    `feature` by network: [P, S, F] with S = K where each expert has its own feature
-    space and 1 where all read the same vector; `gate_feature` [P, F] in the global
-    model's space; `label` int32 [P]; `client` int32 [P].
+    `logits` [P, E, K] of each expert, one network's after the other's; `gate_logits`
+    [P, K] of the global model; `label` int32 [P]; `client` int32 [P]. NumPy arrays: a
+    prototype's features in all experts' spaces are too many to keep, and enter the
+    teacher by these alone.
     """
 
-    feature: dict[str, Array]
-    gate_feature: Array
+    logits: Array
+    gate_logits: Array
     label: Array
     client: Array
 
