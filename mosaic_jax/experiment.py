@@ -50,7 +50,7 @@ FORMAT = 6
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "round_state": dict,
-    "client_models": types.ModelState,
+    "client_models": types.ClientModels,
     "client_generators": types.Generators,
     "experts": types.Experts,
     "prototypes": types.Prototypes,

@@ -11,6 +11,7 @@ import pytest
 from mosaic_jax import parallel, prng, trees
 from mosaic_jax.models import submodel
 from mosaic_jax.stages import experts
+from mosaic_jax.types import ClientModels
 from tests import tiny
 
 KEY = prng.root(0)
@@ -45,7 +46,8 @@ def test_an_expert_reads_the_mean_of_the_members_in_its_own_features(space):
     context = context_of(4, prototypes__space=space)
     own, found, model = models(context, 3), models(context, 4), models(context, 1)
     model = trees.take(model, 0)
-    result, _, _ = experts._of_network(context, own, model, {"net": found})
+    trained = ClientModels(own, jnp.zeros(3, jnp.int32))
+    result, _, _ = experts._of_network(context, trained, model, {"net": found})
     features = jax.jit(context.classifier.features)
     head = jax.jit(context.classifier.head)
     data = context.clients

@@ -15,6 +15,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage, each_network
 from mosaic_jax.types import (
     Array,
     Client,
+    ClientModels,
     Experts,
     FederatedDataset,
     LabelledImages,
@@ -55,24 +56,28 @@ def prototypes_stage(settings: Settings) -> Stage:
 
 
 def _run_experts(
-    context: Context, client_models: ModelState, global_model: ModelState
+    context: Context, client_models: ClientModels, global_model: ModelState
 ) -> Run:
     data, settings = context.data.clients, context.settings
-    up = {}
+    up, models, last_round = {}, client_models.model, client_models.last_round
+    counted = rounds.taking_part(last_round, settings.experts.participants)
     if settings.experts.local_steps:
         steps = np.full(data.num_clients, settings.experts.local_steps)
-        client_models = yield from local.train(
-            context, "local", client_models, steps, key=context.key
+        models = yield from local.train(
+            context, "local", models, steps, key=context.key
         )
-        up["specialised_models"] = trees.num_bytes(client_models)
+        up["specialised_models"] = trees.num_bytes(models)
+        # All have trained now, those that took part in no round from the global model.
+        counted = np.ones_like(counted)
+    label_count = data.client.label_count * counted[:, None]
     experts = jax.jit(aggregation.class_experts)(
-        client_models,
-        data.client.label_count,
+        models,
+        label_count,
         global_model,
-        _held(context, global_model) if context.rates else None,
+        rounds.held_in(context, global_model, last_round) if context.rates else None,
     )
     if context.algorithm.queries:
-        experts = _queried(context, experts)
+        experts = _queried(context, experts, label_count)
 
     @jax.jit
     def predict(experts: Experts, image: Array) -> Array:
@@ -101,29 +106,23 @@ def _run_experts(
     )
 
 
-def _queried(context: Context, experts: Experts) -> Experts:
+def _queried(context: Context, experts: Experts, label_count: np.ndarray) -> Experts:
     """The experts with moments by the clients, weighted as in the experts' mean."""
     program = rounds.build(context, context.settings.local, keep_models=False)
     key = rounds.stream(context.settings)
 
     @jax.jit
-    def run(data: FederatedDataset, experts: Experts, key: Array) -> ModelState:
+    def run(
+        data: FederatedDataset, experts: Experts, count: Array, key: Array
+    ) -> ModelState:
         def one(args: Tree) -> ModelState:
             model, count, present = args
             weight = jnp.where(present, count, data.client.size)
             return program.queried(data, key, model, weight)
 
-        count = data.client.label_count.T
-        return jax.lax.map(one, (experts.model, count, experts.present))
+        return jax.lax.map(one, (experts.model, count.T, experts.present))
 
-    return experts.replace(model=run(context.clients, experts, key))
-
-
-def _held(context: Context, global_model: ModelState) -> ModelState:
-    """What clients [C, ...] trained in the last round: 1 there, else 0."""
-    settings = context.settings
-    last = settings.init.rounds + settings.warmup.rounds - 1
-    return rounds.held_in(context, global_model, last)
+    return experts.replace(model=run(context.clients, experts, label_count, key))
 
 
 def _run_prototypes(
@@ -160,7 +159,7 @@ def _run_prototypes(
 
 def _of_network(
     context: Context,
-    client_models: ModelState,
+    client_models: ClientModels,
     global_model: ModelState,
     expert_model: dict[str, ModelState],
 ) -> tuple[Prototypes, int, int]:
@@ -175,10 +174,12 @@ def _of_network(
       features and labels.
     """
     data, space = context.clients, context.settings.prototypes.space
-    clustered_by = client_models
+    clustered_by = client_models.model
     if space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
-    share = _held(context, global_model) if context.rates else None
+    share = None
+    if context.rates:
+        share = rounds.held_in(context, global_model, client_models.last_round)
     run = jax.jit(functools.partial(cluster_images, context))
     cluster, held, own = run(data, clustered_by, share, context.key)
     held = jax.device_get(held)

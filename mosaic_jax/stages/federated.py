@@ -24,6 +24,7 @@ from mosaic_jax.stages.rounds import HostRounds, Rounds
 from mosaic_jax.types import (
     Array,
     Client,
+    ClientModels,
     FederatedDataset,
     LabelledImages,
     ModelState,
@@ -66,7 +67,12 @@ def init_stage(settings: Settings) -> Stage:
 def warmup_stage(settings: Settings) -> Stage:
     """Stage 3: further rounds after the generators have been sent."""
 
-    def run(context: Context, global_model: ModelState, round_state: Tree) -> Run:
+    def run(
+        context: Context,
+        global_model: ModelState,
+        round_state: Tree,
+        client_models: ClientModels | None = None,
+    ) -> Run:
         return _run_rounds(
             context,
             global_model,
@@ -75,11 +81,12 @@ def warmup_stage(settings: Settings) -> Stage:
             first=settings.init.rounds,
             carried=round_state,
             keep_models=_keeps_models(settings),
+            client_models=client_models,
         )
 
     return Stage(
         name="warmup",
-        needs=("global_model", "round_state"),
+        needs=_provides(settings),
         provides=_provides(settings),
         depends=_depends(
             settings, settings.init.rounds, settings.warmup.rounds, settings.local
@@ -159,10 +166,12 @@ def _run_rounds(
     first: int,
     keep_models: bool,
     carried: Tree = None,
+    client_models: ClientModels | None = None,
 ) -> Run:
     """Rounds number `first` and on, with the states `carried` from those before.
 
-    Where one stage ends and another begins changes no batch, no draw and no state.
+    So with `client_models`, where they are kept. Where one stage ends and another
+    begins changes no batch, no draw and no state.
     """
     settings = context.settings
     program = common.build(context, local, keep_models=keep_models)
@@ -171,6 +180,8 @@ def _run_rounds(
     if carried is not None:
         carried = checkpoint.restore_into(_carried(state), trees.flatten(carried))
         state = state.replace(**carried)
+    if client_models is not None:
+        state = state.replace(client_model=client_models.model)
     if context.state_on_host:
         state = state.replace(
             client=jax.device_get(state.client),
@@ -203,9 +214,13 @@ def _run_rounds(
     if first == 0:
         results |= _terms(context, model, key)
     if keep_models:
-        artifacts["client_models"] = state.client_model
+        models = _client_models(state)
+        artifacts["client_models"] = models
+        number = context.data.clients.client.number
+        never = np.asarray(models.last_round) < 0
+        results["never_trained"] = number[never].tolist()
         results["client_test_accuracy"] = _client_accuracy(
-            context, lambda _, own: own, state.model, state.client_model
+            context, lambda _, own: own, state.model, models.model
         )
     elif context.algorithm.personal:
         found = _client_accuracy(
@@ -278,8 +293,25 @@ def _carried(state: ServerState) -> Tree:
     return {
         "server": state.server,
         "client": state.client,
+        "last_round": state.last_round,
         "training": state.training,
     }
+
+
+def _client_models(state: ServerState) -> ClientModels:
+    """What clients have after the rounds; who never trained has the global model."""
+    never = np.flatnonzero(np.asarray(state.last_round) < 0)
+
+    def filled(own: Array | np.ndarray, whole: Array) -> Array | np.ndarray:
+        if not isinstance(own, np.ndarray):
+            return own.at[never].set(whole)
+        own[never] = whole
+        return own
+
+    model = state.client_model
+    if len(never):
+        model = jax.tree.map(filled, model, state.model)
+    return ClientModels(model=model, last_round=state.last_round)
 
 
 def _chunk(context: Context, program: Rounds) -> Chunk:

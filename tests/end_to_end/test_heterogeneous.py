@@ -95,7 +95,7 @@ def test_each_architecture_forms_experts_and_one_head_fuses_all(architectures):
     # Clients 0 and 2 have the server's network, client 1 the other.
     for name, count in (("client_models", 2), ("client_models@resnet18", 1)):
         stage = "warmup" + name.removeprefix("client_models")
-        found = done[stage].artifacts()[name]
+        found = done[stage].artifacts()[name].model
         assert found.params["fc"]["kernel"].shape[0] == count
     assert {"teacher", "distilled", "final"} <= set(summary["test_accuracy"])
     student = done["finetune"].artifacts()["final_model"]
