@@ -66,6 +66,7 @@ def get_config() -> config_dict.ConfigDict:
     server.when = "every_round"  # or once, after the rounds, from the clients' models
     server.batch_norm = "eval"  # of the student: the clients' statistics; or train
     server.rounds = 200  # of once: epochs of dense, rounds of the others
+    server.participants = "all"  # of once: teachers as in experts.participants
 
     # Fields of each init.method and server.method: see its file and docs/methods.md.
     config.methods = fields = config_dict.ConfigDict()
@@ -163,6 +164,9 @@ def get_config() -> config_dict.ConfigDict:
 
     config.experts = experts = config_dict.ConfigDict()
     experts.local_steps = 0  # extra local steps before the experts are formed
+    # Whose models count where init.clients_per_round draws some: the last one of all
+    # that ever trained, however old, or of those of the latest round alone.
+    experts.participants = "all"  # or latest
 
     config.prototypes = prototypes = config_dict.ConfigDict()
     prototypes.clusters = 10  # centres per client and class

@@ -58,9 +58,9 @@ def class_experts(
             submodel.Part(mean, federated_average(share, weight)), model
         )
 
-    experts = [
+    def expert(args: tuple[Array, Array]) -> ModelState:
+        weight, held = args
         # A column of zeros would divide by zero before it is replaced.
-        trees.select(present[k], average(count[:, k] + ~present[k]), model)
-        for k in range(count.shape[1])
-    ]
-    return Experts(model=trees.stack(experts), present=present)
+        return trees.select(held, average(weight + ~held), model)
+
+    return Experts(model=jax.lax.map(expert, (count.T, present)), present=present)

@@ -60,6 +60,12 @@ class Classifier:
             model.variables, self.normalise(image), train=False, method="features"
         )
 
+    def num_features(self, image_shape: tuple[int, int, int]) -> int:
+        """F, of images of `image_shape` (H, W, D)."""
+        model = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        return jax.eval_shape(self.features, model, image).shape[-1]
+
     def head(self, model: ModelState, features: Array) -> Array:
         """Logits [B, K] of features [B, F]."""
         return self.module.apply(model.variables, features, method="head")

@@ -169,7 +169,8 @@ class _Study:
         return float(total + 2 * most.sum() * self.forward)
 
     def _server(self) -> float:
-        total = self.server.flops(
-            self.task, self.config.data.num_clients, self.config.server.rounds
-        )
+        teachers = self.config.data.num_clients
+        if self.config.server.participants == "latest":
+            teachers = self.config.init.clients_per_round or teachers
+        total = self.server.flops(self.task, teachers, self.config.server.rounds)
         return total + self._num_held_out * self.forward

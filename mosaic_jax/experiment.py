@@ -52,7 +52,7 @@ FORMAT = 6
 ARTIFACT_TYPES = {
     "global_model": types.ModelState,
     "round_state": dict,
-    "client_models": types.ModelState,
+    "client_models": types.ClientModels,
     "client_generators": types.Generators,
     "experts": types.Experts,
     "prototypes": types.Prototypes,
@@ -154,7 +154,7 @@ class Experiment:
         config = self.settings
         return parallel.build(
             self.data.clients.client.size,
-            at_once=memory.clients_at_once(config, self.data.info, self.classifier),
+            at_once=memory.clients_at_once(config, self.data, self.classifier),
             num_devices=config.compute.devices,
         )
 
@@ -214,7 +214,7 @@ class Experiment:
     @property
     def seeds_at_once(self) -> int:
         """How many studies like this one run together, by settings and memory."""
-        return memory.seeds_at_once(self.settings, self.data.info, self.classifier)
+        return memory.seeds_at_once(self.settings, self.data, self.classifier)
 
     def plan(self) -> list[tuple[Stage, str]]:
         """Each stage with its fingerprint: a digest of all that it can see.

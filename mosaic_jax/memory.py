@@ -5,11 +5,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax import environment, gan, parallel, settings, training, trees
+from mosaic_jax import (
+    environment,
+    gan,
+    parallel,
+    prototypes,
+    settings,
+    training,
+    trees,
+)
 from mosaic_jax.algorithms.base import Algorithm
 from mosaic_jax.classifier import Classifier
+from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
-from mosaic_jax.types import Batch, Tree
+from mosaic_jax.types import Batch, Client, LabelledImages, Tree
 
 # Of the memory that is free before a stage; the rest is for models, images, XLA.
 SHARE = 0.7
@@ -17,11 +26,11 @@ STATE_SHARE = 0.2
 
 
 def clients_at_once(
-    config: settings.Settings, info: Info, classifier: Classifier
+    config: settings.Settings, data: StudyData, classifier: Classifier
 ) -> int:
     """`compute.clients_at_once`, or as many as free memory holds; 0: it does not tell.
 
-    One client's steps are compiled alone and XLA asked what they need; clients in one
+    What one client does is compiled alone and XLA asked what it needs; clients in one
     `vmap` need that much each.
     """
     if config.compute.clients_at_once:
@@ -31,13 +40,17 @@ def clients_at_once(
         return 0
     # The least of all processes: they must run the same program.
     free = -environment.highest(-free)
-    needed = [classifier_bytes(config, info, classifier)]
+    needed = [classifier_bytes(config, data.info, classifier)]
     if config.method == "mosaic":
-        needed.append(gan_bytes(config, info, classifier))
+        longest = data.clients.client.index.shape[1]
+        needed.append(gan_bytes(config, data.info, classifier))
+        needed.append(prototypes_bytes(config, data.info, classifier, longest))
     return max(1, int(SHARE * free) // max(needed))
 
 
-def seeds_at_once(config: settings.Settings, info: Info, classifier: Classifier) -> int:
+def seeds_at_once(
+    config: settings.Settings, data: StudyData, classifier: Classifier
+) -> int:
     """`compute.seeds_at_once`, or as many as have room besides all their clients.
 
     One on several devices, whose clients' places differ between seeds, and where a
@@ -47,7 +60,7 @@ def seeds_at_once(config: settings.Settings, info: Info, classifier: Classifier)
         return config.compute.seeds_at_once
     if len(parallel.first_devices(config.compute.devices)) > 1:
         return 1
-    clients = clients_at_once(config, info, classifier)
+    clients = clients_at_once(config, data, classifier)
     return max(1, clients // config.data.num_clients)
 
 
@@ -106,6 +119,48 @@ def gan_bytes(config: settings.Settings, info: Info, classifier: Classifier) -> 
     return _program_bytes(
         step, state, model, _batch(info, config.generators.batch_size)
     )
+
+
+def prototypes_bytes(
+    config: settings.Settings, info: Info, classifier: Classifier, num_images: int
+) -> int:
+    """Bytes that prototypes of a client of `num_images` need, in one feature space."""
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+    wanted, count = config.prototypes, jax.ShapeDtypeStruct((), jnp.int32)
+    client = Client(
+        number=count,
+        index=jax.ShapeDtypeStruct((num_images,), jnp.int32),
+        size=count,
+        label_count=jax.ShapeDtypeStruct((info.num_classes,), jnp.int32),
+    )
+    images = LabelledImages(
+        image=jax.ShapeDtypeStruct((num_images, *info.image_shape), jnp.uint8),
+        label=jax.ShapeDtypeStruct((num_images,), jnp.int32),
+    )
+
+    def run(model: Tree, client: Client, images: LabelledImages) -> Tree:
+        size, label = config.evaluation.batch_size, images.label[client.index]
+        feature = prototypes.features(
+            classifier, model, client, images, batch_size=size
+        )
+        cluster, held = prototypes.cluster_classes(
+            jax.random.key(0),
+            feature,
+            client,
+            label,
+            num_clusters=wanted.clusters,
+            num_steps=wanted.iterations,
+        )
+        centre = prototypes.centres(
+            feature,
+            label,
+            cluster,
+            num_classes=info.num_classes,
+            num_clusters=wanted.clusters,
+        )
+        return classifier.head(model, centre), held
+
+    return _program_bytes(run, model, client, images)
 
 
 def _batch(info: Info, size: int) -> Batch:

@@ -3,7 +3,77 @@
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.types import Array
+from mosaic_jax import evaluation, prng
+from mosaic_jax.classifier import Classifier
+from mosaic_jax.types import Array, Client, LabelledImages, ModelState
+
+
+def features(
+    classifier: Classifier,
+    model: ModelState,
+    client: Client,
+    images: LabelledImages,
+    *,
+    batch_size: int,
+) -> Array:
+    """Penultimate features [M, F] of a client's images, `batch_size` at a time."""
+    return evaluation.predict(
+        lambda x: classifier.features(model, x),
+        images.image[client.index],
+        batch_size=batch_size,
+    )
+
+
+def cluster_classes(
+    key: Array,
+    feature: Array,
+    client: Client,
+    label: Array,
+    *,
+    num_clusters: int,
+    num_steps: int,
+) -> tuple[Array, Array]:
+    """Cluster the images of each of a client's classes by their features.
+
+    Args:
+      key: of all clients.
+      feature: [M, F].
+      client: whose images they are.
+      label: [M] int32.
+      num_clusters: k, of a class.
+      num_steps: of Lloyd's iterations.
+
+    Returns:
+      Cluster of each image within its class, [M] int32, k past the client's last
+      image; which clusters exist, [K, k] bool.
+    """
+    mine = jnp.arange(len(label)) < client.size
+
+    def one_class(found: Array, k: Array) -> tuple[Array, Array]:
+        mask = mine & (label == k)
+        cluster, held = kmeans(
+            prng.at(key, client.number, k),
+            feature,
+            mask,
+            num_clusters=num_clusters,
+            num_steps=num_steps,
+        )
+        return jnp.where(mask, cluster, found), held
+
+    nobody = jnp.full(len(label), num_clusters, jnp.int32)
+    return jax.lax.scan(one_class, nobody, jnp.arange(len(client.label_count)))
+
+
+def centres(
+    feature: Array, label: Array, cluster: Array, *, num_classes: int, num_clusters: int
+) -> Array:
+    """Means [K, k, F] of `feature` [M, F] over the clusters of `cluster_classes`."""
+
+    def one_class(k: Array) -> Array:
+        member = jax.nn.one_hot(cluster, num_clusters) * (label == k)[:, None]
+        return cluster_means(feature, member)[0]
+
+    return jax.lax.map(one_class, jnp.arange(num_classes))
 
 
 def kmeans(

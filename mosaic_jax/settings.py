@@ -181,6 +181,7 @@ class Server:
     when: str = one_of("every_round", "once")
     batch_norm: str = one_of("eval", "train")
     rounds: int = at_least(1)
+    participants: str = one_of("all", "latest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +223,7 @@ class Experts:
     """Stage 4: one expert per class."""
 
     local_steps: int = at_least(0)
+    participants: str = one_of("all", "latest")
 
 
 @dataclasses.dataclass(frozen=True)

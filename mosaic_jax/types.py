@@ -122,15 +122,30 @@ class ServerState:
     """All that a resumed federated round needs.
 
     `model` is the global model, `server` and `client` [C, ...] are states of the
-    algorithm, `client_model` [C, ...] the local models of the last round where they
-    are kept, else empty; `training` is the state of training on the server, if any.
+    algorithm. `last_round` int32 [C] is the round each client last trained in, numbered
+    over the study, -1 before its first; `client_model` [C, ...] are the local models of
+    that round where they are kept, else empty; `training` is the state of training on
+    the server, if any.
     """
 
     model: ModelState
     server: Tree
     client: Tree
+    last_round: Array
     client_model: Tree
     training: Tree = ()
+
+
+@flax.struct.dataclass
+class ClientModels:
+    """The models that the clients have after rounds, and how old they are.
+
+    `model` [C, ...] is each client's own of the round `last_round` int32 [C] that it
+    last trained in; of one that never did, -1, the global model.
+    """
+
+    model: ModelState
+    last_round: Array
 
 
 @flax.struct.dataclass
@@ -164,13 +179,14 @@ class Experts:
 class Prototypes:
     """Class prototypes of all clients, P in all.
 
-    `feature` by network: [P, S, F] with S = K where each expert has its own feature
-    space and 1 where all read the same vector; `gate_feature` [P, F] in the global
-    model's space; `label` int32 [P]; `client` int32 [P].
+    `logits` [P, E, K] of each expert, one network's after the other's; `gate_logits`
+    [P, K] of the global model; `label` int32 [P]; `client` int32 [P]. NumPy arrays: a
+    prototype's features in all experts' spaces are too many to keep, and enter the
+    teacher by these alone.
     """
 
-    feature: dict[str, Array]
-    gate_feature: Array
+    logits: Array
+    gate_logits: Array
     label: Array
     client: Array
 

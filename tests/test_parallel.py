@@ -1,5 +1,7 @@
 """Clients over groups, lanes and devices: the same results whatever the layout."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,16 +120,31 @@ def test_too_many_devices():
 def test_clients_at_once_from_free_memory(monkeypatch):
     config, info = tiny.study(), sources.SOURCES["digits"].info
     classifier = tiny.classifier(10)
-    assert memory.clients_at_once(config, info, classifier) == 0  # CPUs do not tell
+    data = types.SimpleNamespace(info=info, clients=tiny.dataset([5, 9]))
+    assert memory.clients_at_once(config, data, classifier) == 0  # CPUs do not tell
     needed = memory.gan_bytes(config, info, classifier)
     assert needed > memory.classifier_bytes(config, info, classifier) > 0
+    assert needed > memory.prototypes_bytes(config, info, classifier, 9) > 0
     free = int(needed * 3.5 / memory.SHARE)
     monkeypatch.setattr(memory.environment, "free_memory", lambda: free)
-    assert memory.clients_at_once(config, info, classifier) == 3
-    assert memory.seeds_at_once(config, info, classifier) == 1
+    assert memory.clients_at_once(config, data, classifier) == 3
+    assert memory.seeds_at_once(config, data, classifier) == 1
     monkeypatch.setattr(memory.environment, "free_memory", lambda: 2 * free)
-    assert memory.seeds_at_once(config, info, classifier) == 7 // 3
+    assert memory.seeds_at_once(config, data, classifier) == 7 // 3
     monkeypatch.setattr(memory.environment, "free_memory", lambda: 1)
-    assert memory.clients_at_once(config, info, classifier) == 1
+    assert memory.clients_at_once(config, data, classifier) == 1
     chosen = tiny.study(compute__clients_at_once=7)
-    assert memory.clients_at_once(chosen, info, classifier) == 7
+    assert memory.clients_at_once(chosen, data, classifier) == 7
+
+
+def test_prototypes_of_many_images_need_more_than_a_step(monkeypatch):
+    config, info = tiny.study(), sources.SOURCES["digits"].info
+    classifier = tiny.classifier(10)
+    few, many = (
+        memory.prototypes_bytes(config, info, classifier, count) for count in (9, 9000)
+    )
+    assert many > memory.gan_bytes(config, info, classifier) > few
+    data = types.SimpleNamespace(info=info, clients=tiny.dataset([5, 9000]))
+    free = int(many * 2.5 / memory.SHARE)
+    monkeypatch.setattr(memory.environment, "free_memory", lambda: free)
+    assert memory.clients_at_once(config, data, classifier) == 2

@@ -2,13 +2,12 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from mosaic_jax import gating, models, parallel, settings
 from mosaic_jax.classifier import Classifier
 from mosaic_jax.models import meta
-from mosaic_jax.types import Array, Experts, ModelState, Prototypes, Teacher, Tree
+from mosaic_jax.types import Array, Experts, Teacher, Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +46,6 @@ class Ensemble:
             for name, classifier in self.networks.items()
         ]
         return jnp.concatenate(logits).transpose(1, 0, 2)
-
-    def prototype_logits(
-        self, experts: dict[str, Experts], gate: ModelState, prototypes: Prototypes
-    ) -> Array:
-        """[P, E, K]: each expert's last layer on the prototypes, gated."""
-        logits = []
-        for name, classifier in self.networks.items():
-            feature = prototypes.feature[name]
-            shape = (len(feature), len(experts[name].present), feature.shape[-1])
-            heads = jax.vmap(classifier.head, in_axes=(0, 1), out_axes=1)
-            feature = jnp.broadcast_to(feature, shape)
-            logits.append(heads(experts[name].model, feature))
-        on_global = self._global.head(gate, prototypes.gate_feature)
-        return self.gated(jnp.concatenate(logits, axis=1), on_global)
 
     @property
     def _global(self) -> Classifier:

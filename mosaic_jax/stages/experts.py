@@ -6,14 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import (
-    aggregation,
-    evaluation,
-    parallel,
-    prng,
-    prototypes,
-    trees,
-)
+from mosaic_jax import aggregation, evaluation, parallel, prototypes, trees
 from mosaic_jax.algorithms import ALGORITHMS
 from mosaic_jax.loop import Run
 from mosaic_jax.models import submodel
@@ -23,6 +16,7 @@ from mosaic_jax.stages.base import Context, Outcome, Stage, each_network
 from mosaic_jax.types import (
     Array,
     Client,
+    ClientModels,
     Experts,
     FederatedDataset,
     LabelledImages,
@@ -30,9 +24,6 @@ from mosaic_jax.types import (
     Prototypes,
     Tree,
 )
-
-# By which the number of the last round before the experts is known.
-_LAST_ROUND = ("init.rounds", "warmup.rounds")
 
 
 def experts_stage(settings: Settings) -> Stage:
@@ -48,7 +39,7 @@ def experts_stage(settings: Settings) -> Stage:
             "experts",
             *steps,
             *(rounds.reads(settings) if partial else ()),
-            *rounds.holdings(settings, *_LAST_ROUND),
+            *rounds.holdings(settings),
         ),
         run=_run_experts,
     )
@@ -64,30 +55,34 @@ def prototypes_stage(settings: Settings) -> Stage:
             *each_network("experts", settings),
         ),
         provides=("prototypes",),
-        reads=("prototypes", "meta.gate", *rounds.holdings(settings, *_LAST_ROUND)),
+        reads=("prototypes", *rounds.holdings(settings)),
         run=_run_prototypes,
     )
 
 
 def _run_experts(
-    context: Context, client_models: ModelState, global_model: ModelState
+    context: Context, client_models: ClientModels, global_model: ModelState
 ) -> Run:
     data, settings = context.data.clients, context.settings
-    up = {}
+    up, models, last_round = {}, client_models.model, client_models.last_round
+    counted = rounds.taking_part(last_round, settings.experts.participants)
     if settings.experts.local_steps:
         steps = np.full(data.num_clients, settings.experts.local_steps)
-        client_models = yield from local.train(
-            context, "local", client_models, steps, key=context.key
+        models = yield from local.train(
+            context, "local", models, steps, key=context.key
         )
-        up["specialised_models"] = trees.num_bytes(client_models)
+        up["specialised_models"] = trees.num_bytes(models)
+        # All have trained now, those that took part in no round from the global model.
+        counted = np.ones_like(counted)
+    label_count = data.client.label_count * counted[:, None]
     experts = jax.jit(aggregation.class_experts)(
-        client_models,
-        data.client.label_count,
+        models,
+        label_count,
         global_model,
-        _held(context, global_model) if context.rates else None,
+        rounds.held_in(context, global_model, last_round) if context.rates else None,
     )
     if context.algorithm.queries:
-        experts = _queried(context, experts)
+        experts = _queried(context, experts, label_count)
 
     @jax.jit
     def predict(experts: Experts, image: Array) -> Array:
@@ -116,29 +111,23 @@ def _run_experts(
     )
 
 
-def _queried(context: Context, experts: Experts) -> Experts:
+def _queried(context: Context, experts: Experts, label_count: np.ndarray) -> Experts:
     """The experts with moments by the clients, weighted as in the experts' mean."""
     program = rounds.build(context, context.settings.local)
     key = rounds.stream(context.settings)
 
     @jax.jit
-    def run(data: FederatedDataset, experts: Experts, key: Array) -> ModelState:
+    def run(
+        data: FederatedDataset, experts: Experts, count: Array, key: Array
+    ) -> ModelState:
         def one(args: Tree) -> ModelState:
             model, count, present = args
             weight = jnp.where(present, count, data.client.size)
             return program.queried(data, key, model, weight)
 
-        count = data.client.label_count.T
-        return jax.lax.map(one, (experts.model, count, experts.present))
+        return jax.lax.map(one, (experts.model, count.T, experts.present))
 
-    return experts.replace(model=run(context.clients, experts, key))
-
-
-def _held(context: Context, global_model: ModelState) -> ModelState:
-    """What clients [C, ...] trained in the last round: 1 there, else 0."""
-    settings = context.settings
-    last = settings.init.rounds + settings.warmup.rounds - 1
-    return rounds.held_in(context, global_model, last)
+    return experts.replace(model=run(context.clients, experts, label_count, key))
 
 
 def _run_prototypes(
@@ -161,129 +150,181 @@ def _run_prototypes(
         _of_network(context.of(name), client_models[name], global_model, expert_model)
         for name in context.networks
     ]
-    result, down = trees.concatenate([part[0] for part in parts]), {}
+    found = [part[0] for part in parts]
+    result, down = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), {}
     if settings.prototypes.space == "expert":
         down["experts"] = sum(part[1] for part in parts)
-    sent = trees.num_bytes(result.feature) + trees.num_bytes(result.label)
-    if settings.meta.gate != "none" and settings.prototypes.space != "global":
-        sent += trees.num_bytes(result.gate_feature)
     return Outcome(
         artifacts={"prototypes": result},
         results={"num_prototypes": len(result.label)},
-        up={"prototypes": sent},
+        up={"prototypes": sum(part[2] for part in parts)},
         down=down,
     )
 
 
 def _of_network(
     context: Context,
-    client_models: ModelState,
+    client_models: ClientModels,
     global_model: ModelState,
     expert_model: dict[str, ModelState],
-) -> tuple[Prototypes, int]:
-    """Prototypes of the clients in `context`, and bytes of the experts they receive."""
-    data = context.clients
-    run = jax.jit(functools.partial(client_prototypes, context))
-    clustered_by = client_models
-    if context.settings.prototypes.space == "global":
+) -> tuple[Prototypes, int, int]:
+    """Prototypes of the clients in `context`.
+
+    In the `expert` space, a prototype enters an expert as the mean of its members in
+    that expert's features; otherwise as the one centre that its client sends. Only one
+    expert's features are held at a time.
+
+    Returns:
+      In host memory; bytes of the experts that clients receive, and of what they send:
+      features and labels.
+    """
+    data, space = context.clients, context.settings.prototypes.space
+    clustered_by = client_models.model
+    if space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)
-    share = _held(context, global_model) if context.rates else None
-    found = run(data, clustered_by, share, global_model, expert_model, context.key)
-    feature, gate_feature, held = jax.device_get(found)
-    # Only clusters that exist are sent; which ones is known once they are computed.
+    share = None
+    if context.rates:
+        share = rounds.held_in(context, global_model, client_models.last_round)
+    run = jax.jit(functools.partial(cluster_images, context))
+    cluster, held, own = run(data, clustered_by, share, context.key)
+    held = jax.device_get(held)
+    program = jax.jit(functools.partial(prototype_logits, context), static_argnums=0)
+    take = jax.jit(trees.take)
+
+    def logits(name: str, model: ModelState, centre: Array | None) -> np.ndarray:
+        # Only clusters that exist are sent; which ones is known once they are computed.
+        return np.asarray(program(name, data, cluster, share, model, centre))[held]
+
+    centre = None if space == "expert" else own
+    expert_logits = [
+        logits(name, take(models, k), centre)
+        for name, models in expert_model.items()
+        for k in range(data.num_classes)
+    ]
     client, label, _ = np.nonzero(held)
     result = Prototypes(
-        feature={name: jnp.asarray(centres[held]) for name, centres in feature.items()},
-        gate_feature=jnp.asarray(gate_feature[held]),
-        label=jnp.asarray(label, jnp.int32),
-        client=jnp.asarray(data.client.number[client], jnp.int32),
+        logits=np.stack(expert_logits, axis=1),
+        gate_logits=logits(next(iter(context.networks)), global_model, None),
+        label=label.astype(np.int32),
+        client=np.asarray(data.client.number)[client].astype(np.int32),
     )
     received = data.num_clients * trees.num_bytes(expert_model)
     if share is not None:
         each = trees.broadcast(global_model, data.num_clients)
         received = data.num_classes * submodel.num_bytes(each, share)
-    return result, received
+    features = own.shape[-1]
+    if space == "expert":
+        shape = context.data.info.image_shape
+        width = sum(one.num_features(shape) for one in context.networks.values())
+        features = data.num_classes * width
+    each_sent = 4 * features + result.label.itemsize
+    return result, received, len(label) * each_sent
 
 
-def client_prototypes(
+def cluster_images(
     context: Context,
     data: FederatedDataset,
     clustered_by: ModelState,
     share: ModelState | None,
-    global_model: ModelState,
-    expert_model: dict[str, ModelState],
     key: Array,
-) -> tuple[dict[str, Array], Array, Array]:
-    """Cluster each client's features per class.
+) -> tuple[Array, Array, Array]:
+    """Cluster the images of each client and class by the features of `clustered_by`.
 
-    Clusters are formed in the feature space of `clustered_by` (the client's own model
-    or the global one). In the `expert` space the members' means are then taken in the
-    features of every expert, by network; otherwise in the same space. With `share`, 1
-    where each client [C, ...] holds the network, clients run that part of every model.
+    Those [C, ...] are the clients' own models, or the global one. With `share`, 1 where
+    each client [C, ...] holds the network, clients run that part of every model.
 
     Returns:
-      Centres [C, K, k, S, F] by network, centres in the global model's space
-      [C, K, k, F], and which clusters exist [C, K, k] bool.
+      Clusters [C, M] and which exist [C, K, k], see `prototypes.cluster_classes`, and
+      their centres [C, K, k, F] in the same features.
     """
-    config, networks = context.settings.prototypes, context.networks
-    size = context.settings.evaluation.batch_size
-    first = next(iter(networks))
+    config = context.settings.prototypes
 
     def one(
         client: Client,
         model: ModelState,
         share: ModelState | None,
-        global_model: ModelState,
-        expert_model: dict[str, ModelState],
+        key: Array,
         images: LabelledImages,
-    ):
-        rows = client.index
-        mine = jnp.arange(len(rows)) < client.size
-        image, label = images.image[rows], images.label[rows]
-
-        def features(model: ModelState, name: str) -> Array:
-            if share is not None:
-                model = submodel.within(model, share)
-            return evaluation.predict(
-                lambda x: networks[name].features(model, x), image, batch_size=size
-            )
-
-        own = features(model, context.name)
-        on_global = features(global_model, first)
-        spaces = {context.name: own[None]}
-        if config.space == "expert":
-            spaces = {
-                name: jax.lax.map(lambda e, name=name: features(e, name), expert)
-                for name, expert in expert_model.items()
-            }
-
-        def one_class(k: Array):
-            mask = mine & (label == k)
-            cluster, held = prototypes.kmeans(
-                prng.at(key, client.number, k),
-                own,
-                mask,
-                num_clusters=config.clusters,
-                num_steps=config.iterations,
-            )
-            member = jax.nn.one_hot(cluster, config.clusters) * mask[:, None]
-
-            def centres(feature: Array) -> Array:
-                return prototypes.cluster_means(feature, member)[0]
-
-            found = {
-                name: jax.vmap(centres)(feature).swapaxes(0, 1)
-                for name, feature in spaces.items()
-            }
-            return found, centres(on_global), held
-
-        return jax.lax.map(one_class, jnp.arange(data.num_classes))
+    ) -> tuple[Array, Array, Array]:
+        feature, label = _features(context, context.name, client, model, share, images)
+        cluster, held = prototypes.cluster_classes(
+            key,
+            feature,
+            client,
+            label,
+            num_clusters=config.clusters,
+            num_steps=config.iterations,
+        )
+        return cluster, held, _centres(context, feature, label, cluster)
 
     return context.axis.map(
-        one,
-        data.client,
-        clustered_by,
-        share,
-        shared=(global_model, expert_model),
-        placed=(data.images,),
+        one, data.client, clustered_by, share, shared=(key,), placed=(data.images,)
+    )
+
+
+def prototype_logits(
+    context: Context,
+    name: str,
+    data: FederatedDataset,
+    cluster: Array,
+    share: ModelState | None,
+    model: ModelState,
+    centre: Array | None,
+) -> Array:
+    """Logits [C, K, k, K] of one `model` of network `name` on all prototypes.
+
+    Those are the means of each `cluster` [C, M] in the model's own features, or
+    `centre` [C, K, k, F]. `share` as in `cluster_images`.
+    """
+
+    def one(
+        client: Client,
+        cluster: Array,
+        share: ModelState | None,
+        model: ModelState,
+        images: LabelledImages,
+    ) -> Array:
+        feature, label = _features(context, name, client, model, share, images)
+        return _centres(context, feature, label, cluster)
+
+    if centre is None:
+        centre = context.axis.map(
+            one,
+            data.client,
+            cluster,
+            share,
+            shared=(model,),
+            placed=(data.images,),
+        )
+    return context.networks[name].head(model, centre)
+
+
+def _features(
+    context: Context,
+    name: str,
+    client: Client,
+    model: ModelState,
+    share: ModelState | None,
+    images: LabelledImages,
+) -> tuple[Array, Array]:
+    """[M, F] of one client's images, and their labels [M]."""
+    if share is not None:
+        model = submodel.within(model, share)
+    feature = prototypes.features(
+        context.networks[name],
+        model,
+        client,
+        images,
+        batch_size=context.settings.evaluation.batch_size,
+    )
+    return feature, images.label[client.index]
+
+
+def _centres(context: Context, feature: Array, label: Array, cluster: Array) -> Array:
+    return prototypes.centres(
+        feature,
+        label,
+        cluster,
+        num_classes=context.data.info.num_classes,
+        num_clusters=context.settings.prototypes.clusters,
     )

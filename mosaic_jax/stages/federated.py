@@ -24,6 +24,7 @@ from mosaic_jax.stages.rounds import HostRounds, Rounds
 from mosaic_jax.types import (
     Array,
     Client,
+    ClientModels,
     FederatedDataset,
     LabelledImages,
     ModelState,
@@ -47,7 +48,7 @@ def warmup_stage(settings: Settings) -> Stage:
     """Stage 3: further rounds after the generators have been sent."""
     return Stage(
         name="warmup",
-        needs=("global_model", "round_state"),
+        needs=_provides(settings),
         provides=_provides(settings),
         reads=(*_reads(settings), "warmup"),
         run=functools.partial(_run_warmup, **_kind(settings)),
@@ -114,6 +115,7 @@ def _run_warmup(
     context: Context,
     global_model: ModelState,
     round_state: Tree,
+    client_models: ClientModels | None = None,
     *,
     keep_models: bool,
     trains_server: bool,
@@ -126,6 +128,7 @@ def _run_warmup(
         settings.local,
         first=settings.init.rounds,
         carried=round_state,
+        client_models=client_models,
         keep_models=keep_models,
         trains_server=trains_server,
     )
@@ -161,10 +164,12 @@ def _run_rounds(
     keep_models: bool,
     trains_server: bool,
     carried: Tree = None,
+    client_models: ClientModels | None = None,
 ) -> Run:
     """Rounds number `first` and on, with the states `carried` from those before.
 
-    Where one stage ends and another begins changes no batch, no draw and no state.
+    So with `client_models`, where they are kept. Where one stage ends and another
+    begins changes no batch, no draw and no state.
     """
     settings = context.settings
     program = common.build(
@@ -178,6 +183,8 @@ def _run_rounds(
     if carried is not None:
         carried = checkpoint.restore_into(_carried(state), trees.flatten(carried))
         state = state.replace(**carried)
+    if client_models is not None:
+        state = state.replace(client_model=client_models.model)
     if context.state_on_host:
         state = state.replace(
             client=jax.device_get(state.client),
@@ -210,9 +217,13 @@ def _run_rounds(
     if first == 0:
         results |= _terms(context, model, key)
     if keep_models:
-        artifacts["client_models"] = state.client_model
+        models = _client_models(state)
+        artifacts["client_models"] = models
+        number = context.data.clients.client.number
+        never = np.asarray(models.last_round) < 0
+        results["never_trained"] = number[never].tolist()
         results["client_test_accuracy"] = _client_accuracy(
-            context, lambda _, own: own, state.model, state.client_model
+            context, lambda _, own: own, state.model, models.model
         )
     elif context.algorithm.personal:
         found = _client_accuracy(
@@ -285,8 +296,25 @@ def _carried(state: ServerState) -> Tree:
     return {
         "server": state.server,
         "client": state.client,
+        "last_round": state.last_round,
         "training": state.training,
     }
+
+
+def _client_models(state: ServerState) -> ClientModels:
+    """What clients have after the rounds; who never trained has the global model."""
+    never = np.flatnonzero(np.asarray(state.last_round) < 0)
+
+    def filled(own: Array | np.ndarray, whole: Array) -> Array | np.ndarray:
+        if not isinstance(own, np.ndarray):
+            return own.at[never].set(whole)
+        own[never] = whole
+        return own
+
+    model = state.client_model
+    if len(never):
+        model = jax.tree.map(filled, model, state.model)
+    return ClientModels(model=model, last_round=state.last_round)
 
 
 def _chunk(context: Context, program: Rounds) -> Chunk:

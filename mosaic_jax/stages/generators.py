@@ -14,7 +14,7 @@ from mosaic_jax.loop import Run
 from mosaic_jax.models import submodel
 from mosaic_jax.stages import local, rounds
 from mosaic_jax.stages.base import Context, Outcome, Stage
-from mosaic_jax.types import Array, GanState, Generators, ModelState, Tree
+from mosaic_jax.types import Array, ClientModels, GanState, Generators, ModelState, Tree
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def stage(study: settings.Settings) -> Stage:
         reads=(
             "generators",
             *(("local",) if config.classifier == "fresh" else ()),
-            *rounds.holdings(study, "init.rounds"),
+            *rounds.holdings(study),
         ),
         run=_run,
     )
@@ -91,18 +91,20 @@ def deviation(model_gan: gan.Gan, generator: ModelState, z: Array) -> Array:
 
 def _run(
     context: Context,
-    client_models: ModelState | None = None,
+    client_models: ClientModels | None = None,
     global_model: ModelState | None = None,
 ) -> Run:
     config = context.settings.generators
-    if client_models is None:
-        client_models = yield from _fresh_classifiers(context)
+    # Of a client that has not trained yet, the global model.
+    classifiers = client_models and client_models.model
+    if classifiers is None:
+        classifiers = yield from _fresh_classifiers(context)
     if global_model is None:  # only read when the inversion loss is on
-        global_model = trees.take(client_models, 0)
+        global_model = trees.take(classifiers, 0)
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
     sizes = context.data.clients.client.size
     steps = num_steps(config, sizes)
-    filmed = yield from _train(context, model_gan, client_models, global_model, steps)
+    filmed = yield from _train(context, model_gan, classifiers, global_model, steps)
     generators = _uploaded(filmed.gan, config)
     sent = trees.num_bytes(generators)
     if context.rates:
@@ -164,7 +166,7 @@ def _padding_waste(context: Context, steps: np.ndarray) -> float:
 def _train(
     context: Context,
     model_gan: gan.Gan,
-    client_models: ModelState,
+    classifiers: ModelState,
     global_model: ModelState,
     steps: np.ndarray,
 ) -> Run:
@@ -177,7 +179,7 @@ def _train(
     moments = np.ceil(steps[:, None] * np.array(FILM_SHARES)).astype(np.int32)
     film_shape = (len(steps), len(FILM_SHARES), NUM_FILM_IMAGES)
     each = (
-        client_models,
+        classifiers,
         class_shares(data.client.label_count, config.diversity_target),
         data.client.size < config.inversion_below,
         share,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax import evaluation, losses, prng
+from mosaic_jax import evaluation, losses, prng, trees
 from mosaic_jax.distillation import mosaic
 from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.models import meta
@@ -39,7 +39,8 @@ def stage(settings: Settings) -> Stage:
         name="meta",
         needs=(*each_network("experts", settings), "prototypes", "global_model"),
         provides=("teacher",),
-        reads=("meta",),
+        # By the space, a gate's features are those that clients have sent already.
+        reads=("meta", "prototypes.space"),
         run=_run,
     )
 
@@ -54,10 +55,9 @@ def _run(
     config, networks = context.settings.meta, context.networks
     experts = dict(zip(networks, of_networks.values(), strict=True))
     ensemble = mosaic.build(config, networks, num_classes)
-    logits = jax.jit(ensemble.prototype_logits)(experts, global_model, prototypes)
     params = {}
     if config.head not in meta.UNTRAINED:
-        params = yield from _train(context, ensemble, logits, prototypes.label)
+        params = yield from _train(context, ensemble, prototypes)
     teacher = Teacher(experts=experts, meta_params=params, gate=global_model)
     heads = {"teacher": ensemble} | {
         name: mosaic.build(
@@ -75,7 +75,11 @@ def _run(
 
     results = assess(context, all_heads, teacher)
     results |= _explain(context, ensemble, teacher)
-    return Outcome(artifacts={"teacher": teacher}, results=results)
+    up = {}
+    if config.gate != "none" and context.settings.prototypes.space != "global":
+        features = context.classifier.num_features(context.data.info.image_shape)
+        up["gate_features"] = 4 * features * len(prototypes.label)
+    return Outcome(artifacts={"teacher": teacher}, results=results, up=up)
 
 
 def _explain(
@@ -118,26 +122,25 @@ def _explain(
     return {name: np.round(value, 5).tolist() for name, value in found.items()}
 
 
-def _train(
-    context: Context, ensemble: mosaic.Ensemble, expert_logits: Array, label: Array
-) -> Run:
+def _train(context: Context, ensemble: mosaic.Ensemble, prototypes: Prototypes) -> Run:
     config = context.settings.meta
     tx = optax.adam(config.learning_rate)
-    batch_size = min(config.batch_size, len(label))
+    num_prototypes = len(prototypes.label)
+    batch_size = min(config.batch_size, num_prototypes)
     variables = ensemble.head.init(
-        prng.named(context.key, "head"), expert_logits[:2], train=False
+        prng.named(context.key, "head"), prototypes.logits[:2], train=False
     )
     params = variables["params"]
 
-    def train_step(expert_logits, label, key, step, state: MetaState):
+    def train_step(prototypes: Prototypes, key: Array, step: Array, state: MetaState):
         key = prng.at(prng.named(key, "step"), step)
-        rows = jax.random.permutation(key, len(label))[:batch_size]
+        rows = jax.random.permutation(key, num_prototypes)[:batch_size]
+        batch = trees.take(prototypes, rows)
+        expert_logits = ensemble.gated(batch.logits, batch.gate_logits)
 
         def objective(params):
-            logits = ensemble.fuse(
-                params, expert_logits[rows], prng.named(key, "dropout")
-            )
-            return losses.cross_entropy(logits, label[rows])
+            logits = ensemble.fuse(params, expert_logits, prng.named(key, "dropout"))
+            return losses.cross_entropy(logits, batch.label)
 
         loss, gradient = jax.value_and_grad(objective)(state.params)
         update, opt_state = tx.update(gradient, state.opt_state, state.params)
@@ -148,10 +151,8 @@ def _train(
         return MetaState(params, ema_params, opt_state), loss
 
     def chunk(args, state, first, end):
-        expert_logits, label, key = args
-
         def body(step, state):
-            state, loss = train_step(expert_logits, label, key, step, state)
+            state, loss = train_step(*args, step, state)
             return state, {"loss": loss}
 
         return repeat(body, state, first, end)
@@ -160,7 +161,7 @@ def _train(
     state = yield Steps(
         "head",
         chunk,
-        (expert_logits, label, context.key),
+        (context.axis.replicate(prototypes), context.key),
         MetaState(params=params, ema_params=start, opt_state=tx.init(params)),
         config.steps,
         every=context.settings.log.every_steps,

@@ -91,11 +91,13 @@ class Parts:
     def share_of_all(
         self, model: ModelState, client: Client, key: Array, number: Array
     ) -> ModelState:
-        """`share` of every client [C, ...], in their order."""
+        """`share` of every client [C, ...], in their order; each in its round [C]."""
         parts = [
             jax.vmap(
-                lambda one, rate=group.rate: self.share(model, one, key, number, rate)
-            )(trees.take(client, group.members))
+                lambda one, number, rate=group.rate: self.share(
+                    model, one, key, number, rate
+                )
+            )(*trees.take((client, number), group.members))
             for group in self.groups
         ]
         order = np.argsort(np.concatenate([group.members for group in self.groups]))

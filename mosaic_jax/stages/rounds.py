@@ -94,6 +94,7 @@ class Rounds:
             model=model,
             server=self.algorithm.init_server(model),
             client=trees.broadcast(self.algorithm.init_client(model), count),
+            last_round=jnp.full(count, -1, jnp.int32),
             client_model=kept,
             training=()
             if self.server is None
@@ -133,13 +134,15 @@ class Rounds:
             )
         each, loss, taught = trees.concatenate([part[:3] for part in parts])
         upload = functools.reduce(trees.add, [part[3] for part in parts])
+        who = jnp.concatenate(participants)
         if not everyone:
-            who = jnp.concatenate(participants)
             old = (state.client, state.client_model)
             each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
-        state = state.replace(client=each[0], client_model=each[1])
+        last_round = state.last_round.at[who].set(number)
+        state = state.replace(
+            client=each[0], client_model=each[1], last_round=last_round
+        )
         state, metrics = self.finish(state, upload, taught, key, number)
-        who = jnp.concatenate(participants)
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
     def participants(self, key: Array, number: Array) -> list[Array]:
@@ -407,13 +410,10 @@ def reads(study: Settings) -> tuple[str, ...]:
     return ("init", "local", *holdings(study))
 
 
-def holdings(study: Settings, *rounds: str) -> tuple[str, ...]:
-    """What a stage must declare that asks which part of the network clients hold.
-
-    `rounds` are the fields by which it knows the round that it asks about.
-    """
+def holdings(study: Settings) -> tuple[str, ...]:
+    """What a stage must declare that asks which part of the network clients hold."""
     partial = ALGORITHMS[study.init.method].partial
-    return ("init.method", *(("budgets", *rounds) if partial else ()))
+    return ("init.method", *(("init.rounds", "budgets") if partial else ()))
 
 
 def stream(settings: View) -> Array:
@@ -421,11 +421,27 @@ def stream(settings: View) -> Array:
     return prng.named(prng.root(settings.seed), "init")
 
 
-def held_in(context: Context, model: ModelState, number: int) -> ModelState:
-    """Which part of `model` each client [C, ...] trains in round `number`: 1 there."""
+def held_in(context: Context, model: ModelState, number: int | Array) -> ModelState:
+    """Which part of `model` each client [C, ...] trains in round `number`: 1 there.
+
+    `number` may be [C]; -1, of clients that never trained, counts as the latest.
+    """
     parts = Parts(context.classifier, context.algorithm, context.rates)
     client = context.clients.client
+    number = jnp.broadcast_to(jnp.asarray(number), client.size.shape)
+    number = jnp.where(number < 0, jnp.max(number), number)
     return parts.share_of_all(model, client, stream(context.settings), number)
+
+
+def taking_part(last_round: Array, which: str) -> np.ndarray:
+    """[C] bool: clients whose models count, by the round each last trained in.
+
+    `which`: "all" that ever trained, or those of the "latest" round.
+    """
+    last_round = np.asarray(last_round)
+    if which == "latest":
+        return last_round == last_round.max()
+    return last_round >= 0
 
 
 class HostRounds:
@@ -481,6 +497,7 @@ class HostRounds:
         on_device, metrics = self._finish(on_device, mean_upload, taught, key, number)
         state = on_device.replace(client=state.client, client_model=state.client_model)
         loss, who = np.concatenate(loss), np.concatenate(participants)
+        state = state.replace(last_round=state.last_round.at[who].set(number))
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
 

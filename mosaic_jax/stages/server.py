@@ -1,10 +1,13 @@
-"""Stage of one-shot methods: the server trains on the clients of the last round."""
+"""Stage of one-shot methods: the server trains on the clients' models after rounds."""
 
-from mosaic_jax import prng
+import numpy as np
+
+from mosaic_jax import prng, trees
 from mosaic_jax.loop import Run, Steps, repeat
 from mosaic_jax.settings import Settings
+from mosaic_jax.stages import rounds
 from mosaic_jax.stages.base import Context, Outcome, Stage, assess
-from mosaic_jax.types import Array, ModelState, Teachers, Tree
+from mosaic_jax.types import Array, ClientModels, ModelState, Teachers, Tree
 
 
 def stage(settings: Settings) -> Stage:
@@ -18,8 +21,17 @@ def stage(settings: Settings) -> Stage:
     )
 
 
-def _run(context: Context, client_models: ModelState, global_model: ModelState) -> Run:
-    method, task = context.server, context.task
+def _run(
+    context: Context, client_models: ClientModels, global_model: ModelState
+) -> Run:
+    method, task, config = context.server, context.task, context.settings.server
+    # Nobody learns from a client that never trained.
+    members = np.flatnonzero(
+        rounds.taking_part(client_models.last_round, config.participants)
+    )
+    client = context.clients.client
+    teachers = Teachers(client_models.model, client.label_count, client.number)
+    teachers = trees.take(teachers, members)
 
     def chunk(args: Tree, state: Tree, first: Array, end: Array):
         teachers, key = args
@@ -33,16 +45,15 @@ def _run(context: Context, client_models: ModelState, global_model: ModelState) 
         return repeat(body, state, first, end, mean=False)
 
     start = method.init(task, global_model, prng.named(context.key, "server"))
-    client = context.clients.client
-    teachers = Teachers(client_models, client.label_count, client.number)
     _, model = yield Steps(
-        context.settings.server.method,
+        config.method,
         chunk,
         (teachers, context.key),
         (start, global_model),
-        context.settings.server.rounds,
+        config.rounds,
         every=context.settings.log.every_steps,
         samples_per_step=method.batch_size,
     )
     results = assess(context, context.classifier.logits, model)
+    results["num_teachers"] = len(members)
     return Outcome(artifacts={"student": model}, results=results)
