@@ -17,6 +17,7 @@ from tests import tiny
 EVERY_ROUND = {"method": "federated", "server.method": "fedftg"}
 ONCE = {"method": "federated", "server.method": "dense", "server.when": "once"}
 FRESH = {"generators.classifier": "fresh"}
+EPOCHS = {"generators.steps": 0, "generators.epochs": 1}
 HETEROFL = {"init.method": "heterofl"}
 # Where the change of a field needs others to be set, or a value of its own:
 # (the other settings, the new value).
@@ -43,10 +44,12 @@ CASES = {
     "server.when": (EVERY_ROUND, "once"),
     "server.batch_norm": (EVERY_ROUND, "train"),
     "server.rounds": (ONCE, 3),
+    "server.participants": (ONCE, "latest"),
     "generators.when": (FRESH, "before_init"),
     "generators.classifier": ({}, "fresh"),
     "generators.steps": ({}, 7),
-    "generators.epochs": ({"generators.steps": 0, "generators.epochs": 1}, 2),
+    "generators.epochs": (EPOCHS, 2),
+    "generators.max_steps": (EPOCHS | {"generators.min_steps": 0}, 5),
     "warmup.rounds": ({"warmup.rounds": 1}, 2),
     "distill.source": ({}, "validation"),
     "audit.images": ({"audit.images": 4}, 8),
