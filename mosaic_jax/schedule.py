@@ -52,7 +52,7 @@ class DevicePlan:
         self.processed = total if lanes == 1 else lanes * self.length
         self._parts = _wrap_around(self._steps, max(self.length, 1))
         _, _, start, _, count = self._parts
-        self._edges = np.unique([*start, *(start + count)])
+        self._edges = np.unique(np.concatenate([start, start + count]))
         self.capacity = len(self._steps)
         if lanes > 1:
             inside = np.bincount(self._edges // every, minlength=1)

@@ -118,3 +118,114 @@ def test_statistics_distance():
     assert losses.statistics_distance(unit, unit) == 0
     gradient = jax.grad(lambda m: losses.statistics_distance(m, unit))(unit)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def softmax(x, temperature=1.0):
+    """In double precision, by NumPy, as the formulas below."""
+    x = np.exp(np.asarray(x, float) / temperature)
+    return x / x.sum(-1, keepdims=True)
+
+
+def kl_of(p, q):
+    return (p * np.log(p / q)).sum(-1)
+
+
+def divergence_of(name, s, t, temperature):
+    p, q = softmax(s, temperature), softmax(t, temperature)
+    if name == "jsd":
+        return (kl_of(p, (p + q) / 2) + kl_of(q, (p + q) / 2)) / 2
+    middle = softmax((s + t) / 2, temperature)
+    return (kl_of(middle, p) + kl_of(middle, q)) / 2
+
+
+NP_RNG = np.random.RandomState(0)
+STUDENT, TEACHER = NP_RNG.normal(0, 2, (2, 5, 4))
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 0.0, 2.0, 1.0, 0.25]])
+@pytest.mark.parametrize("divergence", losses.DIVERGENCES)
+def test_distillation_by_its_formula(divergence, weight):
+    p, q = softmax(STUDENT, 3.0), softmax(TEACHER, 3.0)
+    label = TEACHER.argmax(-1)
+    each = (
+        0.3 * 9 * kl_of(q, p)
+        - 0.7 * np.log(softmax(STUDENT)[np.arange(5), label])
+        + 0.6 * divergence_of(divergence, STUDENT, TEACHER, 3.0)
+    )
+    options = {"temperature": 3.0, "alpha": 0.3, "beta": 0.6, "divergence": divergence}
+    array = None if weight is None else jnp.array(weight)
+    found = distil(jnp.array(STUDENT), jnp.array(TEACHER), weight=array, **options)
+    np.testing.assert_allclose(found, np.average(each, weights=weight), rtol=1e-5)
+
+
+@pytest.mark.parametrize("divergence", losses.DIVERGENCES)
+def test_the_teacher_is_a_constant(divergence):
+    gradient = jax.grad(lambda t: distil(jnp.array(STUDENT), t, divergence=divergence))
+    np.testing.assert_array_equal(gradient(jnp.array(TEACHER)), 0)
+
+
+def test_divergences_by_their_formulas():
+    s, t = jnp.array(STUDENT), jnp.array(TEACHER)
+    for name, function in (
+        ("jsd", losses.jensen_shannon),
+        ("logit_mean", losses.logit_mean_divergence),
+    ):
+        expected = divergence_of(name, STUDENT, TEACHER, 1.0)
+        np.testing.assert_allclose(function(s, t), expected, rtol=1e-4)
+
+
+def test_masked_mean_by_hand():
+    value = jnp.array([1.0, 4.0, jnp.nan, 7.0])
+    assert losses.masked_mean(value, jnp.array([True, True, False, True])) == 4.0
+    assert losses.masked_mean(value, jnp.zeros(4, bool)) == 0.0
+    assert losses.masked_mean(jnp.array([1.0, 4.0])) == 2.5
+
+
+def test_cross_entropy_is_a_mean_over_samples():
+    label = np.array([0, 3, 1, 1, 2])
+    each = -np.log(softmax(STUDENT)[np.arange(5), label])
+    found = losses.cross_entropy(jnp.array(STUDENT), jnp.array(label))
+    np.testing.assert_allclose(found, each.mean(), rtol=1e-5)
+    mask = np.array([True, False, True, True, False])
+    found = losses.cross_entropy(jnp.array(STUDENT), jnp.array(label), jnp.array(mask))
+    np.testing.assert_allclose(found, each[mask].mean(), rtol=1e-5)
+
+
+def test_entropy_and_diversity_by_their_formulas():
+    p, target = softmax(STUDENT), np.array([0.1, 0.2, 0.3, 0.4])
+    found = losses.entropy(jnp.array(STUDENT))
+    np.testing.assert_allclose(found, -(p * np.log(p)).sum(-1).mean(), rtol=1e-5)
+    mean = p.mean(0)
+    expected = (mean * np.log(mean / (4 * target))).sum()
+    found = losses.diversity(jnp.array(STUDENT), jnp.array(target))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_pairwise_diversity_by_its_formula(power):
+    image, noise = NP_RNG.uniform(-1, 1, (3, 2, 2, 3)), NP_RNG.normal(size=(3, 5))
+    pairs = [
+        np.mean(np.abs(image[a] - image[b]) ** power)
+        * np.mean((noise[a] - noise[b]) ** 2)
+        for a in range(3)
+        for b in range(3)
+    ]
+    found = losses.pairwise_diversity(jnp.array(image), jnp.array(noise), power=power)
+    np.testing.assert_allclose(found, np.exp(-np.mean(pairs)), rtol=1e-5)
+
+
+def test_statistics_distance_sums_over_layers():
+    a, b = (
+        {
+            layer: {"mean": NP_RNG.normal(size=3), "var": NP_RNG.uniform(size=3)}
+            for layer in ("bn1", "bn2")
+        }
+        for _ in range(2)
+    )
+    expected = sum(
+        np.linalg.norm(a[layer][name] - b[layer][name])
+        for layer in a
+        for name in ("mean", "var")
+    )
+    found = losses.statistics_distance(*jax.tree.map(jnp.array, (a, b)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

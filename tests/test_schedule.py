@@ -14,10 +14,12 @@ SEED_TABLE = [sum(row) for row in golden.PARTITION["label_counts"]]
 
 def run(plan, num_clients, every):
     """Carry a plan out; returns steps done and steps processed."""
-    done, processed = np.zeros(num_clients, int), 0
+    done, processed, most = np.zeros(num_clients, int), 0, 0
     for start in range(0, plan.length, every):
         window = plan.pieces(start, min(start + every, plan.length))
         assert len(window.count) <= plan.capacity
+        assert (window.count > 0).all() and (window.client >= -1).all()
+        most = max(most, len(window.count))
         for who, first, count in zip(
             window.client, window.first, window.count, strict=True
         ):
@@ -26,6 +28,8 @@ def run(plan, num_clients, every):
             np.testing.assert_array_equal(done[who[live]], first[live])
             done[who[live]] += count
             processed += count * len(who)
+    # Nor are many more pieces reserved than there are.
+    assert plan.capacity <= max(most + 2, num_clients)
     return done, processed
 
 
@@ -77,3 +81,61 @@ def test_deal_balances_images_and_numbers():
 )
 def test_groups_are_balanced(count, at_most, size):
     assert parallel.balanced(count, at_most) == size
+
+
+def test_lanes_by_hand():
+    for steps, at_once, expected in (
+        ([1, 1, 1], 3, 3),
+        ([1, 1, 1], 2, 2),
+        ([10, 1, 1], 3, 1),
+        ([10, 5, 5], 3, 2),
+        ([0, 0], 2, 1),
+        ([], 2, 1),
+    ):
+        assert schedule.num_lanes(np.array(steps, int), at_once) == expected
+
+
+@pytest.mark.parametrize(
+    ("steps", "lanes", "length"),
+    [
+        ([7, 2, 3], 1, 7),
+        ([7, 2, 3], 2, 7),
+        ([4, 4, 4], 2, 6),
+        ([4, 4, 5], 2, 7),
+        ([1, 1, 1], 3, 1),
+        ([0, 0, 0], 2, 0),
+        ([0, 0], 1, 0),
+        ([], 1, 0),
+    ],
+)
+def test_length_of_a_plan(steps, lanes, length):
+    plan = schedule.DevicePlan(np.array(steps, int), lanes, 2)
+    assert plan.length == length
+    done, processed = run(plan, len(steps), 2)
+    np.testing.assert_array_equal(done, steps)
+    assert processed == plan.processed
+
+
+def test_short_windows_reserve_few_pieces():
+    plan = schedule.DevicePlan(np.full(40, 10), 2, 10)
+    assert plan.capacity <= 3
+
+
+def test_stacked_pieces_are_filled_up():
+    one = schedule.Pieces(
+        client=np.array([[4, 5]]), first=np.array([[6, 7]]), count=np.array([8])
+    )
+    other = schedule.Pieces(
+        client=np.array([[0, -1], [1, 2]]),
+        first=np.array([[3, 0], [1, 1]]),
+        count=np.array([2, 9]),
+    )
+    found = schedule.stack([one, other], 3)
+    nobody = [-1, -1]
+    np.testing.assert_array_equal(
+        found.client, [[[4, 5], nobody, nobody], [[0, -1], [1, 2], nobody]]
+    )
+    np.testing.assert_array_equal(
+        found.first, [[[6, 7], [0, 0], [0, 0]], [[3, 0], [1, 1], [0, 0]]]
+    )
+    np.testing.assert_array_equal(found.count, [[8, 0, 0], [2, 9, 0]])
