@@ -67,11 +67,11 @@ def program_of(algorithm, data, rates, classifier=CLASSIFIER, **layout):
 
 def initial(classifier=CLASSIFIER):
     """A model whose every number differs from every other."""
-    model = jax.jit(classifier.init, static_argnums=1)(
-        prng.named(KEY, "model"), (16, 16, 1)
-    )
+    # From clones of the key: tests draw their models from it again and again.
+    init = jax.jit(classifier.init, static_argnums=1)
+    model = init(jax.random.clone(KEY), (16, 16, 1))
     leaves, structure = jax.tree.flatten(model)
-    keys = jax.random.split(prng.named(KEY, "noise"), len(leaves))
+    keys = jax.random.split(jax.random.clone(KEY), len(leaves))
     noise = [
         jax.random.uniform(key, leaf.shape, minval=0.01, maxval=0.1)
         for key, leaf in zip(keys, leaves, strict=True)
