@@ -14,6 +14,8 @@ _log = logging.getLogger(__name__)
 
 # The federated rounds of a study, in order.
 ROUND_STAGES = ("init", "warmup", "finetune")
+# What clients send in them; all else is sent before.
+PER_ROUND = ("models", "moments", "used_label_counts")
 
 Groups = dict[str, list["Run"]]
 
@@ -65,17 +67,17 @@ class Run:
         for stage, record in self.records.items():
             up = record["up"]
             total = sum(up.values())
-            # What is not sent in rounds is sent before the stage's rounds begin.
-            before = total - up.get("models", 0)
+            in_rounds = sum(up.get(name, 0) for name in PER_ROUND)
+            before = total - in_rounds
             history = [r for r in record["history"] if r["loop"] == "round"]
             steps = history[-1]["step"] if history else 0
             if stage in ROUND_STAGES:
                 for r in history:
-                    models = up["models"] * r["step"] / steps
+                    part = in_rounds * r["step"] / steps
                     rows.append(
                         (
                             first + r["step"],
-                            sent + before + models,
+                            sent + before + part,
                             r["test_accuracy"],
                             stage,
                         )

@@ -64,14 +64,21 @@ def _run_experts(
     context: Context, client_models: ClientModels, global_model: ModelState
 ) -> Run:
     data, settings = context.data.clients, context.settings
-    up, models, last_round = {}, client_models.model, client_models.last_round
+    models, last_round = client_models.model, client_models.last_round
+    up, down = {}, {}
+    share = None
+    if context.rates:
+        share = rounds.held_in(context, global_model, last_round)
     counted = rounds.taking_part(last_round, settings.experts.participants)
     if settings.experts.local_steps:
         steps = np.full(data.num_clients, settings.experts.local_steps)
         models = yield from local.train(
             context, "local", models, steps, key=context.key
         )
-        up["specialised_models"] = trees.num_bytes(models)
+        up["specialised_models"] = _bytes_of(models, share)
+        never = np.flatnonzero(np.asarray(last_round) < 0)
+        if len(never):
+            down["models"] = _bytes_of(*trees.take((models, share), never))
         # All have trained now, those that took part in no round from the global model.
         counted = np.ones_like(counted)
     label_count = data.client.label_count * counted[:, None]
@@ -79,10 +86,11 @@ def _run_experts(
         models,
         label_count,
         global_model,
-        rounds.held_in(context, global_model, last_round) if context.rates else None,
+        share,
     )
     if context.algorithm.queries:
-        experts = _queried(context, experts, label_count)
+        experts, asked = _queried(context, experts, label_count)
+        up["moments"], down["queried_models"] = asked.up, asked.down
 
     @jax.jit
     def predict(experts: Experts, image: Array) -> Array:
@@ -108,11 +116,24 @@ def _run_experts(
         artifacts={"experts": experts},
         results={"expert_class_accuracy": per_class, "absent_classes": absent},
         up=up,
+        down=down,
     )
 
 
-def _queried(context: Context, experts: Experts, label_count: np.ndarray) -> Experts:
-    """The experts with moments by the clients, weighted as in the experts' mean."""
+def _bytes_of(models: ModelState, share: ModelState | None) -> int:
+    """Of the models [C, ...] that clients hold; `share` as in `submodel.Part`."""
+    if share is None:
+        return trees.num_bytes(models)
+    return submodel.num_bytes(models, share)
+
+
+def _queried(
+    context: Context, experts: Experts, label_count: np.ndarray
+) -> tuple[Experts, rounds.Traffic]:
+    """The experts with moments by the clients, weighted as in the experts' mean.
+
+    And the bytes of experts sent and of moments.
+    """
     program = rounds.build(context, context.settings.local)
     key = rounds.stream(context.settings)
 
@@ -127,7 +148,9 @@ def _queried(context: Context, experts: Experts, label_count: np.ndarray) -> Exp
 
         return jax.lax.map(one, (experts.model, count.T, experts.present))
 
-    return experts.replace(model=run(context.clients, experts, label_count, key))
+    model = run(context.clients, experts, label_count, key)
+    asked = program.query_bytes(context.data.info.image_shape)
+    return experts.replace(model=model), len(experts.present) * asked
 
 
 def _run_prototypes(

@@ -201,9 +201,6 @@ def _run_rounds(
         on_host=context.state_on_host,
     )
     budgets = program.parts.budgets(context.data.info.image_shape)
-    payload = rounds * sum(
-        row["bytes"] * count for row, count in zip(budgets, program.counts, strict=True)
-    )
     settled = jax.jit(program.settled)(context.clients, key, state.model)
     state = state.replace(model=settled)
     artifacts = {"global_model": state.model, "round_state": _carried(state)}
@@ -231,12 +228,32 @@ def _run_rounds(
         )
         results["personal"] = {"test_accuracy": float(np.mean(found))}
         results["client_test_accuracy"] = found
-    return Outcome(
-        artifacts=artifacts,
-        results=results,
-        up={"models": payload},
-        down={"models": payload},
-    )
+    up, down = _sent(context, program, rounds)
+    return Outcome(artifacts=artifacts, results=results, up=up, down=down)
+
+
+def _sent(
+    context: Context, program: Rounds, rounds: int
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Bytes up and down in `rounds` rounds and in the questions after some of them.
+
+    The last evaluation's answers are those that the global model is handed on with.
+    """
+    shape = context.data.info.image_shape
+    sent = rounds * program.round_bytes(shape)
+    up, down = {"models": sent.up}, {"models": sent.down}
+    if context.algorithm.queries:
+        asked = -(-rounds // context.settings.evaluation.every) * (
+            program.query_bytes(shape)
+        )
+        for group in program.groups if context.rates else ():
+            asked += program.query_bytes(shape, group.rate)
+        up["moments"], down["queried_models"] = asked.up, asked.down
+    if program.server is not None:
+        # The labels that each client used in the round, by class.
+        count = context.data.info.num_classes * np.dtype(np.float32).itemsize
+        up["used_label_counts"] = rounds * program.clients_in_round * count
+    return up, down
 
 
 def _rate_accuracy(

@@ -33,6 +33,20 @@ Metrics = dict[str, Array]
 
 
 @dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes from clients to server, and from server to clients."""
+
+    up: int
+    down: int
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.up + other.up, self.down + other.down)
+
+    def __rmul__(self, count: int) -> "Traffic":
+        return Traffic(count * self.up, count * self.down)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rounds:
     """All that rounds of one study have in common.
 
@@ -285,6 +299,33 @@ class Rounds:
         )
         held = jax.nn.one_hot(label[rows], len(client.label_count))
         return jnp.sum(held * mask[..., None], axis=(0, 1))
+
+    def round_bytes(self, image_shape: tuple[int, int, int]) -> Traffic:
+        """What the clients of a round send and receive, by the arrays that cross."""
+        result = Traffic(0, 0)
+        for group, count in zip(self.groups, self.counts, strict=True):
+            whole, model = (
+                self._shapes(rate, image_shape) for rate in (1.0, group.rate)
+            )
+            state = jax.eval_shape(self.algorithm.init_client, whole)
+            upload, _ = jax.eval_shape(self.algorithm.upload, model, model, state)
+            each = Traffic(trees.num_bytes(upload), trees.num_bytes(model))
+            result += count * each
+        return result
+
+    def query_bytes(
+        self, image_shape: tuple[int, int, int], rate: float = 1.0
+    ) -> Traffic:
+        """Of one model for all clients and their moments; 0 if nobody is asked."""
+        if not self.algorithm.queries:
+            return Traffic(0, 0)
+        model = self._shapes(rate, image_shape)
+        each = Traffic(trees.num_bytes(model.batch_stats), trees.num_bytes(model))
+        return self.axis.num_clients * each
+
+    def _shapes(self, rate: float, image_shape: tuple[int, int, int]) -> ModelState:
+        narrow = self.parts.classifier_of(rate)
+        return jax.eval_shape(lambda: narrow.init(prng.root(0), image_shape))
 
     def settled(self, data: FederatedDataset, key: Array, model: ModelState) -> Tree:
         """The global model with statistics to use it by: where the algorithm queries

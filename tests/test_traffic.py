@@ -1,0 +1,88 @@
+"""Bytes that cross between clients and server, counted by hand."""
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+
+from mosaic_jax import algorithms, parallel
+from mosaic_jax.algorithms.base import Algorithm
+from mosaic_jax.stages import federated
+from mosaic_jax.types import ModelState
+from tests import tiny
+from tests.test_partial import FIELDS
+from tests.test_training import rounds_of
+
+SHAPE = (16, 16, 1)
+# Of `tiny.Net` for grey images and four classes, in float32: a 3 x 3 kernel of four
+# channels, scale and shift, a linear layer with bias; mean and variance.
+PARAMS = 4 * (3 * 3 * 4 + 2 * 4 + 4 * 4 + 4)
+MOMENTS = 4 * 2 * 4
+MODEL = PARAMS + MOMENTS
+CLIENTS, ROUNDS, EVERY = 3, 5, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Twice(Algorithm):
+    """Sends its model, and how far it has come."""
+
+    def upload(self, model, local, client_state):
+        return (local, model), client_state
+
+    def aggregate(self, server_state, model, mean_upload, share):
+        return server_state, mean_upload[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Less(Algorithm):
+    """Keeps its statistics."""
+
+    def upload(self, model, local, client_state):
+        return local.params, client_state
+
+    def aggregate(self, server_state, model, mean_upload, share):
+        return server_state, ModelState(mean_upload, model.batch_stats)
+
+
+def sent(algorithm, **fields):
+    axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
+    program = rounds_of(axis, algorithm, **fields)
+    context = types.SimpleNamespace(
+        data=types.SimpleNamespace(
+            info=types.SimpleNamespace(image_shape=SHAPE, num_classes=4)
+        ),
+        settings=tiny.study(evaluation__every=EVERY),
+        algorithm=algorithm,
+        rates=program.rates,
+    )
+    return federated._sent(context, program, ROUNDS)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "upload"),
+    [(algorithms.FedAvg(), MODEL), (Twice(), 2 * MODEL), (Less(), PARAMS)],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("taking_part", [0, 2])
+def test_what_an_algorithm_uploads_is_counted(algorithm, upload, taking_part):
+    up, down = sent(algorithm, clients_per_round=taking_part)
+    count = ROUNDS * (taking_part or CLIENTS)
+    assert up == {"models": count * upload}
+    assert down == {"models": count * MODEL}
+
+
+def test_questions_for_moments_are_counted():
+    """After rounds 2, 4 and 5, and of what the clients of the one rate hold."""
+    heterofl = algorithms.HeteroFL(**FIELDS | {"batch_norm": "static"})
+    up, down = sent(heterofl, rates=(1.0,) * CLIENTS)
+    assert up["moments"] == (3 + 1) * CLIENTS * MOMENTS
+    assert down["queried_models"] == (3 + 1) * CLIENTS * MODEL
+    assert up["models"] == ROUNDS * CLIENTS * MODEL
+    running = algorithms.HeteroFL(**FIELDS | {"batch_norm": "running"})
+    assert set(sent(running, rates=(1.0,) * CLIENTS)[0]) == {"models"}
+
+
+def test_label_counts_of_a_round_are_counted_where_the_server_trains():
+    up, _ = sent(algorithms.FedAvg(), server=object(), clients_per_round=2)
+    assert up["used_label_counts"] == ROUNDS * 2 * 4 * 4
