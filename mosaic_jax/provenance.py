@@ -17,7 +17,7 @@ import types
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from mosaic_jax import errors, settings
+from mosaic_jax import errors, files, settings
 
 # Settings, or groups of them, that cannot change a result, each with the reason. Every
 # stage may read them; no fingerprint knows them.
@@ -139,42 +139,49 @@ def of_component(component: Any) -> dict[str, Any]:
 def code_digest(cls: type) -> str:
     """sha256 of the code of a class: of the modules that it and its bases live in.
 
-    Of the user's modules also those that they import. Installed packages do not count,
-    nor does this library beyond the classes' own modules: `experiment.FORMAT` stands
-    for it. Comments, layout and docstrings do not count either.
+    Also of those that they import, of the class's own package or in the user's folders.
+    Other installed packages do not count, nor does this library beyond the classes' own
+    modules: `experiment.FORMAT` stands for it. Comments, layout and docstrings do not
+    count either.
 
     Raises:
       ConfigError: there is no source, so that a change could not be seen.
     """
     found: dict[str, str] = {}
+    package = _package(cls.__module__)
     for base in cls.__mro__:
         module = sys.modules.get(base.__module__)
-        if module is None or _is_installed(module):
+        if module is None or _is_installed(module, package):
             continue
         if getattr(module, "__file__", None):
-            _collect(module, found)
+            _collect(module, package, found)
         else:
             found[f"{base.__module__}:{base.__qualname__}"] = _source(base)
     return settings.digest({"class": cls.__qualname__, "modules": found})
 
 
-def _collect(module: types.ModuleType, found: dict[str, str]) -> None:
-    """Add the code of `module` and of the user's modules that it imports."""
+def _collect(module: types.ModuleType, package: str, found: dict[str, str]) -> None:
+    """Add the code of `module`, and of what it imports of `package` or the user's."""
     name = module.__name__
     if name in found:
         return
     found[name] = _source(module)
-    if _is_ours(name):
+    if _package(name) == __package__:
         return
     for imported in _imports(module):
         other = sys.modules.get(imported)
-        if other is not None and not _is_ours(imported) and not _is_installed(other):
-            _collect(other, found)
+        ours = _package(imported) == __package__
+        if other is not None and not ours and not _is_installed(other, package):
+            _collect(other, package, found)
 
 
 def _imports(module: types.ModuleType) -> Iterator[str]:
     """Names of all that `module` imports, anywhere in it, as `sys.modules` has them."""
-    for node in ast.walk(ast.parse(inspect.getsource(module))):
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):  # compiled
+        return
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -185,6 +192,10 @@ def _imports(module: types.ModuleType) -> Iterator[str]:
 
 
 def _source(thing: type | types.ModuleType) -> str:
+    """The code of a class or module, without comments; of a compiled module its hash."""
+    path = pathlib.Path(getattr(thing, "__file__", None) or "")
+    if path.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
+        return files.sha256(path)
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError) as error:
@@ -199,13 +210,14 @@ def _source(thing: type | types.ModuleType) -> str:
     return ast.unparse(tree)
 
 
-def _is_ours(name: str) -> bool:
-    return name.partition(".")[0] == __package__
+def _package(name: str) -> str:
+    """The top-level package of a module."""
+    return name.partition(".")[0]
 
 
-def _is_installed(module: types.ModuleType) -> bool:
-    """Part of Python or of an installed package, of which this library is none."""
-    if _is_ours(module.__name__):
+def _is_installed(module: types.ModuleType, package: str) -> bool:
+    """Part of Python, or of an installed package but `package` and this library."""
+    if _package(module.__name__) in (__package__, package):
         return False
     if module.__name__ in sys.builtin_module_names:
         return True

@@ -267,6 +267,26 @@ def test_the_users_code_counts(users_code, tmp_path, monkeypatch):
         assert not set(first) & set(other)
 
 
+def test_an_installed_package_counts_where_the_class_is_its_own(
+    users_code, tmp_path, monkeypatch
+):
+    def digest(**code):
+        cls = users_code(**code)
+        found = provenance.sysconfig.get_path
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                provenance.sysconfig,
+                "get_path",
+                lambda name: str(tmp_path) if name == "purelib" else found(name),
+            )
+            return provenance.code_digest(cls)
+
+    first = digest(factor=1)
+    assert digest(factor=3) != first
+    # Another installed package, as far as this one is concerned.
+    assert digest(factor=1, helper="3 * size") == first
+
+
 def test_code_that_cannot_be_read_is_told():
     namespace = {"Algorithm": Algorithm, "__name__": "made_up"}
     exec("class Mine(Algorithm):\n    pass", namespace)
