@@ -192,7 +192,7 @@ def _imports(module: types.ModuleType) -> Iterator[str]:
 
 
 def _source(thing: type | types.ModuleType) -> str:
-    """The code of a class or module, without comments; of a compiled module its hash."""
+    """The code of a class or module, without comments; compiled: its hash."""
     path = pathlib.Path(getattr(thing, "__file__", None) or "")
     if path.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
         return files.sha256(path)
