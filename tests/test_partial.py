@@ -263,7 +263,7 @@ def test_a_client_changes_nothing_outside_of_its_part(algorithm, number):
     model = initial()
     state = program.initial_state(model, KEY)
     after = jax.jit(functools.partial(program.run, data, KEY))(state, number)[0].model
-    share = program.parts.share_of_all(model, data.client, KEY, number)
+    share = program.parts.share_of_all(model, data.client, KEY, jnp.array([number]))
     outside = jax.tree.map(lambda one: 1 - one[0], share)
     same(submodel.within(after, outside), submodel.within(model, outside))
     inside = jax.tree.map(
