@@ -66,7 +66,7 @@ def get_config() -> config_dict.ConfigDict:
     server.when = "every_round"  # or once, after the rounds, from the clients' models
     server.batch_norm = "eval"  # of the student: the clients' statistics; or train
     server.rounds = 200  # of once: epochs of dense, rounds of the others
-    server.participants = "all"  # of once: teachers as in experts.participants
+    server.participants = "all"  # or latest: of once, as experts.participants
 
     # Fields of each init.method and server.method: see its file and docs/methods.md.
     config.methods = fields = config_dict.ConfigDict()

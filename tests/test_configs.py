@@ -84,6 +84,7 @@ CIFAR100 = {
     "distill.learning_rate": 1e-5,
 }
 PUBLISHED = {
+    "generators.min_steps": 0,
     "generators.when": "before_init",
     "generators.classifier": "fresh",
     "generators.classifier_batch_norm": "train",
