@@ -91,7 +91,8 @@ class Parts:
     def share_of_all(
         self, model: ModelState, client: Client, key: Array, number: Array
     ) -> ModelState:
-        """`share` of every client [C, ...], in their order; each in its round [C]."""
+        """`share` of every client [C, ...], in their order; `number` [] or [C]."""
+        number = jnp.broadcast_to(jnp.asarray(number), client.size.shape)
         parts = [
             jax.vmap(
                 lambda one, number, rate=group.rate: self.share(

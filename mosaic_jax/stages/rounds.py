@@ -468,8 +468,7 @@ def held_in(context: Context, model: ModelState, number: int | Array) -> ModelSt
     `number` may be [C]; -1, of clients that never trained, counts as the latest.
     """
     parts = Parts(context.classifier, context.algorithm, context.rates)
-    client = context.clients.client
-    number = jnp.broadcast_to(jnp.asarray(number), client.size.shape)
+    client, number = context.clients.client, jnp.asarray(number)
     number = jnp.where(number < 0, jnp.max(number), number)
     return parts.share_of_all(model, client, stream(context.settings), number)
 

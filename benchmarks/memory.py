@@ -1,0 +1,262 @@
+"""Device memory that each stage of a config needs, by its compiled programs.
+
+    python -m benchmarks.memory
+    python -m benchmarks.memory --configs tiny_imagenet_mosaic --stages prototypes,meta
+
+Every program of every stage is compiled for the shapes of the full study and XLA asked
+what it needs for arguments, results and what lies between; nothing is run, no data set
+is read: images are black, labels balanced and split as the config says. Clients run one
+at a time, as they do where memory is short; on accelerators `compute.clients_at_once`
+takes what is left. XLA's answer is that of this machine's
+backend. What other stages have left on the device is added: artifacts that the stage
+does not read. Prints, and writes to benchmarks/results/memory.json, GB of each stage's
+largest program, and with what is left.
+"""
+
+import argparse
+import hashlib
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import timing
+from mosaic_jax import (
+    algorithms,
+    cli,
+    distillation,
+    experiment,
+    parallel,
+    prng,
+    settings,
+    trees,
+)
+from mosaic_jax import stages as chain
+from mosaic_jax.data import federated, sources
+from mosaic_jax.data.arrays import Arrays
+from mosaic_jax.stages.base import Context, Stage
+from mosaic_jax.types import Prototypes, Tree
+
+CONFIGS = (
+    "cifar10_mosaic",
+    "cifar100_mosaic",
+    "tiny_imagenet_mosaic",
+    "food101_mosaic",
+    "svhn_mosaic",
+    "mnist_mosaic",
+    "fashion_mnist_mosaic",
+)
+NUM_TRAIN = {
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "tiny_imagenet": 100_000,
+    "food101": 75_750,
+    "svhn": 73_257,
+    "mnist": 60_000,
+    "fashion_mnist": 60_000,
+}
+NUM_TEST = 10_000
+_compile = jax.jit
+
+
+class Programs:
+    """Stands in for `jax.jit`: compiles for the shapes of the arguments, runs nothing.
+
+    Results are zeros, or True, in host memory.
+    """
+
+    def __init__(self) -> None:
+        self.needed: list[int] = []
+        self._known: dict[str, int] = {}
+
+    def jit(self, function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """What `jax.jit` gives, but for the running."""
+        jitted, known = _compile(function, **options), {}
+
+        def call(*args: Any, **named: Any) -> Tree:
+            args, named = _shapes((args, named))
+            leaves, structure = jax.tree.flatten((args, named))
+            shapes = (*leaves, structure)
+            if shapes not in known:
+                known[shapes] = jitted.lower(*args, **named)
+                self._note(known[shapes])
+            return jax.tree.map(_filled, known[shapes].out_info)
+
+        call.lower = jitted.lower
+        return call
+
+    def _note(self, lowered: Any) -> None:
+        """Take down what a program needs; init and warmup share one, for example."""
+        name = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+        if name not in self._known:
+            found = lowered.compile().memory_analysis()
+            self._known[name] = (
+                found.argument_size_in_bytes
+                + found.output_size_in_bytes
+                + found.temp_size_in_bytes
+                - found.alias_size_in_bytes
+            )
+        self.needed.append(self._known[name])
+
+
+def _shapes(tree: Tree) -> Tree:
+    def one(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array | np.ndarray):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        return leaf
+
+    return jax.tree.map(one, tree)
+
+
+def _filled(shape: Any) -> np.ndarray:
+    # Zeros take no memory until they are written to.
+    make = np.ones if shape.dtype == bool else np.zeros
+    return make(shape.shape, shape.dtype)
+
+
+def context_of(name: str, network: str) -> Context:
+    """The study of config `name` on images that are all black."""
+    config_name, _, variant = name.partition(":")
+    module = importlib.import_module(f"configs.{config_name}")
+    mapping = module.get_config(variant) if variant else module.get_config()
+    mapping.update_from_flattened_dict(
+        {"compute.clients_at_once": 1, "generators.collapse_below": 0.0}
+    )
+    if network:
+        mapping.model.name = network
+    config = settings.from_mapping(mapping.to_dict())
+    info = sources.SOURCES[config.data.name].info
+
+    def images(count: int) -> tuple[np.ndarray, np.ndarray]:
+        label = (np.arange(count) % info.num_classes).astype(np.int32)
+        return np.zeros((count, *info.image_shape), np.uint8), label
+
+    arrays = Arrays(*images(NUM_TRAIN[config.data.name]), *images(NUM_TEST))
+    data = federated.build(config.data, config.seed, info, arrays)
+    networks = experiment.build_classifiers(config, info)
+    axis = parallel.build(data.clients.client.size, at_once=1, num_devices=1)
+    classifier = networks[config.model.name]
+    return Context(
+        settings=config,
+        data=data,
+        clients=axis.place(data.clients),
+        held_out=axis.replicate(data.held_out),
+        axis=axis,
+        networks=networks,
+        name=config.model.name,
+        algorithm=algorithms.build(config),
+        server=distillation.build(config),
+        task=experiment.build_task(config, info, classifier),
+        state_on_host=False,
+        key=prng.root(0),
+    )
+
+
+def prototypes_of(context: Context) -> Prototypes:
+    """The most there can be: all clusters of a class that a client has enough of."""
+    clusters = context.settings.prototypes.clusters
+    count = context.data.label_count
+    held = np.where(count >= clusters, clusters, np.minimum(count, 1)).sum()
+    num_classes = context.data.info.num_classes
+    num_experts = num_classes * len(context.networks)
+    return Prototypes(
+        logits=np.zeros((held, num_experts, num_classes), np.float32),
+        gate_logits=np.zeros((held, num_classes), np.float32),
+        label=np.zeros(held, np.int32),
+        client=np.zeros(held, np.int32),
+    )
+
+
+def compile_stage(
+    context: Context, stage: Stage, artifacts: dict[str, Tree], programs: Programs
+) -> None:
+    """Take down the stage's programs; its artifacts, of zeros, go into `artifacts`."""
+    run = stage.run(context, **{name: artifacts[name] for name in stage.needs})
+    state = None
+    while True:
+        try:
+            steps = run.send(state)
+        except StopIteration as end:
+            artifacts |= end.value.artifacts
+            break
+        programs.jit(steps.chunk, donate_argnums=1)(
+            steps.args, steps.state, jnp.asarray(0), jnp.asarray(1)
+        )
+        state = jax.tree.map(_filled, _shapes(steps.state))
+        if hasattr(state, "last_round"):
+            state = state.replace(last_round=np.zeros_like(state.last_round))
+    if "prototypes" in artifacts:
+        artifacts["prototypes"] = prototypes_of(context)
+
+
+def measure(name: str, wanted: tuple[str, ...], network: str) -> list[dict[str, Any]]:
+    """A row for each stage, or for those that are `wanted`."""
+    context, programs = context_of(name, network), Programs()
+    artifacts: dict[str, Tree] = {}
+    rows = []
+    for stage in chain.pipeline(context.settings):
+        if stage.name in ("reference", "audit"):
+            continue
+        known, programs.needed = dict(artifacts), []
+        start = time.perf_counter()
+        note = programs._note
+        if wanted and stage.name not in wanted:
+            note = lambda lowered: None  # noqa: E731
+        with (
+            mock.patch.object(programs, "_note", note),
+            mock.patch.object(jax, "jit", programs.jit),
+        ):
+            compile_stage(context, stage, artifacts, programs)
+        if wanted and stage.name not in wanted:
+            continue
+        left = [
+            trees.num_bytes(artifact)
+            for artifact_name, artifact in known.items()
+            if artifact_name not in (*stage.needs, "prototypes")
+        ]
+        largest = max(programs.needed, default=0)
+        rows.append(
+            {
+                "config": name,
+                "stage": stage.name,
+                "program_gb": largest / 1e9,
+                "with_left_gb": (largest + sum(left)) / 1e9,
+                "seconds": time.perf_counter() - start,
+            }
+        )
+        print(rows[-1], flush=True)
+    return rows
+
+
+def main() -> None:
+    """Measure, print, save."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--configs", default=",".join(CONFIGS))
+    parser.add_argument("--stages", default="", help="by comma; all if empty")
+    parser.add_argument("--network", default="", help="instead of the config's")
+    args = parser.parse_args()
+    cli.prepare()
+    wanted = tuple(filter(None, args.stages.split(",")))
+    rows = [
+        row
+        for name in args.configs.split(",")
+        for row in measure(name, wanted, args.network)
+    ]
+    shown = [
+        (r["config"], r["stage"], f"{r['program_gb']:.2f}", f"{r['with_left_gb']:.2f}")
+        for r in rows
+    ]
+    header = "config", "stage", "largest program, GB", "with what is left, GB"
+    print(timing.table(header, shown))
+    timing.save("memory", {"rows": rows})
+
+
+if __name__ == "__main__":
+    main()
