@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax import prototypes
+from mosaic_jax.types import Client
 
 
 def run(feature, mask, num_clusters):
@@ -143,3 +144,27 @@ def test_rows_that_coincide_are_one_cluster():
     cluster, held = run(feature, jnp.array([False, True, True, True]), 2)
     assert len(set(cluster[1:].tolist())) == 1
     assert held.sum() == 1
+
+
+def test_classes_are_clustered_apart():
+    """Two far groups in each class; the last row is past the client's images."""
+    feature = jnp.array([[0.0], [1.0], [50.0], [52.0], [3.0], [90.0], [0.5]])
+    label = jnp.array([0, 0, 0, 0, 2, 2, 2])
+    client = Client(
+        number=jnp.array(5),
+        index=jnp.arange(7),
+        size=jnp.array(6),
+        label_count=jnp.array([4, 0, 2]),
+    )
+    cluster, held = prototypes.cluster_classes(
+        jax.random.key(0), feature, client, label, num_clusters=2, num_steps=5
+    )
+    np.testing.assert_array_equal(held, [[True, True], [False, False], [True, True]])
+    assert cluster[0] == cluster[1] != cluster[2] == cluster[3]
+    assert {int(cluster[4]), int(cluster[5])} == {0, 1}
+    assert cluster[6] == 2
+    centre = prototypes.centres(feature, label, cluster, num_classes=3, num_clusters=2)
+    assert centre.shape == (3, 2, 1)
+    np.testing.assert_array_equal(np.sort(centre[0, :, 0]), [0.5, 51])
+    np.testing.assert_array_equal(centre[1], 0)
+    np.testing.assert_array_equal(np.sort(centre[2, :, 0]), [3, 90])
