@@ -67,7 +67,7 @@ _compile = jax.jit
 class Programs:
     """Stands in for `jax.jit`: compiles for the shapes of the arguments, runs nothing.
 
-    Results are zeros, or True, in host memory.
+    Results are zeros in host memory, which take none of it until they are written to.
     """
 
     def __init__(self) -> None:
@@ -114,9 +114,7 @@ def _shapes(tree: Tree) -> Tree:
 
 
 def _filled(shape: Any) -> np.ndarray:
-    # Zeros take no memory until they are written to.
-    make = np.ones if shape.dtype == bool else np.zeros
-    return make(shape.shape, shape.dtype)
+    return np.zeros(shape.shape, shape.dtype)
 
 
 def context_of(name: str, network: str) -> Context:

@@ -219,14 +219,15 @@ def _of_network(
         return np.asarray(program(name, data, cluster, share, model, centre))[held]
 
     centre = None if space == "expert" else own
-    expert_logits = [
-        logits(name, take(models, k), centre)
-        for name, models in expert_model.items()
-        for k in range(data.num_classes)
-    ]
     client, label, _ = np.nonzero(held)
+    num_experts = data.num_classes * len(expert_model)
+    expert_logits = np.empty((len(label), num_experts, data.num_classes), np.float32)
+    for i, (name, models) in enumerate(expert_model.items()):
+        for k in range(data.num_classes):
+            found = logits(name, take(models, k), centre)
+            expert_logits[:, i * data.num_classes + k] = found
     result = Prototypes(
-        logits=np.stack(expert_logits, axis=1),
+        logits=expert_logits,
         gate_logits=logits(next(iter(context.networks)), global_model, None),
         label=label.astype(np.int32),
         client=np.asarray(data.client.number)[client].astype(np.int32),
