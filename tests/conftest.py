@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 # Read when jax starts, here and in the processes that tests launch.
 os.environ.setdefault(
@@ -14,6 +15,10 @@ os.environ.setdefault(
 # drawn from twice.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
+
+# A shell starts what runs in its background with SIGINT ignored, and programs that the
+# tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jax
 
