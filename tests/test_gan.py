@@ -134,9 +134,11 @@ class Mirror:
 @pytest.mark.parametrize("normalised", [False, True])
 def test_what_enters_a_shifted_image_is_black_in_its_range(normalised):
     model_gan = make(discriminator=Mirror(), translate=2, normalised_range=normalised)
-    image = jax.random.uniform(KEY, (4, 16, 16, 1), minval=-1)
-    shown, _ = model_gan._judge(ModelState({}, {}), KEY, model_gan.encode(image))
-    shifted = augment.translate(KEY, image, pixels=2)
+    image = jax.random.uniform(prng.named(KEY, "image"), (4, 16, 16, 1), minval=-1)
+    key = prng.named(KEY, "shift")
+    again = jax.random.clone(key)
+    shown, _ = model_gan._judge(ModelState({}, {}), key, model_gan.encode(image))
+    shifted = augment.translate(again, image, pixels=2)
     assert (shifted[:, 0, 0] == -1).any()
     np.testing.assert_allclose(shown, model_gan.encode(shifted), atol=1e-6)
 
