@@ -16,9 +16,10 @@ os.environ.setdefault(
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 
-# A shell starts what runs in its background with SIGINT ignored, and programs that the
-# tests start would inherit that.
+# A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and
+# programs that the tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
 
