@@ -198,8 +198,6 @@ def measure(name: str, wanted: tuple[str, ...], network: str) -> list[dict[str, 
     artifacts: dict[str, Tree] = {}
     rows = []
     for stage in chain.pipeline(context.settings):
-        if stage.name in ("reference", "audit"):
-            continue
         known, programs.needed = dict(artifacts), []
         start = time.perf_counter()
         note = programs._note

@@ -466,7 +466,6 @@ def _check(field: dataclasses.Field, value: Any, full: str, problems: list[str])
 
 def _contradictions(settings: Settings) -> list[str]:
     problems = []
-    generators = settings.generators
     if settings.seed + settings.seeds > MAX_SEED + 1:
         problems.append(
             f"seeds = {settings.seeds}: must be <= {MAX_SEED + 1 - settings.seed} for"
@@ -482,6 +481,31 @@ def _contradictions(settings: Settings) -> list[str]:
             f"init.clients_per_round = {settings.init.clients_per_round}: must be <="
             f" data.num_clients = {settings.data.num_clients}"
         )
+    problems += _contradictions_of_generators(settings)
+    problems += _contradictions_of_networks(settings)
+    if (settings.data.split == "file") != bool(settings.data.split_file):
+        problems.append(
+            f"data.split_file = {settings.data.split_file!r}: must be a path for"
+            " data.split = 'file', and '' otherwise"
+        )
+    budgets = settings.budgets
+    if budgets.rule == "shares" and (
+        len(budgets.shares) != len(budgets.rates) or sum(budgets.shares) <= 0
+    ):
+        problems.append(
+            f"budgets.shares = {budgets.shares}: must be {len(budgets.rates)} numbers,"
+            " one for each of budgets.rates, and not all 0"
+        )
+    if settings.distill.source == "validation" and settings.data.validation == 0:
+        problems.append(
+            "data.validation = 0.0: must be > 0 for distill.source = 'validation'"
+        )
+    return problems
+
+
+def _contradictions_of_generators(settings: Settings) -> list[str]:
+    problems = []
+    generators = settings.generators
     if (generators.epochs == 0) == (generators.steps == 0):
         problems.append(
             f"generators.steps = {generators.steps}: must be 0 where"
@@ -506,24 +530,6 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             f"generators.inversion_weight = {generators.inversion_weight}: must be 0"
             " for model.norm = 'group', which has no statistics to match"
-        )
-    problems += _contradictions_of_networks(settings)
-    if (settings.data.split == "file") != bool(settings.data.split_file):
-        problems.append(
-            f"data.split_file = {settings.data.split_file!r}: must be a path for"
-            " data.split = 'file', and '' otherwise"
-        )
-    budgets = settings.budgets
-    if budgets.rule == "shares" and (
-        len(budgets.shares) != len(budgets.rates) or sum(budgets.shares) <= 0
-    ):
-        problems.append(
-            f"budgets.shares = {budgets.shares}: must be {len(budgets.rates)} numbers,"
-            " one for each of budgets.rates, and not all 0"
-        )
-    if settings.distill.source == "validation" and settings.data.validation == 0:
-        problems.append(
-            "data.validation = 0.0: must be > 0 for distill.source = 'validation'"
         )
     return problems
 

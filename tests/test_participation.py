@@ -125,3 +125,20 @@ def test_the_server_learns_from_those_who_trained(studied, tmp_path):
         teachers.client_model, trees.take(artifacts["client_models"].model, who)
     )
     np.testing.assert_array_equal(teachers.label_count, study.data.label_count[who])
+
+
+def test_who_never_trained_has_the_part_that_it_can_hold(tmp_path):
+    fields = FIELDS | {"init__method": "heterofl", "init__rounds": 1}
+    fields |= {"budgets__rates": (1.0, 0.5), "model__width": 2}
+    study = Experiment(tiny.study(**fields), tmp_path)
+    artifacts = {}
+    found = outcome(study, "init", artifacts)
+    never = [i for i in found.results["never_trained"] if i % 2]
+    assert never
+    whole, models = artifacts["global_model"], artifacts["client_models"].model
+    for i in never:
+        narrow = models.params["convs_1"]["kernel"][i]
+        kept = np.zeros(narrow.shape)
+        kept[..., : narrow.shape[-2] // 2, : narrow.shape[-1] // 2] = 1
+        expected = whole.params["convs_1"]["kernel"] * kept
+        np.testing.assert_array_equal(narrow, expected)

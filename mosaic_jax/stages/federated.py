@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from mosaic_jax import (
     trees,
 )
 from mosaic_jax.loop import DIVERGED_STEP, Chunk, Run, Steps, repeat
+from mosaic_jax.models import submodel
 from mosaic_jax.settings import Local, Settings
 from mosaic_jax.stages import rounds as common
 from mosaic_jax.stages.base import Context, Outcome, Stage, accuracies, assess
@@ -200,36 +202,54 @@ def _run_rounds(
         samples_per_step=program.clients_in_round * local.steps * local.batch_size,
         on_host=context.state_on_host,
     )
-    budgets = program.parts.budgets(context.data.info.image_shape)
     settled = jax.jit(program.settled)(context.clients, key, state.model)
     state = state.replace(model=settled)
     artifacts = {"global_model": state.model, "round_state": _carried(state)}
+    if keep_models:
+        artifacts["client_models"] = _client_models(context, state)
     results = assess(context, context.classifier.logits, state.model)
-    if context.rates:
-        number = first + rounds - 1
-        results["budgets"] = budgets
-        results["rate_accuracy"] = _rate_accuracy(
-            context, program, state.model, key, number
-        )
     if first == 0:
         results |= _terms(context, model, key)
-    if keep_models:
-        models = _client_models(state)
-        artifacts["client_models"] = models
+    results |= _of_rates(context, program, state.model, key, first + rounds - 1)
+    results |= _of_clients(context, state, artifacts.get("client_models"))
+    up, down = _sent(context, program, rounds)
+    return Outcome(artifacts=artifacts, results=results, up=up, down=down)
+
+
+def _of_rates(
+    context: Context, program: Rounds, model: ModelState, key: Array, number: int
+) -> dict[str, Any]:
+    """Findings about clients' parts of the global `model` after round `number`."""
+    if not context.rates:
+        return {}
+    return {
+        "budgets": program.parts.budgets(context.data.info.image_shape),
+        "rate_accuracy": _rate_accuracy(context, program, model, key, number),
+    }
+
+
+def _of_clients(
+    context: Context, state: ServerState, models: ClientModels | None
+) -> dict[str, Any]:
+    """Findings about clients' own models, where they are kept or personal."""
+    if models is not None:
         number = context.data.clients.client.number
         never = np.asarray(models.last_round) < 0
-        results["never_trained"] = number[never].tolist()
-        results["client_test_accuracy"] = _client_accuracy(
-            context, lambda _, own: own, state.model, models.model
-        )
-    elif context.algorithm.personal:
+        return {
+            "never_trained": number[never].tolist(),
+            "client_test_accuracy": _client_accuracy(
+                context, lambda _, own: own, state.model, models.model
+            ),
+        }
+    if context.algorithm.personal:
         found = _client_accuracy(
             context, context.algorithm.receive, state.model, state.client
         )
-        results["personal"] = {"test_accuracy": float(np.mean(found))}
-        results["client_test_accuracy"] = found
-    up, down = _sent(context, program, rounds)
-    return Outcome(artifacts=artifacts, results=results, up=up, down=down)
+        return {
+            "personal": {"test_accuracy": float(np.mean(found))},
+            "client_test_accuracy": found,
+        }
+    return {}
 
 
 def _sent(
@@ -318,8 +338,11 @@ def _carried(state: ServerState) -> Tree:
     }
 
 
-def _client_models(state: ServerState) -> ClientModels:
-    """What clients have after the rounds; who never trained has the global model."""
+def _client_models(context: Context, state: ServerState) -> ClientModels:
+    """What clients have after the rounds.
+
+    Who never trained has the global model, or the part of it that it can hold.
+    """
     never = np.flatnonzero(np.asarray(state.last_round) < 0)
 
     def filled(own: Array | np.ndarray, whole: Array) -> Array | np.ndarray:
@@ -330,7 +353,11 @@ def _client_models(state: ServerState) -> ClientModels:
 
     model = state.client_model
     if len(never):
-        model = jax.tree.map(filled, model, state.model)
+        whole = trees.broadcast(state.model, len(never))
+        if context.rates:
+            share = common.held_in(context, state.model, state.last_round)
+            whole = submodel.within(whole, trees.take(share, never))
+        model = jax.tree.map(filled, model, whole)
     return ClientModels(model=model, last_round=state.last_round)
 
 

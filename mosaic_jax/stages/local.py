@@ -1,5 +1,6 @@
 """Steps of all clients on their own data, outside of federated rounds."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -51,36 +52,14 @@ def run(
         data, each, shared, key, windows = args
         pieces = trees.take(windows, first // every)
 
-        def work(
-            state: Tree,
-            first: Array,
-            count: Array,
-            client: Client,
-            each: Tree,
-            shared: Tree,
-            images: LabelledImages,
-        ) -> tuple[Tree, dict[str, Array]]:
-            batch_at = training.client_batches(
-                client,
-                images,
-                first,
-                every,
-                key=key,
-                batch_size=batch_size,
-                augmentation=augmentation,
-                count=count,
-            )
-
-            def one(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
-                return step(state, first + j, batch_at(j), client, each, shared, key)
-
-            def body(j: Array, carry: Tree) -> Tree:
-                state, metrics = one(j, carry[0])
-                return state, trees.add(carry[1], metrics)
-
-            zero = trees.zeros(jax.eval_shape(lambda state: one(0, state)[1], state))
-            return jax.lax.fori_loop(0, count, body, (state, zero))
-
+        work = functools.partial(
+            _steps_of_client,
+            step,
+            key,
+            length=every,
+            batch_size=batch_size,
+            augmentation=augmentation,
+        )
         state, total = axis.advance(
             work,
             state,
@@ -108,6 +87,44 @@ def run(
         together=False,
     )
     return state
+
+
+def _steps_of_client(
+    step: LocalStep,
+    key: Array,
+    state: Tree,
+    first: Array,
+    count: Array,
+    client: Client,
+    each: Tree,
+    shared: Tree,
+    images: LabelledImages,
+    *,
+    length: int,
+    batch_size: int,
+    augmentation: str,
+) -> tuple[Tree, dict[str, Array]]:
+    """Steps `first` to `first` + `count` - 1, at most `length`, and summed metrics."""
+    batch_at = training.client_batches(
+        client,
+        images,
+        first,
+        length,
+        key=key,
+        batch_size=batch_size,
+        augmentation=augmentation,
+        count=count,
+    )
+
+    def one(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
+        return step(state, first + j, batch_at(j), client, each, shared, key)
+
+    def body(j: Array, carry: Tree) -> Tree:
+        state, metrics = one(j, carry[0])
+        return state, trees.add(carry[1], metrics)
+
+    zero = trees.zeros(jax.eval_shape(lambda state: one(0, state)[1], state))
+    return jax.lax.fori_loop(0, count, body, (state, zero))
 
 
 def train(
