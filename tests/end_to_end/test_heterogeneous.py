@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import types
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 
 from mosaic_jax import cli, errors, experiment, trees
 from mosaic_jax.experiment import Experiment
+from mosaic_jax.stages.base import Stage
 from tests import tiny
 from tests.test_training import KEY, close, rounds_of
 
@@ -116,7 +116,7 @@ def test_clients_of_other_architectures_keep_their_images(architectures):
 def test_clients_of_other_architectures_keep_their_batches(architectures):
     """A round from one model leaves each client where a round of all clients does."""
     study, _ = architectures
-    stage = types.SimpleNamespace(name="init", needs=(), run=lambda context: context)
+    stage = Stage("init", (), (), ("init.method",), run=lambda context: context)
     everyone = study.start(stage, {})
     classifier = tiny.classifier(study.data.info.num_classes)
     model = classifier.init(KEY, study.data.info.image_shape)
