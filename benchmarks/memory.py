@@ -25,14 +25,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import timing
+from benchmarks import study, timing
 from mosaic_jax import (
-    algorithms,
     cli,
-    distillation,
-    experiment,
     parallel,
-    prng,
     settings,
     trees,
 )
@@ -136,23 +132,8 @@ def context_of(name: str, network: str) -> Context:
 
     arrays = Arrays(*images(NUM_TRAIN[config.data.name]), *images(NUM_TEST))
     data = federated.build(config.data, config.seed, info, arrays)
-    networks = experiment.build_classifiers(config, info)
     axis = parallel.build(data.clients.client.size, at_once=1, num_devices=1)
-    classifier = networks[config.model.name]
-    return Context(
-        settings=config,
-        data=data,
-        clients=axis.place(data.clients),
-        held_out=axis.replicate(data.held_out),
-        axis=axis,
-        networks=networks,
-        name=config.model.name,
-        algorithm=algorithms.build(config),
-        server=distillation.build(config),
-        task=experiment.build_task(config, info, classifier),
-        state_on_host=False,
-        key=prng.root(0),
-    )
+    return study.context_of(config, info, data, axis)
 
 
 def prototypes_of(context: Context) -> Prototypes:

@@ -142,6 +142,30 @@ def client_steps(context: Context, name: str, timed: dict) -> None:
     timed["steps"] = plan.processed
 
 
+def context_of(
+    config: settings.Settings,
+    info: Info,
+    data: federated.StudyData,
+    axis: parallel.ClientAxis,
+) -> Context:
+    """What every stage of a study may read, without a run directory."""
+    networks = experiment.build_classifiers(config, info)
+    return Context(
+        settings=config,
+        data=data,
+        clients=axis.place(data.clients),
+        held_out=axis.replicate(data.held_out),
+        axis=axis,
+        networks=networks,
+        name=config.model.name,
+        algorithm=algorithms.build(config),
+        server=distillation.build(config),
+        task=experiment.build_task(config, info, networks[config.model.name]),
+        state_on_host=False,
+        key=prng.root(0),
+    )
+
+
 def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
     """One row per loop."""
     name, _, variant = name.partition(":")
@@ -155,22 +179,7 @@ def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
     axis = parallel.build(
         data.clients.client.size, at_once=config.compute.clients_at_once
     )
-    networks = experiment.build_classifiers(config, info)
-    classifier = networks[config.model.name]
-    context = Context(
-        settings=config,
-        data=data,
-        clients=axis.place(data.clients),
-        held_out=axis.replicate(data.held_out),
-        axis=axis,
-        networks=networks,
-        name=config.model.name,
-        algorithm=algorithms.build(config),
-        server=distillation.build(config),
-        task=experiment.build_task(config, info, classifier),
-        state_on_host=False,
-        key=prng.root(0),
-    )
+    context = context_of(config, info, data, axis)
     per_sample = flops_per_sample(config, info.num_classes, forward_flops(context))
     artifacts: dict[str, Tree] = {}
     rows = []

@@ -101,10 +101,11 @@ class Checkpoints:
             try:
                 return step, *self._read(step)
             except Exception as error:  # orbax raises many kinds on damage
-                told = _first_line(error)
+                told = str(error)
                 if not isinstance(error, errors.ForeignError):
-                    told = f"is damaged ({told})"
-                _log.warning("%s/%s %s", self._directory, step, told)
+                    reason = _first_line(error)
+                    told = f"{self._directory}/{step} is damaged ({reason})"
+                _log.warning("%s", told)
                 if jax.process_index() == 0:
                     shutil.rmtree(self._directory / str(step), ignore_errors=True)
                     self._manager.reload()
@@ -127,7 +128,7 @@ class Checkpoints:
     def _read(self, step: int) -> tuple[dict[str, jax.Array], dict[str, Any]]:
         folder = self._directory / str(step)
         seal = files.read_json(folder / SEAL)
-        check_identity(seal.get("identity"), self._identity)
+        check_identity(folder, seal.get("identity"), self._identity)
         if not seal["sha256"].items() <= _sums(folder).items():
             raise errors.CheckpointError("the checksums of its files do not match")
         tree = self._manager.restore(step, args=ocp.args.StandardRestore())
@@ -151,18 +152,20 @@ def restore_into(template: Tree, flat: dict[str, jax.Array]) -> Tree:
     return flax.serialization.from_state_dict(template, state)
 
 
-def check_identity(found: Any, expected: Mapping[str, Any]) -> None:
-    """Check what was saved against what is wanted.
+def check_identity(
+    folder: pathlib.Path, found: Any, expected: Mapping[str, Any]
+) -> None:
+    """Check what the files in `folder` say that they are of.
 
     Raises:
-      ForeignError: it is of something else; names the first difference.
+      ForeignError: it is something else; names the first difference.
     """
     found = found if isinstance(found, Mapping) else {}
     for name, value in expected.items():
         if found.get(name) != value:
             raise errors.ForeignError(
-                f"belongs to another study: its {name} is {found.get(name)!r}, not"
-                f" {value!r}"
+                f"{folder}: belongs to another study: its {name} is"
+                f" {found.get(name)!r}, not {value!r}"
             )
 
 

@@ -782,13 +782,13 @@ def _find(root: pathlib.Path, stage: Stage, identity: dict[str, Any]) -> Done | 
         return None
     try:
         record = files.read_json(directory / "done.json")
-        checkpoint.check_identity(record.get("identity"), identity)
+        checkpoint.check_identity(directory, record.get("identity"), identity)
         if record["files"] != _kept(directory):
-            raise errors.CheckpointError("its files are not those it was saved with")
+            raise errors.CheckpointError(
+                f"{directory}: its files are not those it was saved with"
+            )
     except errors.CheckpointError as error:
-        text = str(error)
-        told = text if str(directory) in text else f"{directory}: {text}"
-        _log.warning("%s; stage %s runs again", told, stage.name)
+        _log.warning("%s; stage %s runs again", error, stage.name)
         return None
     complete = set(stage.provides) <= set(record["provides"])
     return Done(stage.name, directory, record) if complete else None

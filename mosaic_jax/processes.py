@@ -174,7 +174,8 @@ def _leave(code: int, reason: str) -> NoReturn:
         if _index() == 0:
             _wait(lambda: len(store.key_value_dir_get("mosaic_jax/left/")) == _count())
     finally:
-        sys.stdout.flush()
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
         os._exit(code)
 
 

@@ -6,6 +6,7 @@ so its fingerprint can leave nothing out.
 
 import ast
 import dataclasses
+import functools
 import importlib.machinery
 import importlib.util
 import inspect
@@ -136,6 +137,7 @@ def of_component(component: Any) -> dict[str, Any]:
     return {"fields": fields, "code": code_digest(type(component))}
 
 
+@functools.cache
 def code_digest(cls: type) -> str:
     """sha256 of the code of a class: of the modules that it and its bases live in.
 

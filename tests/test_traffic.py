@@ -20,7 +20,7 @@ SHAPE = (16, 16, 1)
 PARAMS = 4 * (3 * 3 * 4 + 2 * 4 + 4 * 4 + 4)
 MOMENTS = 4 * 2 * 4
 MODEL = PARAMS + MOMENTS
-CLIENTS, ROUNDS, EVERY = 3, 5, 2
+CLIENTS, ROUNDS = 3, 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,14 +45,14 @@ class Less(Algorithm):
         return server_state, ModelState(mean_upload, model.batch_stats)
 
 
-def sent(algorithm, **fields):
+def sent(algorithm, *, every=2, **fields):
     axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
     program = rounds_of(axis, algorithm, **fields)
     context = types.SimpleNamespace(
         data=types.SimpleNamespace(
             info=types.SimpleNamespace(image_shape=SHAPE, num_classes=4)
         ),
-        settings=tiny.study(evaluation__every=EVERY),
+        settings=tiny.study(evaluation__every=every),
         algorithm=algorithm,
         rates=program.rates,
     )
@@ -72,12 +72,13 @@ def test_what_an_algorithm_uploads_is_counted(algorithm, upload, taking_part):
     assert down == {"models": count * MODEL}
 
 
-def test_questions_for_moments_are_counted():
-    """After rounds 2, 4 and 5, and of what the clients of the one rate hold."""
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_questions_for_moments_are_counted(every):
+    """Of the model that is handed on; how often it is measured changes no result."""
     heterofl = algorithms.HeteroFL(**FIELDS | {"batch_norm": "static"})
-    up, down = sent(heterofl, rates=(1.0,) * CLIENTS)
-    assert up["moments"] == (3 + 1) * CLIENTS * MOMENTS
-    assert down["queried_models"] == (3 + 1) * CLIENTS * MODEL
+    up, down = sent(heterofl, every=every, rates=(1.0,) * CLIENTS)
+    assert up["moments"] == CLIENTS * MOMENTS
+    assert down["queried_models"] == CLIENTS * MODEL
     assert up["models"] == ROUNDS * CLIENTS * MODEL
     running = algorithms.HeteroFL(**FIELDS | {"batch_norm": "running"})
     assert set(sent(running, rates=(1.0,) * CLIENTS)[0]) == {"models"}

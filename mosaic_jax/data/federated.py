@@ -91,6 +91,7 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
     share = len(order) // config.num_clients
     train, sha256 = LabelledImages(image, label), partition.digest(parts)
     test_index = order[: share * config.num_clients].reshape(-1, share)
+    # Whatever a stage can see of the data.
     content = {
         "info": dataclasses.asdict(info),
         "images": trees.digest({"train": train, "test_index": test_index, **sets}),

@@ -161,9 +161,9 @@ def _record(path: pathlib.Path, summary: dict[str, Any], stage: str) -> dict[str
     record = _load(folder / "done.json")
     expected = {"stage": stage, "fingerprint": folder.name, "seed": summary["seed"]}
     try:
-        checkpoint.check_identity(record.get("identity"), expected)
+        checkpoint.check_identity(folder, record.get("identity"), expected)
     except errors.CheckpointError as error:
-        raise errors.DataError(f"{folder}: {error}") from error
+        raise errors.DataError(str(error)) from error
     return record
 
 

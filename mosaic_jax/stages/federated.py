@@ -255,19 +255,16 @@ def _of_clients(
 def _sent(
     context: Context, program: Rounds, rounds: int
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Bytes up and down in `rounds` rounds and in the questions after some of them.
+    """Bytes up and down in `rounds` rounds and in the question after the last of them.
 
-    The last evaluation's answers are those that the global model is handed on with.
+    Its answers are those that the global model is handed on with. Questions that only
+    serve to measure a model are the simulation's, not the method's.
     """
     shape = context.data.info.image_shape
     sent = rounds * program.round_bytes(shape)
     up, down = {"models": sent.up}, {"models": sent.down}
     if context.algorithm.queries:
-        asked = -(-rounds // context.settings.evaluation.every) * (
-            program.query_bytes(shape)
-        )
-        for group in program.groups if context.rates else ():
-            asked += program.query_bytes(shape, group.rate)
+        asked = program.query_bytes(shape)
         up["moments"], down["queried_models"] = asked.up, asked.down
     if program.server is not None:
         # The labels that each client used in the round, by class.

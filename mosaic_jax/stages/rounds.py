@@ -313,13 +313,9 @@ class Rounds:
             result += count * each
         return result
 
-    def query_bytes(
-        self, image_shape: tuple[int, int, int], rate: float = 1.0
-    ) -> Traffic:
-        """Of one model for all clients and their moments; 0 if nobody is asked."""
-        if not self.algorithm.queries:
-            return Traffic(0, 0)
-        model = self._shapes(rate, image_shape)
+    def query_bytes(self, image_shape: tuple[int, int, int]) -> Traffic:
+        """Of one whole model that all clients get, and the moments they answer with."""
+        model = self._shapes(1.0, image_shape)
         each = Traffic(trees.num_bytes(model.batch_stats), trees.num_bytes(model))
         return self.axis.num_clients * each
 

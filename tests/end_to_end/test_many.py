@@ -1,11 +1,8 @@
 """Several processes, devices and seeds; traces."""
 
-import contextlib
 import dataclasses
 import json
 import re
-import socket
-import subprocess
 
 import jax
 import numpy as np
@@ -13,7 +10,7 @@ import pytest
 
 from mosaic_jax import cli, errors, experiment, processes
 from tests import tiny
-from tests.end_to_end import test_launch
+from tests.end_to_end import test_processes
 
 FIELDS = {"method": "federated", "init__rounds": 2, "evaluation__every": 1}
 ROUNDS = tiny.study(**FIELDS, warmup__rounds=0, finetune__rounds=0)
@@ -40,35 +37,8 @@ def alone(tmp_path_factory):
 
 
 def test_two_processes_equal_one(alone, tmp_path):
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    more = [
-        "--config.method=federated",
-        "--config.init.rounds=2",
-        "--config.evaluation.every=1",
-        "--config.warmup.rounds=0",
-        "--config.finetune.rounds=0",
-        "--config.compute.devices=0",
-        f"--coordinator=127.0.0.1:{port}",
-        "--num_processes=2",
-    ]
-    flags = (
-        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    )
-    started = [
-        subprocess.Popen(
-            test_launch.command(tmp_path / "run", *more, f"--process_id={i}"),
-            cwd=test_launch.ROOT,
-            env=test_launch.environment() | {"XLA_FLAGS": flags},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    output = [process.communicate(timeout=300)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], output
+    codes, output = test_processes.start([tmp_path / "run"] * 2, [[], []])
+    assert codes == [0, 0], output
     assert "accuracy" in output[0].splitlines()[-5]
     assert "report" not in output[1]
     close(final(tmp_path / "run"), final(alone[0]))
