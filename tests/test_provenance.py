@@ -12,6 +12,8 @@ import pytest
 from mosaic_jax import algorithms, distillation, errors, experiment, provenance, stages
 from mosaic_jax import settings as library
 from mosaic_jax.algorithms.base import Algorithm
+from mosaic_jax.data import federated
+from mosaic_jax.data.arrays import Arrays, Info
 from tests import tiny
 
 EVERY_ROUND = {"method": "federated", "server.method": "fedftg"}
@@ -162,6 +164,32 @@ def test_other_images_of_the_user_count(tmp_path, tmp_path_factory):
     assert not set(one) & set(other)
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_every_image_and_label_counts(part, kind):
+    # Half of the images for training are held out for validation.
+    config = dataclasses.replace(
+        tiny.study().data, split="iid", num_clients=2, validation=0.5
+    )
+    info = Info(2, 16, 1, (0.5,), (0.5,), "none")
+    arrays = {
+        f"{part}_{kind}": np.zeros((8, 16, 16, 1) if kind == "image" else 8, np.uint8)
+        for part in ("train", "test")
+        for kind in ("image", "label")
+    }
+
+    def content():
+        return federated.build(config, 0, info, Arrays(**arrays)).content_sha256
+
+    seen = {content()}
+    for row in range(8):
+        changed = arrays[f"{part}_{kind}"].copy()
+        changed[row] += 1
+        arrays[f"{part}_{kind}"] = changed
+        seen.add(content())
+    assert len(seen) == 9
+
+
 def test_neutral_settings_exist():
     known = {name for name, _ in provenance.leaves(tiny.study())}
     for name in provenance.NEUTRAL:
@@ -222,6 +250,8 @@ USERS = """
 import dataclasses
 import {helper}
 from mosaic_jax.algorithms.base import Algorithm
+from mosaic_jax.data import federated
+from mosaic_jax.data.arrays import Arrays, Info
 
 @dataclasses.dataclass(frozen=True)
 class Mine(Algorithm):
