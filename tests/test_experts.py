@@ -75,20 +75,91 @@ def test_an_expert_reads_the_mean_of_the_members_in_its_own_features(space):
         np.testing.assert_allclose(result.gate_logits[p], gate, atol=1e-4)
 
 
-def test_clients_of_part_of_the_network_send_nothing_of_the_rest():
-    context = context_of(4)
-    model = trees.take(models(context, 1), 0)
+# Of `tiny.Net` for grey images and five classes, in float32: a 3 x 3 kernel of four
+# channels; scale, shift, mean and variance; a linear layer with bias.
+MODEL = 4 * (3 * 3 * 4 + 4 * 4 + 4 * 5 + 5)
+
+
+@pytest.mark.parametrize(
+    ("space", "features", "down"),
+    [
+        ("expert", 5 * 4, {"experts": 3 * 5 * MODEL}),
+        ("client", 4, {}),
+        ("global", 4, {}),
+    ],
+)
+def test_bytes_of_prototypes_by_hand(space, features, down):
+    """Features of a prototype in float32, in each expert's or in one model's, and its
+    label; in the experts' features clients receive all experts."""
+    context = context_of(5, prototypes__space=space)
+    context.of = lambda name: context
+    found = types.SimpleNamespace(model=models(context, 5))
+    trained = ClientModels(models(context, 3), jnp.zeros(3, jnp.int32))
+    run = experts._run_prototypes(
+        context,
+        trees.take(models(context, 1), 0),
+        client_models=trained,
+        experts=found,
+    )
+    with pytest.raises(StopIteration) as end:
+        next(run)
+    outcome = end.value.value
+    count = len(outcome.artifacts["prototypes"].label)
+    assert outcome.results == {"num_prototypes": count}
+    assert outcome.up == {"prototypes": count * (4 * features + 4)}
+    assert outcome.down == down
+
+
+def half_of_norm(model):
+    """`share` of three clients that hold two of four channels of the batch-norm."""
     ones = jax.tree.map(lambda leaf: jnp.ones([1] * leaf.ndim), model)
     half = jnp.array([1.0, 1.0, 0.0, 0.0])
     share = ones.replace(
         params=ones.params | {"bn": jax.tree.map(lambda _: half, ones.params["bn"])}
     )
-    share = trees.broadcast(share, 3)
+    return trees.broadcast(share, 3)
+
+
+def test_clients_of_part_of_the_network_send_nothing_of_the_rest():
+    context = context_of(4)
+    model = trees.take(models(context, 1), 0)
+    share = half_of_norm(model)
     run = jax.jit(functools.partial(experts.cluster_images, context))
     _, held, centre = run(context.clients, models(context, 3), share, KEY)
     centre = np.asarray(centre)[np.asarray(held)]
     assert (centre[:, 2:] == 0).all() and (centre[:, :2] != 0).any()
     assert submodel.within(model, trees.take(share, 0)).params["bn"]["scale"][3] == 0
+
+
+def test_clients_of_part_of_the_network_receive_that_part_of_experts(monkeypatch):
+    context = context_of(5, prototypes__space="expert")
+    model = trees.take(models(context, 1), 0)
+    share = half_of_norm(model)
+    context.rates = (0.5,) * 3
+    monkeypatch.setattr(experts.rounds, "held_in", lambda *_: share)
+    trained = ClientModels(models(context, 3), jnp.zeros(3, jnp.int32))
+    found = {"net": models(context, 5)}
+    _, received, _ = experts._of_network(context, trained, model, found)
+    # Two numbers each of scale and shift are left out.
+    assert received == 3 * 5 * (MODEL - 4 * 2 * 2)
+
+
+def test_experts_of_two_networks_stand_side_by_side():
+    context = context_of(5, prototypes__space="expert")
+    context.networks = {"net": context.classifier, "other": tiny.classifier(5)}
+    model, own = trees.take(models(context, 1), 0), models(context, 3)
+    trained = ClientModels(own, jnp.zeros(3, jnp.int32))
+    found = {"net": models(context, 5)}
+    found["other"] = jax.tree.map(lambda leaf: 1.5 * leaf, found["net"])
+    both, received, sent = experts._of_network(context, trained, model, found)
+    alone = [
+        experts._of_network(context, trained, model, {name: found[name]})[0].logits
+        for name in ("net", "other")
+    ]
+    assert not np.allclose(*alone)
+    np.testing.assert_array_equal(both.logits, np.concatenate(alone, axis=1))
+    assert received == 3 * 2 * 5 * MODEL
+    assert sent == len(both.label) * (4 * (2 * 5 * 4) + 4)
 
 
 def test_features_are_never_held_for_all_experts():

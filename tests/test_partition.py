@@ -1,11 +1,13 @@
 """Splits: the published table, and what every split must keep."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mosaic_jax import errors
+from mosaic_jax import errors, files
 from mosaic_jax.data import partition
 from tests import golden
 
@@ -137,6 +139,37 @@ def test_a_client_that_holds_its_share_gets_no_more(monkeypatch):
     assert met > 5
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_all_mass_on_full_clients_is_drawn_again(seed):
+    labels = np.repeat(np.arange(2), 50)
+    parts = drawn(
+        labels, mode="dirichlet_unbalanced", num_clients=2, alpha=1e-4, seed=seed
+    )
+    counts = partition.label_counts(labels, parts, 2)
+    assert sorted(counts.tolist()) == [[0, 50], [50, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("num_clients", 0, r"data.num_clients = 0: must be in \[1, inf\]"),
+        ("alpha", 0.0, r"data.alpha = 0.0: must be in \["),
+        ("alpha", np.inf, r"data.alpha = inf: must be in \["),
+        ("alpha", np.nan, r"data.alpha = nan: must be in \["),
+        ("seed", -1, r"seed of the split = -1: must be in \[0, 4294967295\]"),
+        ("seed", 2**32, r"seed of the split = 4294967296: must be in \["),
+    ],
+)
+def test_numbers_out_of_range(name, value, told):
+    with pytest.raises(errors.DataError, match=told):
+        drawn(**{name: value})
+
+
+def test_numbers_at_the_ends_of_their_ranges():
+    for changes in ({"num_clients": 1}, {"seed": 0}, {"seed": 2**32 - 1}):
+        assert len(np.concatenate(drawn(**changes))) == len(LABELS)
+
+
 def test_balanced_clients_weigh_classes_not_images():
     labels = np.repeat(np.arange(2), [900, 100])
     parts = drawn(labels, mode="dirichlet_balanced", num_clients=20, alpha=1e6)
@@ -207,3 +240,14 @@ def test_a_csv_of_one_row(tmp_path):
 def test_image_numbers_out_of_range(tmp_path, index, told):
     with pytest.raises(errors.DataError, match=rf"{told}: must be 0\.\.11"):
         read(tmp_path, f"client,index\n0,3\n1,{index}\n")
+
+
+def test_a_split_of_a_run_tells_when_it_was_changed(tmp_path):
+    path = tmp_path / "split.json"
+    files.write_json(path, {"clients": [[4, 1], [2]]})
+    parts = partition.read(path, num_images=5, num_clients=2)
+    assert [part.tolist() for part in parts] == [[4, 1], [2]]
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"clients": [[4, 1], [3]]}))
+    with pytest.raises(errors.DataError, match="the checksum does not match"):
+        partition.read(path, num_images=5, num_clients=2)
