@@ -112,6 +112,45 @@ def test_experts_are_of_those_who_trained(studied, which, tmp_path):
         )
 
 
+def test_experts_without_steps_of_their_own_send_nothing(studied, tmp_path):
+    study, artifacts, _ = studied
+    other = Experiment(tiny.study(**FIELDS), tmp_path)
+    result = outcome(other, "experts", {**artifacts})
+    assert (result.up, result.down) == ({}, {})
+    context = context_of(study)
+    test = context.data.held_out["test"]
+    image = jnp.asarray(test.image) / 127.5 - 1
+    logits = jax.jit(context.classifier.logits)
+    accuracy = result.results["expert_class_accuracy"]
+    assert np.shape(accuracy) == (10, 10)
+    for k in (0, 7):
+        expert = trees.take(result.artifacts["experts"].model, k)
+        right = np.argmax(logits(expert, image), -1) == test.label
+        expected = [right[test.label == label].mean() for label in range(10)]
+        np.testing.assert_allclose(accuracy[k], expected, atol=1e-6)
+
+
+def test_clients_that_specialise_all_count(studied, tmp_path):
+    """With steps too small to change the parameters."""
+    study, artifacts, _ = studied
+    fields = FIELDS | {"experts__local_steps": 1, "local__learning_rate": 1e-12}
+    other = Experiment(tiny.study(**fields), tmp_path)
+    result = outcome(other, "experts", {**artifacts})
+    before, whole = artifacts["client_models"], artifacts["global_model"]
+    never = np.flatnonzero(np.asarray(before.last_round) < 0)
+    assert 0 < len(never) < 7
+    size = trees.num_bytes(whole)
+    assert result.up == {"specialised_models": 7 * size}
+    assert result.down == {"models": len(never) * size}
+    for k in range(10):
+        weight = jnp.asarray(study.data.label_count[:, k], jnp.float32)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            trees.take(result.artifacts["experts"].model.params, k),
+            trees.weighted_mean(before.model.params, weight),
+        )
+
+
 def test_the_server_learns_from_those_who_trained(studied, tmp_path):
     _, artifacts, _ = studied
     fields = FIELDS | {"method": "federated", "server__method": "dense"}
@@ -127,12 +166,19 @@ def test_the_server_learns_from_those_who_trained(studied, tmp_path):
     np.testing.assert_array_equal(teachers.label_count, study.data.label_count[who])
 
 
-def test_who_never_trained_has_the_part_that_it_can_hold(tmp_path):
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory):
+    """Every second client holds half of the channels; two of seven have trained."""
     fields = FIELDS | {"init__method": "heterofl", "init__rounds": 1}
     fields |= {"budgets__rates": (1.0, 0.5), "model__width": 2}
-    study = Experiment(tiny.study(**fields), tmp_path)
+    fields |= {"experts__local_steps": 1}
+    study = Experiment(tiny.study(**fields), tmp_path_factory.mktemp("halves"))
     artifacts = {}
-    found = outcome(study, "init", artifacts)
+    return study, artifacts, outcome(study, "init", artifacts)
+
+
+def test_who_never_trained_has_the_part_that_it_can_hold(halves):
+    _, artifacts, found = halves
     never = [i for i in found.results["never_trained"] if i % 2]
     assert never
     whole, models = artifacts["global_model"], artifacts["client_models"].model
@@ -142,3 +188,41 @@ def test_who_never_trained_has_the_part_that_it_can_hold(tmp_path):
         kept[..., : narrow.shape[-2] // 2, : narrow.shape[-1] // 2] = 1
         expected = whole.params["convs_1"]["kernel"] * kept
         np.testing.assert_array_equal(narrow, expected)
+
+
+def test_experts_of_parts_of_the_network(halves, tmp_path):
+    """Their bytes, of a half as of a network of half the width, and their moments."""
+    study, artifacts, found = halves
+    result = outcome(study, "experts", {**artifacts})
+    narrow = Experiment(tiny.study(data__num_clients=7, model__width=1), tmp_path)
+    shape = study.data.info.image_shape
+    init = narrow.classifier.init
+    whole = artifacts["global_model"]
+    size = trees.num_bytes(whole)
+    half = trees.num_bytes(jax.eval_shape(lambda: init(jax.random.key(0), shape)))
+    never = found.results["never_trained"]
+    assert 0 < len(never) < 7
+    assert result.up == {
+        "specialised_models": 4 * size + 3 * half,
+        "moments": 10 * 7 * trees.num_bytes(whole.batch_stats),
+    }
+    assert result.down == {
+        "models": sum(half if i % 2 else size for i in never),
+        "queried_models": 10 * 7 * size,
+    }
+    stage = next(stage for stage, _ in study.plan() if stage.name == "experts")
+    stage = dataclasses.replace(stage, needs=(), run=lambda context: context)
+    context = study.start(stage, {})
+    program = rounds.build(context, study.settings.local)
+    expert = trees.take(result.artifacts["experts"].model, 3)
+    asked = jax.jit(program.queried)(
+        context.clients,
+        rounds.stream(study.settings),
+        expert,
+        study.data.label_count[:, 3],
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        expert.batch_stats,
+        asked.batch_stats,
+    )
