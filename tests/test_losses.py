@@ -65,6 +65,8 @@ def test_weights_of_samples():
     first = distil(student[:1], teacher[:1])
     weighted = distil(student, teacher, weight=jnp.array([2.0, 0.0]))
     assert weighted == pytest.approx(float(first), rel=1e-6)
+    small = distil(student, teacher, weight=jnp.array([1e-3, 0.0]))
+    assert small == pytest.approx(float(first), rel=1e-6)
     assert distil(student, teacher, weight=jnp.zeros(2)) == 0
 
 
