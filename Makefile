@@ -1,16 +1,34 @@
 VENV ?= .venv
 PYTHON ?= python3
 WORKDIR ?= runs/digits_mosaic
+# Tests that train next to nothing and start few processes.
+SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
+	report/test_browser.py test_benchmarks.py test_documentation.py \
+	test_package.py
+FAST ?= $(SLOWER:%=--ignore=tests/%)
 
-.PHONY: run test faults rivals
+.PHONY: run test check lint types requirements faults rivals
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
 
-test: $(VENV)/installed-test
+test: lint types
+	$(VENV)/bin/python -m pytest
+
+# What to run before each commit: lint, types and the fast tests.
+check: lint types
+	$(VENV)/bin/python -m pytest $(FAST)
+
+lint: $(VENV)/installed-test
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+
+types: $(VENV)/installed-test
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# requirements*.txt from pyproject.toml, where dependencies are listed.
+requirements:
+	$(PYTHON) -m tests.requirements
 
 # The long form of the tests that break things: an hour.
 faults: $(VENV)/installed-test

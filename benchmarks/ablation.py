@@ -21,30 +21,24 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import accuracy
-from mosaic_jax import (
-    cli,
-    environment,
-    evaluation,
-    experiment,
-    files,
-    gan,
-    prng,
-    settings,
-)
+from mosaic_jax.cli import launch
+from mosaic_jax.core import files, prng
+from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.data import augment
-from mosaic_jax.distillation import mosaic
-from mosaic_jax.types import Array, ModelState
+from mosaic_jax.fl import evaluation, gan
+from mosaic_jax.run import environment
+from mosaic_jax.run.runner import Experiment
+from mosaic_jax.run.settings import Settings
 
 # name: {group: {field: value}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "as configured": {},
     "diversity 5, uniform (published)": {
-        "generators": {"diversity_weight": 5.0, "diversity_target": "uniform"}
+        "generators": {"diversity_weight": 5.0},
+        "compat": {"diversity_target": "uniform"},
     },
     "upper bound: held-out real images": {"distill": {"source": "validation"}},
-    "diversity 5, the client's labels": {
-        "generators": {"diversity_weight": 5.0, "diversity_target": "labels"}
-    },
+    "diversity 5, the client's labels": {"generators": {"diversity_weight": 5.0}},
     "GAN learning rate 2e-4 (published)": {"generators": {"learning_rate": 2e-4}},
     "prototypes in the global space (published)": {"prototypes": {"space": "global"}},
     "prototypes in the client's space": {"prototypes": {"space": "client"}},
@@ -64,7 +58,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "generators": {"translate": 1, "ema_decay": 0.99}
     },
     "normalised reals, tanh fakes (published)": {
-        "generators": {"value_range": "normalised"}
+        "compat": {"value_range": "normalised"}
     },
     "experts after 100 local steps": {"experts": {"local_steps": 100}},
 }
@@ -72,7 +66,7 @@ COLUMNS = ("teacher", "generated", "distilled", "final")
 SAMPLES_PER_GENERATOR = 64
 
 
-def change(config: settings.Settings, variant: dict[str, dict]) -> settings.Settings:
+def change(config: Settings, variant: dict[str, dict]) -> Settings:
     """`config` with some fields of some groups replaced."""
     groups = {
         group: dataclasses.replace(getattr(config, group), **fields)
@@ -81,7 +75,7 @@ def change(config: settings.Settings, variant: dict[str, dict]) -> settings.Sett
     return dataclasses.replace(config, **groups)
 
 
-def reference(config: settings.Settings, root: pathlib.Path) -> ModelState:
+def reference(config: Settings, root: pathlib.Path) -> ModelState:
     """A network trained on all clients' images together (one client of federated)."""
     central = change(
         dataclasses.replace(config, method="federated"),
@@ -93,19 +87,34 @@ def reference(config: settings.Settings, root: pathlib.Path) -> ModelState:
             "finetune": {"rounds": 0},
         },
     )
-    study = experiment.Experiment(central, root / "reference")
-    study.run()
-    return study.finished()[-1].artifacts()["global_model"]
+    work = Experiment(central, root / "reference")
+    work.run()
+    return artifact(work, "init", "global_model")
 
 
-def agreement(study: experiment.Experiment, judge: ModelState) -> float:
+def artifact(work: Experiment, stage: str, name: str) -> Tree:
+    """What a finished stage handed on.
+
+    Args:
+      work: the study.
+      stage: its name.
+      name: of the artifact.
+    """
+    done = {one.name: one for one in work.finished()}
+    links = {link.name: link for link in work.study.chain}
+    template = {name: work.study.template(links[stage])[name]}
+    return done[stage].artifacts(template)[name]
+
+
+def agreement(work: Experiment, judge: ModelState) -> float:
     """Share of generated images on which teacher and `judge` name the same class."""
-    done = {stage.name: stage for stage in study.finished()}
-    teacher = done["meta"].artifacts()["teacher"]
-    generators = done["generators"].artifacts()["client_generators"]
-    config, num_classes = study.settings, study.data.info.num_classes
-    ensemble = mosaic.build(config.meta, study.networks, num_classes)
-    model_gan = gan.build(config, study.data.info, study.classifier)
+    teacher = artifact(work, "meta", "teacher")
+    generators = artifact(work, "generators", "client_generators")
+    study = work.study
+    (distill,) = [link for link in study.chain if link.name == "distill"]
+    blueprint = study.blueprint(distill)
+    ensemble = study.settings.meta.ensemble(blueprint)
+    model_gan = gan.build(blueprint.settings, study.data.info, study.classifier)
 
     @jax.jit
     def run(key: Array) -> Array:
@@ -127,28 +136,36 @@ def agreement(study: experiment.Experiment, judge: ModelState) -> float:
             alive * jnp.ones_like(named)
         )
 
-    return float(run(prng.named(prng.root(config.seed), "ablation")))
+    return float(run(prng.named(prng.root(study.settings.seed), "ablation")))
 
 
 def measure(
-    config: settings.Settings, name: str, seed_root: pathlib.Path, judge: ModelState
+    config: Settings, name: str, seed_root: pathlib.Path, judge: ModelState
 ) -> dict[str, Any]:
-    """One row of one seed."""
+    """One row of one seed.
+
+    Args:
+      config: the study that is changed.
+      name: of `VARIANTS`.
+      seed_root: of the run directories of this seed.
+      judge: of `reference`.
+    """
     place = list(VARIANTS).index(name)
-    study = experiment.Experiment(
+    earlier = [seed_root / "mosaic", *seed_root.glob("variant_*")]
+    work = Experiment(
         change(config, VARIANTS[name]),
         seed_root / f"variant_{place}",
-        reuse_from=[seed_root / "mosaic", *seed_root.glob("variant_*")],
+        reuse_from=[path for path in earlier if (path / "stages").is_dir()],
     )
-    summary = study.run()
-    generated = agreement(study, judge)
+    summary = work.run()
+    generated = agreement(work, judge)
     return {
         "variant": name,
         "seed": config.seed,
-        "collapsed": len(summary["collapsed_generators"]),
+        "collapsed": len(summary.collapsed_generators),
         **{
-            part: summary[f"{part}_accuracy"] | {"generated": generated}
-            for part in ("validation", "test")
+            part: found | {"generated": generated}
+            for part, found in summary.accuracies.items()
         },
     }
 
@@ -184,13 +201,14 @@ def main() -> None:
         "--variants", type=int, default=len(VARIANTS), help="only the first so many"
     )
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     rows: list[dict[str, Any]] = []
     path = pathlib.Path(__file__).parent / "results" / f"ablation_{args.name}.json"
     path.parent.mkdir(exist_ok=True)
     for seed in map(int, args.seeds.split(",")):
         config, _ = accuracy.studies(args.name, args.alpha, seed)
-        root = pathlib.Path(args.workdir) / f"{args.name}_{args.alpha}_{seed}"
+        workdir = pathlib.Path(args.workdir)
+        root = accuracy.folder(workdir, args.name, args.alpha, seed)
         judge = reference(config, root)
         for name in list(VARIANTS)[: args.variants]:
             rows.append(measure(config, name, root, judge))

@@ -11,52 +11,82 @@ accuracy_NAME_bfloat16.json).
 """
 
 import argparse
-import importlib
 import json
 import pathlib
 import statistics
 from typing import Any
 
-from configs import base
-from mosaic_jax import cli, environment, experiment, files, settings
+from mosaic_jax.cli import config_files, launch
+from mosaic_jax.core import files
+from mosaic_jax.run import environment, methods, settings
+from mosaic_jax.run.runner import Experiment
+from mosaic_jax.run.settings import Settings
 
 COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final")
 
 
 def studies(
     name: str, alpha: float, seed: int, dtype: str = "float32"
-) -> tuple[settings.Settings, settings.Settings]:
-    """Mosaic by configs/NAME_mosaic.py (NAME may end in :variant), and its control."""
-    name, _, variant = name.partition(":")
-    module = importlib.import_module(f"configs.{name}_mosaic")
-    config = module.get_config(variant) if variant else module.get_config()
+) -> tuple[Settings, Settings]:
+    """Mosaic by configs/NAME_mosaic.py, and its control.
+
+    Args:
+      name: of the data set, and the config's variant after a colon.
+      alpha: of the Dirichlet split.
+      seed: of both studies.
+      dtype: of activations.
+    """
+    name, colon, variant = name.partition(":")
+    config = config_files.load(f"{name}_mosaic{colon}{variant}")
     config.data.alpha = alpha
     config.seed = seed
     config.model.dtype = dtype
     config.log.tensorboard = False
     mosaic = settings.from_mapping(config.to_dict())
-    return mosaic, settings.from_mapping(base.baseline(config, "fedavg").to_dict())
+    return mosaic, methods.with_method(mosaic, "fedavg")
+
+
+def folder(
+    root: pathlib.Path, name: str, alpha: float, seed: int, dtype: str = "float32"
+) -> pathlib.Path:
+    """Where the run directories of one cell are, "mosaic" among them.
+
+    Args:
+      root: of all cells.
+      name: as of `studies`.
+      alpha: likewise.
+      seed: likewise.
+      dtype: likewise.
+    """
+    return root / f"{name.replace(':', '_')}_{alpha}_{seed}_{dtype}"
 
 
 def measure(
     name: str, alpha: float, seed: int, dtype: str, root: pathlib.Path
 ) -> dict[str, dict[str, float]]:
-    """Accuracies of one cell: {"test": {column: accuracy}, "validation": ...}."""
-    workdir = root / f"{name.replace(':', '_')}_{alpha}_{seed}_{dtype}"
+    """Accuracies of one cell.
+
+    Args:
+      name: as of `studies`.
+      alpha: likewise.
+      seed: likewise.
+      dtype: likewise.
+      root: of the run directories.
+
+    Returns:
+      {"test": {column: accuracy}, "validation": ...}.
+    """
+    workdir = folder(root, name, alpha, seed, dtype)
     config, control = studies(name, alpha, seed, dtype)
-    mosaic = experiment.Experiment(config, workdir / "mosaic").run()
-    fedavg = experiment.Experiment(
+    mosaic = Experiment(config, workdir / "mosaic").run()
+    fedavg = Experiment(
         control, workdir / "fedavg", reuse_from=[workdir / "mosaic"]
     ).run()
-    if mosaic["rounds"] != fedavg["rounds"] or (
-        mosaic["partition"] != fedavg["partition"]
-    ):
+    if mosaic.rounds != fedavg.rounds or mosaic.partition != fedavg.partition:
         raise AssertionError("the methods must share the split and the rounds")
     return {
-        part: mosaic[f"{part}_accuracy"]
-        | {"fedavg": fedavg[f"{part}_accuracy"]["final"]}
-        for part in ("test", "validation")
-        if f"{part}_accuracy" in mosaic
+        part: found | {"fedavg": fedavg.accuracies[part]["final"]}
+        for part, found in mosaic.accuracies.items()
     }
 
 
@@ -87,7 +117,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workdir", default="runs/accuracy")
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     cells = []
     for alpha in map(float, args.alphas.split(",")):
         for seed in map(int, args.seeds.split(",")):

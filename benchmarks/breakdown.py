@@ -17,13 +17,17 @@ import tempfile
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import random_data, timing
 from benchmarks.random_data import CLASSES, DEPTH, SIDE
-from mosaic_jax import cli, parallel, prng, training, trees
-from mosaic_jax.classifier import Classifier
-from mosaic_jax.models import resnet
+from mosaic_jax.cli import launch
+from mosaic_jax.core import prng, trees
+from mosaic_jax.fl import client_program, parallel, training
+from mosaic_jax.fl.client_program import Hooks, LocalSGD, Turn
+from mosaic_jax.nn import resnet
+from mosaic_jax.nn.classifier import Classifier
 
 CLIENTS, STEPS, BATCH = 2, 2, 64
 
@@ -40,7 +44,8 @@ def program(width: int, norm: str):
     placed = axis.place(data)
     init = jax.jit(classifier.init, static_argnums=1)
     model = init(prng.root(0), (SIDE, SIDE, DEPTH))
-    tx = training.sgd(0.01, 1e-4)
+    local = training.Local(STEPS, BATCH, learning_rate=0.01, weight_decay=1e-4)
+    sgd = LocalSGD(classifier, Hooks(), local)
 
     def one(model, client, images):
         batch_at = training.client_batches(
@@ -52,7 +57,11 @@ def program(width: int, norm: str):
             batch_size=BATCH,
             augmentation="none",
         )
-        return training.local_training(classifier, tx, model, batch_at, STEPS)
+        turn = Turn(
+            model, {}, client, {}, jnp.zeros((), jnp.int32), prng.root(1), local
+        )
+        result, loss = client_program.run(sgd, turn, batch_at, STEPS)
+        return result.model, loss
 
     def run(model, data):
         models = trees.broadcast(model, CLIENTS)
@@ -105,7 +114,7 @@ def main() -> None:
     parser.add_argument("--norm", choices=("batch", "group"), default="batch")
     parser.add_argument("--width", type=int, default=16)
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     compiled, arguments = program(args.width, args.norm)
 
     def run() -> None:

@@ -27,10 +27,12 @@ import numpy as np
 import optax
 
 from benchmarks import environments, timing, worker
-from mosaic_jax import cli, gan, parallel, training, trees
-from mosaic_jax.classifier import Classifier
-from mosaic_jax.models import conv, dcgan, resnet
-from mosaic_jax.types import Array, Batch, Tree
+from mosaic_jax.cli import launch
+from mosaic_jax.core import trees
+from mosaic_jax.core.types import Array, Batch, Tree
+from mosaic_jax.fl import gan, parallel, training
+from mosaic_jax.nn import conv, dcgan, resnet
+from mosaic_jax.nn.classifier import Classifier
 
 SIDE, DEPTH, CLASSES, LATENT = 32, 3, 10, 100
 LEARNING_RATE = 0.01
@@ -111,7 +113,14 @@ def plain_transpose(
 
 
 def jax_rivals(network: str, width: int, data: tuple, only: set[str]) -> dict:
-    """Name to a call that runs one step of all clients."""
+    """Name to a call that runs one step of all clients.
+
+    Args:
+      network: of `NETWORKS`.
+      width: of it.
+      data: images [C, B, H, W, D] in [-1, 1], labels [C, B] and keys [C].
+      only: names of rivals; empty: all.
+    """
     clients = len(data[0])
     axis = parallel.build(np.ones(clients, int), num_devices=1)
     batched = {
@@ -163,7 +172,13 @@ def _keeping(program, state: Tree, data: tuple, lowering: str | None):
 
 
 def torch_rivals(network: str, width: int, data: tuple) -> dict:
-    """The PyTorch loops; none without their environment."""
+    """The PyTorch loops; none without their environment.
+
+    Args:
+      network: of `NETWORKS`.
+      width: of it.
+      data: as of `jax_rivals`.
+    """
     if not environments.is_ready("torch"):
         return {}
     loops = worker.Worker("torch", "benchmarks.torch_step")
@@ -189,7 +204,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="names of rivals, by ;")
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     np_rng = np.random.RandomState(0)
     shape = (args.clients, args.batch)
     data = (

@@ -2,8 +2,8 @@
 
     python -m benchmarks.finite
 
-Three rounds of the digits demo's first stage with the checks of `mosaic_jax.loop` and
-`mosaic_jax.stages.rounds`, and the same without, in turns; prints medians and their
+Three rounds of the digits demo's first stage with the checks of `run.loop` and
+`stages.rounds`, and the same without, in turns; prints medians and their
 ratio, and writes benchmarks/results/finite.json.
 """
 
@@ -18,16 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
-from configs import digits_mosaic
-from mosaic_jax import cli, settings, trees
-from mosaic_jax.experiment import Experiment
+from mosaic_jax.cli import config_files, launch
+from mosaic_jax.core import trees
+from mosaic_jax.run import settings
+from mosaic_jax.run.runner import Experiment
 
 ROUNDS = 3
 
 
-def rounds(study: Experiment) -> Callable[[], Any]:
+def rounds(work: Experiment) -> Callable[[], Any]:
     """A call that runs them from the start."""
-    steps = study.start(study.plan()[0][0], {}).send(None)
+    steps = work.start(work.study.chain[0], {}).send(None)
     compiled = jax.jit(steps.chunk).lower(steps.args, steps.state, 0, ROUNDS).compile()
     return lambda: jax.block_until_ready(compiled(steps.args, steps.state, 0, ROUNDS))
 
@@ -39,13 +40,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
-    cli.prepare()
-    config = settings.from_mapping(digits_mosaic.get_config().to_dict())
+    launch.prepare()
+    config = settings.from_mapping(config_files.load("digits_mosaic").to_dict())
     with tempfile.TemporaryDirectory() as folder:
-        study = Experiment(config, pathlib.Path(folder))
-        watched = rounds(study)
+        work = Experiment(config, pathlib.Path(folder))
+        watched = rounds(work)
         with mock.patch.object(trees, "all_finite", lambda _: jnp.array(True)):
-            unwatched = rounds(study)
+            unwatched = rounds(work)
         seconds = timing.take_turns(
             {"watched": watched, "not watched": unwatched}, args.repeats
         )

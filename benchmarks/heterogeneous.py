@@ -26,13 +26,15 @@ import jax.numpy as jnp
 
 from benchmarks import random_data, timing
 from benchmarks.random_data import CLASSES, DEPTH, SIDE
-from mosaic_jax import algorithms, cli, parallel, prng
-from mosaic_jax.algorithms.base import Algorithm
-from mosaic_jax.classifier import Classifier
-from mosaic_jax.models import resnet, submodel
-from mosaic_jax.settings import Local
+from mosaic_jax.cli import launch
+from mosaic_jax.core import prng
+from mosaic_jax.core.types import ModelState, Tree
+from mosaic_jax.fl import algorithms, parallel
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.training import Local
+from mosaic_jax.nn import resnet, submodel
+from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.stages.rounds import Rounds
-from mosaic_jax.types import ModelState, Tree
 
 RATES = (1.0, 0.5, 0.25, 0.125, 0.0625)
 NUM_CLIENTS = 10
@@ -53,23 +55,31 @@ class Masked(Algorithm):
 def build(
     width: int, steps: int, algorithm: Algorithm, rates: tuple[float, ...] = ()
 ) -> Rounds:
-    """Ten clients' rounds of `steps`."""
+    """Ten clients' rounds.
+
+    Args:
+      width: of the network.
+      steps: of a round.
+      algorithm: of the rounds.
+      rates: of the clients; (): all hold the whole network.
+    """
     module = resnet.ResNet(CLASSES, width=width)
+    classifier = Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH)
     return Rounds(
-        classifier=Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH),
         algorithm=algorithm,
+        holdings=algorithm.holdings(classifier, NUM_CLIENTS, rates),
         local=dataclasses.replace(LOCAL, steps=steps),
         axis=parallel.build(random_data.dataset(NUM_CLIENTS, 128).client.size),
         augmentation="crop_flip",
         keep_models=False,
-        rates=rates,
     )
 
 
 def program(rounds: Rounds, state: Tree = None) -> Callable[[], Tree]:
     """A call that runs the next round, with clients' `state` where it is given."""
     data = rounds.axis.place(random_data.dataset(NUM_CLIENTS, 128), whole=True)
-    model = jax.jit(lambda key: rounds.classifier.init(key, SHAPE))(prng.root(1))
+    classifier = rounds.holdings.classifier
+    model = jax.jit(lambda key: classifier.init(key, SHAPE))(prng.root(1))
     start = rounds.initial_state(model, prng.root(0))
     if state is not None:
         start = start.replace(client=state)
@@ -92,15 +102,14 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    cli.prepare()
-    fields = {"batch_norm": "running", "scaler": False}
-    heterofl = algorithms.HeteroFL(**fields, weighting="size", masked_loss=False)
+    launch.prepare()
+    heterofl = algorithms.HeteroFL(batch_norm="running", scaler=False)
     each = tuple(rate for rate in RATES for _ in range(NUM_CLIENTS // len(RATES)))
-    mixed = build(args.width, 1, heterofl, each)
-    flops = {rate: mixed.parts.classifier_of(rate).flops(SHAPE) for rate in RATES}
+    mixed = build(args.width, 1, heterofl, each).holdings
+    flops = {rate: mixed.classifier_of(rate).flops(SHAPE) for rate in RATES}
     model = mixed.classifier.init(prng.root(1), SHAPE)
     client = jax.tree.map(jnp.asarray, random_data.dataset(NUM_CLIENTS, 128).client)
-    share = mixed.parts.share_of_all(model, client, prng.root(0), 0)
+    share = mixed.share_of_all(model, client, prng.root(0), 0)
     rivals = {}
     for steps in STEPS:
         start = functools.partial(build, args.width, steps)

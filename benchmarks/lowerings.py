@@ -3,7 +3,7 @@
     python -m benchmarks.lowerings --width 16
     python -m benchmarks.lowerings --width 64 --repeats 3
 
-The table behind the choices in mosaic_jax/models/conv.py. For every layer shape of a
+The table behind the choices in mosaic_jax/nn/conv.py. For every layer shape of a
 CIFAR ResNet-18 and of a 32-pixel DCGAN discriminator it times ways to compute the
 forward pass, the gradient of the input and that of the kernel, each repeated within one
 `fori_loop`, as local training runs them. Prints milliseconds (lowest of the repeats)
@@ -19,12 +19,14 @@ import numpy as np
 from jax import lax
 
 from benchmarks import timing
-from mosaic_jax import cli
-from mosaic_jax.models import conv
-from mosaic_jax.types import Array
+from mosaic_jax.cli import launch
+from mosaic_jax.core.types import Array
+from mosaic_jax.nn import conv
 
 BATCH, LOOPS = 64, 4
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# A linear map of the convolution: takes its geometry and two of the input x, the kernel
+# and the gradient g of the output; returns an array of the shape of the third.
 Map = Callable[[conv.Geometry, Array, Array], Array]
 
 
@@ -149,7 +151,14 @@ FORMS: dict[str, dict[str, Map]] = {
 
 
 def in_a_loop(form: Map, geometry: conv.Geometry, a: Array, b: Array):
-    """A call that runs `form` a few times, each on what the one before changed."""
+    """A call that runs `form` a few times, each on what the one before changed.
+
+    Args:
+      form: of `FORMS`.
+      geometry: of the convolution.
+      a: first array that `form` takes, which changes.
+      b: the second.
+    """
 
     @jax.jit
     def run(a: Array, b: Array) -> Array:
@@ -170,7 +179,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     np_rng = np.random.RandomState(0)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for layer, (side, into, out, size, stride, padding) in layers(args.width).items():

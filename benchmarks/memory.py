@@ -15,7 +15,6 @@ largest program, and with what is left.
 
 import argparse
 import hashlib
-import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -26,17 +25,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import study, timing
-from mosaic_jax import (
-    cli,
-    parallel,
-    settings,
-    trees,
-)
-from mosaic_jax import stages as chain
-from mosaic_jax.data import federated, sources
-from mosaic_jax.data.arrays import Arrays
-from mosaic_jax.stages.base import Context, Stage
-from mosaic_jax.types import Prototypes, Tree
+from mosaic_jax.cli import launch
+from mosaic_jax.core import trees
+from mosaic_jax.core.steps import Run
+from mosaic_jax.core.types import Prototypes, Tree
+from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.federated import Data
+from mosaic_jax.run.placement import Placement
+from mosaic_jax.run.study import Study
 
 CONFIGS = (
     "cifar10_mosaic",
@@ -113,36 +109,36 @@ def _filled(shape: Any) -> np.ndarray:
     return np.zeros(shape.shape, shape.dtype)
 
 
-def context_of(name: str, network: str) -> Context:
-    """The study of config `name` on images that are all black."""
-    config_name, _, variant = name.partition(":")
-    module = importlib.import_module(f"configs.{config_name}")
-    mapping = module.get_config(variant) if variant else module.get_config()
-    mapping.update_from_flattened_dict(
-        {"compute.clients_at_once": 1, "generators.collapse_below": 0.0}
-    )
-    if network:
-        mapping.model.name = network
-    config = settings.from_mapping(mapping.to_dict())
-    info = sources.SOURCES[config.data.name].info
+def arrays(config: Data, info: Info) -> Arrays:
+    """Images that are all black, every class as often."""
 
     def images(count: int) -> tuple[np.ndarray, np.ndarray]:
         label = (np.arange(count) % info.num_classes).astype(np.int32)
         return np.zeros((count, *info.image_shape), np.uint8), label
 
-    arrays = Arrays(*images(NUM_TRAIN[config.data.name]), *images(NUM_TEST))
-    data = federated.build(config.data, config.seed, info, arrays)
-    axis = parallel.build(data.clients.client.size, at_once=1, num_devices=1)
-    return study.context_of(config, info, data, axis)
+    return Arrays(*images(NUM_TRAIN[config.name]), *images(NUM_TEST))
 
 
-def prototypes_of(context: Context) -> Prototypes:
+def study_of(name: str, network: str) -> Study:
+    """The study of config `name`, with `network` in place of its own where given."""
+    overrides = {
+        "compute.clients_at_once": 1,
+        "compute.devices": 1,
+        "compute.client_state": "device",
+        "generators.collapse_below": 0.0,
+    }
+    if network:
+        overrides["model.name"] = network
+    return study.of_config(name, overrides, arrays)
+
+
+def prototypes_of(work: Study) -> Prototypes:
     """The most there can be: all clusters of a class that a client has enough of."""
-    clusters = context.settings.prototypes.clusters
-    count = context.data.label_count
+    clusters = work.settings.prototypes.clusters
+    count = work.data.label_count
     held = np.where(count >= clusters, clusters, np.minimum(count, 1)).sum()
-    num_classes = context.data.info.num_classes
-    num_experts = num_classes * len(context.networks)
+    num_classes = work.data.info.num_classes
+    num_experts = num_classes * len(work.networks)
     return Prototypes(
         logits=np.zeros((held, num_experts, num_classes), np.float32),
         gate_logits=np.zeros((held, num_classes), np.float32),
@@ -151,58 +147,57 @@ def prototypes_of(context: Context) -> Prototypes:
     )
 
 
-def compile_stage(
-    context: Context, stage: Stage, artifacts: dict[str, Tree], programs: Programs
-) -> None:
-    """Take down the stage's programs; its artifacts, of zeros, go into `artifacts`."""
-    run = stage.run(context, **{name: artifacts[name] for name in stage.needs})
+def compile_stage(run: Run, programs: Programs) -> dict[str, Tree]:
+    """Take down the stage's programs; returns its artifacts, of zeros."""
     state = None
     while True:
         try:
             steps = run.send(state)
         except StopIteration as end:
-            artifacts |= end.value.artifacts
-            break
+            return end.value.artifacts
         programs.jit(steps.chunk, donate_argnums=1)(
             steps.args, steps.state, jnp.asarray(0), jnp.asarray(1)
         )
         state = jax.tree.map(_filled, _shapes(steps.state))
-        if hasattr(state, "last_round"):
-            state = state.replace(last_round=np.zeros_like(state.last_round))
-    if "prototypes" in artifacts:
-        artifacts["prototypes"] = prototypes_of(context)
 
 
 def measure(name: str, wanted: tuple[str, ...], network: str) -> list[dict[str, Any]]:
-    """A row for each stage, or for those that are `wanted`."""
-    context, programs = context_of(name, network), Programs()
+    """A row for each stage, or for those that are `wanted`.
+
+    Args:
+      name: of the config, and its variant after a colon.
+      wanted: names of stages; (): all.
+      network: in place of the config's; "": none.
+    """
+    work, programs = study_of(name, network), Programs()
+    placement = Placement(work)
     artifacts: dict[str, Tree] = {}
     rows = []
-    for stage in chain.pipeline(context.settings):
-        known, programs.needed = dict(artifacts), []
+    for link in work.chain:
+        left, programs.needed = dict(artifacts), []
+        needed = {key: left.pop(key) for key in link.needs(work.settings)}
+        left.pop("prototypes", None)
         start = time.perf_counter()
-        note = programs._note
-        if wanted and stage.name not in wanted:
-            note = lambda lowered: None  # noqa: E731
+        is_wanted = not wanted or link.name in wanted
+        note = programs._note if is_wanted else lambda lowered: None
+        context = placement.context(link)
         with (
             mock.patch.object(programs, "_note", note),
             mock.patch.object(jax, "jit", programs.jit),
         ):
-            compile_stage(context, stage, artifacts, programs)
-        if wanted and stage.name not in wanted:
+            artifacts |= compile_stage(link.run(context, needed), programs)
+        if "prototypes" in artifacts:
+            artifacts["prototypes"] = prototypes_of(work)
+        if not is_wanted:
             continue
-        left = [
-            trees.num_bytes(artifact)
-            for artifact_name, artifact in known.items()
-            if artifact_name not in (*stage.needs, "prototypes")
-        ]
         largest = max(programs.needed, default=0)
+        with_left = largest + sum(map(trees.num_bytes, left.values()))
         rows.append(
             {
                 "config": name,
-                "stage": stage.name,
+                "stage": link.name,
                 "program_gb": largest / 1e9,
-                "with_left_gb": (largest + sum(left)) / 1e9,
+                "with_left_gb": with_left / 1e9,
                 "seconds": time.perf_counter() - start,
             }
         )
@@ -219,7 +214,7 @@ def main() -> None:
     parser.add_argument("--stages", default="", help="by comma; all if empty")
     parser.add_argument("--network", default="", help="instead of the config's")
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     wanted = tuple(filter(None, args.stages.split(",")))
     rows = [
         row

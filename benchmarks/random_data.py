@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mosaic_jax.types import Client, FederatedDataset, LabelledImages
+from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
 
 SIDE, DEPTH, CLASSES = 32, 3, 10
 

@@ -23,14 +23,16 @@ import numpy as np
 
 from benchmarks import random_data, timing, worker
 from benchmarks.random_data import CLASSES, DEPTH, SIDE
-from mosaic_jax import algorithms, cli, parallel, prng, training, trees
-from mosaic_jax.classifier import Classifier
+from mosaic_jax.cli import launch
+from mosaic_jax.core import prng, trees
+from mosaic_jax.core.types import Client, FederatedDataset, ModelState
 from mosaic_jax.data import augment
+from mosaic_jax.fl import algorithms, parallel, training
+from mosaic_jax.fl.training import Local
 from mosaic_jax.interop import torch as interop
-from mosaic_jax.models import resnet
-from mosaic_jax.settings import Local
+from mosaic_jax.nn import resnet
+from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.stages.rounds import Rounds
-from mosaic_jax.types import Client, FederatedDataset, ModelState
 
 CLIENTS, STEPS, BATCH, WIDTH = 10, 10, 64, 16
 SIZE = STEPS * BATCH
@@ -60,12 +62,23 @@ def batch_order(data: FederatedDataset, rounds: int) -> np.ndarray:
 def run_ours(
     classifier: Classifier, model: ModelState, data: FederatedDataset, rounds: int
 ) -> tuple[list[float], ModelState]:
-    """Seconds of each round, and the final global model."""
+    """Run the rounds by this library.
+
+    Args:
+      classifier: of the clients.
+      model: global, before the first round.
+      data: of the clients.
+      rounds: how many.
+
+    Returns:
+      Seconds of each round, and the final global model.
+    """
+    algorithm = algorithms.FedAvg()
     axis = parallel.build(data.client.size, num_devices=1)
     placed = axis.place(data)
     rounds_of = Rounds(
-        classifier=classifier,
-        algorithm=algorithms.FedAvg(),
+        algorithm=algorithm,
+        holdings=algorithm.holdings(classifier, CLIENTS, ()),
         local=LOCAL,
         axis=axis,
         augmentation="none",
@@ -84,7 +97,13 @@ def run_ours(
 def for_rivals(
     model: ModelState, data: FederatedDataset, order: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What `rivals.run` takes: images are normalised as the classifier does."""
+    """What `rivals.run` takes: images are normalised as the classifier does.
+
+    Args:
+      model: global, before the first round.
+      data: of the clients.
+      order: of `batch_order`.
+    """
     image = np.asarray(augment.to_signed(data.images.image))
     image = ((image + 1) / 2 - 0.5) / 0.25
     return {
@@ -98,7 +117,16 @@ def for_rivals(
 def run_rival(
     environment: str, arrays: dict[str, np.ndarray], norm: str
 ) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Seconds of each round of a rival, and its final weights."""
+    """Run the rounds by a rival.
+
+    Args:
+      environment: of `RIVALS`.
+      arrays: of `for_rivals`.
+      norm: of the network.
+
+    Returns:
+      Seconds of each round, and the final weights.
+    """
     with worker.Worker(environment, "benchmarks.rivals") as rival:
         found = rival.call(
             "run",
@@ -148,7 +176,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="timed, after one more")
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     rounds = args.rounds + 1
     data = random_data.dataset(CLIENTS, SIZE)
     classifier = Classifier(

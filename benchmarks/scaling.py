@@ -31,13 +31,16 @@ import numpy as np
 
 from benchmarks import random_data, timing
 from benchmarks.random_data import CLASSES, DEPTH, SIDE
-from mosaic_jax import algorithms, cli, environment, parallel, prng, training
-from mosaic_jax.classifier import Classifier
+from mosaic_jax.cli import launch
+from mosaic_jax.core import prng
+from mosaic_jax.core.types import FederatedDataset, ServerState
 from mosaic_jax.data import partition
-from mosaic_jax.models import resnet
-from mosaic_jax.settings import Local
+from mosaic_jax.fl import algorithms, parallel, schedule, training
+from mosaic_jax.fl.training import Local
+from mosaic_jax.nn import resnet
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.run import environment
 from mosaic_jax.stages.rounds import Rounds
-from mosaic_jax.types import FederatedDataset, ServerState
 
 IMAGES = 10_000
 LOCAL = Local(steps=2, batch_size=16, learning_rate=0.01, weight_decay=1e-4)
@@ -50,13 +53,14 @@ def federated_round(num_clients: int) -> tuple[Callable[[], ServerState], int]:
         resnet.ResNet(CLASSES, width=16), (0.5,) * DEPTH, (0.25,) * DEPTH
     )
     data = random_data.dataset(num_clients, IMAGES // num_clients)
+    algorithm = algorithms.FedAvg()
     axis = parallel.build(data.client.size)
     placed = axis.place(data)
     init = jax.jit(classifier.init, static_argnums=1)
     model = init(prng.root(1), (SIDE, SIDE, DEPTH))
     rounds = Rounds(
-        classifier=classifier,
-        algorithm=algorithms.FedAvg(),
+        algorithm=algorithm,
+        holdings=algorithm.holdings(classifier, num_clients, ()),
         local=LOCAL,
         axis=axis,
         augmentation="crop_flip",
@@ -125,8 +129,8 @@ def padding_waste(at_once: int, num_devices: int) -> float:
     """Samples processed for each image of each epoch, in the published split."""
     size = published_sizes()
     each = -(-len(size) // num_devices)
-    at_once = parallel.balanced(each, at_once)
-    slots = parallel.deal(size, num_devices, -(-each // at_once) * at_once)
+    at_once = schedule.balanced(each, at_once)
+    slots = schedule.deal(size, num_devices, -(-each // at_once) * at_once)
     axis = parallel.ClientAxis(None, slots, at_once)
     steps = GAN_EPOCHS * np.asarray(training.steps_per_epoch(size, GAN_BATCH))
     processed = axis.plan(steps, EVERY).processed * GAN_BATCH
@@ -195,7 +199,7 @@ def main() -> None:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     if args.worker:
         worker(args.worker, args.weights)
         return

@@ -8,12 +8,13 @@ chunks of a few steps each; the second, which compiles nothing, is timed and mul
 by the steps of the study. Prints, and writes to benchmarks/results/study_CONFIG.json,
 for each loop of each stage: its steps in the study (of clients that each run their own:
 the sum over clients), samples per second, model FLOPs (twice the multiply-adds of the
-networks, gradients at twice the forward pass, no recomputation), their share of the
-peak given by --peak_tflops, and hours. Evaluations are a row of their own.
+networks, gradients at twice the forward pass, no recomputation; those of a stage of
+several loops are shared out by their time), their share of the peak given by
+--peak_tflops, and hours. Evaluations are a row of their own.
 """
 
 import argparse
-import importlib
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,26 +24,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import timing
-from mosaic_jax import (
-    algorithms,
-    cli,
-    distillation,
-    evaluation,
-    experiment,
-    gan,
-    parallel,
-    prng,
-    settings,
-)
-from mosaic_jax import stages as chain
+from mosaic_jax.cli import config_files, launch
+from mosaic_jax.core.steps import Run
+from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated, sources
 from mosaic_jax.data.arrays import Arrays, Info
-from mosaic_jax.loop import Run
+from mosaic_jax.data.federated import Data
+from mosaic_jax.fl import evaluation, parallel
+from mosaic_jax.run import settings
+from mosaic_jax.run import study as studies
+from mosaic_jax.run.placement import Placement
+from mosaic_jax.run.study import Study
 from mosaic_jax.stages import generators
-from mosaic_jax.stages.base import Context
-from mosaic_jax.types import Tree
+from mosaic_jax.stages.federation import FederatedStage
 
 NUM_TEST = 256
+# Training images of data sets that do not have 50,000.
+NUM_TRAIN = {"digits": 1437}
 
 
 def probe(run: Run, num_steps: int) -> tuple[Any, dict[str, dict[str, Any]]]:
@@ -67,8 +65,9 @@ def probe(run: Run, num_steps: int) -> tuple[Any, dict[str, dict[str, Any]]]:
         }
 
 
-def arrays(info: Info, num_train: int) -> Arrays:
+def arrays(config: Data, info: Info) -> Arrays:
     """Random images, every class as often."""
+    num_train = config.max_images or NUM_TRAIN.get(config.name, 50_000)
     np_rng = np.random.RandomState(0)
 
     def images(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -78,144 +77,104 @@ def arrays(info: Info, num_train: int) -> Arrays:
     return Arrays(*images(num_train), *images(NUM_TEST))
 
 
-def flops(function: Callable[..., Any], *shapes: Tree) -> float:
-    """Of the program, as XLA counts before it optimises."""
-    return float(jax.jit(function).lower(*shapes).cost_analysis()["flops"])
+def of_config(
+    name: str, overrides: dict[str, Any], images: Callable[[Data, Info], Arrays]
+) -> Study:
+    """The study of a config on images that are made up.
+
+    Args:
+      name: of the config, and its variant after a colon.
+      overrides: values of fields of the config by dotted name.
+      images: such as `arrays`.
+    """
+    mapping = config_files.load(name)
+    mapping.update_from_flattened_dict(overrides)
+    config = settings.from_mapping(mapping.to_dict())
+    info = sources.SOURCES[config.data.name].info
+    data = federated.build(config.data, config.seed, info, images(config.data, info))
+    return studies.build(config, data)
 
 
-def forward_flops(study: Context) -> dict[str, float]:
-    """Per image: classifier, generator, discriminator."""
-    shape = (1, *study.data.info.image_shape)
-    image = jax.ShapeDtypeStruct(shape, jnp.float32)
-    model_gan = gan.build(study.settings, study.data.info, study.classifier)
-    state = jax.eval_shape(lambda: model_gan.init(prng.root(0), shape[1:]))
-    z = jax.ShapeDtypeStruct((1, model_gan.latent_dim), jnp.float32)
-    return {
-        "classifier": study.classifier.flops(shape[1:]),
-        "generator": flops(model_gan.sample, state.generator, z),
-        "discriminator": flops(
-            lambda d, x: model_gan.discriminator.apply(d.variables, x, train=False),
-            state.discriminator,
-            image,
-        ),
-    }
+def training_flops(study: Study) -> dict[str, float]:
+    """FLOPs of every stage by name, evaluations left out."""
+    data = dataclasses.replace(study.data, held_out={})
+    return dataclasses.replace(study, data=data).flops
 
 
-def flops_per_sample(config: settings.Settings, num_classes: int, of: dict) -> dict:
-    """Of one image in each loop."""
-    train = 3 * of["classifier"]
-    shaping = config.generators.entropy_weight or config.generators.diversity_weight
-    return {
-        "round": train,
-        "local": train,
-        "classifier": train,
-        # The discriminator judges real and fake with gradients, then fake once more
-        # for the generator, whose gradient stops at its input.
-        "gan": 3 * of["generator"]
-        + 8 * of["discriminator"]
-        + 2 * of["classifier"] * bool(shaping),
-        "student": num_classes * of["classifier"] + of["generator"] + train,
-        "head": 0.0,
-    }
+def client_steps(
+    study: Study, axis: parallel.ClientAxis, name: str, timed: dict[str, Any]
+) -> None:
+    """Loops of unequal clients count steps by client: turn windows into those.
 
-
-def client_steps(context: Context, name: str, timed: dict) -> None:
-    """Loops of unequal clients count steps by client: turn windows into those."""
-    config, sizes = context.settings, context.data.clients.client.size
+    Args:
+      study: of the loop.
+      axis: where its clients run.
+      name: of the loop.
+      timed: what `probe` found of it, changed in place.
+    """
+    config, sizes = study.settings, study.data.clients.client.size
+    batch = config.local.batch_size
     if name == "gan":
-        steps = generators.num_steps(config.generators, sizes)
         batch = config.generators.batch_size
+        steps = generators.num_steps(config.generators, sizes)
     elif name == "classifier":
-        epochs = config.generators.classifier_epochs
-        batch = config.local.batch_size
+        epochs = config.compat.classifier_epochs
         steps = generators.steps_of_epochs(epochs, sizes, batch)
     else:
-        batch = config.local.batch_size
         steps = np.full(len(sizes), config.experts.local_steps)
-    every = config.log.every_steps
-    plan = context.axis.plan(steps, every)
-    lanes = plan.lanes * context.axis.num_devices
+    plan = axis.plan(steps, config.log.every_steps)
     # The probe's window had every client at work on one lane, or every lane.
-    at_work = len(sizes) if plan.lanes == 1 else lanes
+    at_work = len(sizes) if plan.lanes == 1 else plan.lanes * axis.num_devices
     timed["seconds_per_step"] /= at_work
     timed["samples_per_step"] = batch
     timed["steps"] = plan.processed
 
 
-def context_of(
-    config: settings.Settings,
-    info: Info,
-    data: federated.StudyData,
-    axis: parallel.ClientAxis,
-) -> Context:
-    """What every stage of a study may read, without a run directory."""
-    networks = experiment.build_classifiers(config, info)
-    return Context(
-        settings=config,
-        data=data,
-        clients=axis.place(data.clients),
-        held_out=axis.replicate(data.held_out),
-        axis=axis,
-        networks=networks,
-        name=config.model.name,
-        algorithm=algorithms.build(config),
-        server=distillation.build(config),
-        task=experiment.build_task(config, info, networks[config.model.name]),
-        state_on_host=False,
-        key=prng.root(0),
-    )
-
-
 def measure(name: str, num_steps: int, overrides: dict[str, Any]) -> list[dict]:
-    """One row per loop."""
-    name, _, variant = name.partition(":")
-    module = importlib.import_module(f"configs.{name}")
-    mapping = module.get_config(variant) if variant else module.get_config()
-    mapping.update_from_flattened_dict(overrides)
-    config = settings.from_mapping(mapping.to_dict())
-    info = sources.SOURCES[config.data.name].info
-    num_train = config.data.max_images or {"digits": 1437}.get(config.data.name, 50_000)
-    data = federated.build(config.data, config.seed, info, arrays(info, num_train))
-    axis = parallel.build(
-        data.clients.client.size, at_once=config.compute.clients_at_once
-    )
-    context = context_of(config, info, data, axis)
-    per_sample = flops_per_sample(config, info.num_classes, forward_flops(context))
+    """One row per loop.
+
+    Args:
+      name: of the config, and its variant after a colon.
+      num_steps: of a timed chunk.
+      overrides: values of fields of the config by dotted name.
+    """
+    study = of_config(name, overrides, arrays)
+    placement, flops = Placement(study), training_flops(study)
     artifacts: dict[str, Tree] = {}
     rows = []
-    for stage in chain.pipeline(config):
-        inputs = {name: artifacts[name] for name in stage.needs}
+    for link in study.chain:
         start = time.perf_counter()
-        few = 1 if stage.name in ("init", "warmup", "finetune") else num_steps
-        outcome, loops = probe(stage.run(context, **inputs), few)
-        print(
-            f"{stage.name}: probed in {time.perf_counter() - start:.0f} s", flush=True
-        )
+        needed = {key: artifacts[key] for key in link.needs(study.settings)}
+        few = 1 if isinstance(link.stage, FederatedStage) else num_steps
+        outcome, loops = probe(link.run(placement.context(link), needed), few)
+        print(f"{link.name}: probed in {time.perf_counter() - start:.0f} s", flush=True)
         artifacts |= outcome.artifacts
         for loop, timed in loops.items():
             if loop in ("gan", "classifier", "local"):
-                client_steps(context, loop, timed)
-            rows.append(
-                {
-                    "stage": f"{stage.name} {loop}",
-                    **timed,
-                    "flops_per_step": per_sample[loop] * timed["samples_per_step"],
-                    "seconds": timed["steps"] * timed["seconds_per_step"],
-                }
-            )
-    return [*rows, _evaluations(context, artifacts["global_model"], per_sample)]
+                client_steps(study, placement.axis, loop, timed)
+        total = sum(one["steps"] * one["seconds_per_step"] for one in loops.values())
+        rows += [
+            {
+                "stage": f"{link.name} {loop}",
+                **timed,
+                "flops_per_step": flops[link.name] * timed["seconds_per_step"] / total,
+                "seconds": timed["steps"] * timed["seconds_per_step"],
+            }
+            for loop, timed in loops.items()
+        ]
+    return [*rows, _evaluations(study, artifacts["global_model"])]
 
 
-def _evaluations(context: Context, model: Tree, per_sample: dict) -> dict:
+def _evaluations(study: Study, model: Tree) -> dict[str, Any]:
     """The global model on 10,000 test images, as often as the study does."""
-    config = context.settings
-    image = context.held_out["test"].image
+    config, classifier = study.settings, study.classifier
+    image = jnp.asarray(study.data.held_out["test"].image)
     size = config.evaluation.batch_size
 
     @jax.jit
     def run(model: Tree, image: jax.Array) -> jax.Array:
         logits = evaluation.predict(
-            lambda x: context.classifier.logits(model, x), image, batch_size=size
+            lambda x: classifier.logits(model, x), image, batch_size=size
         )
         return jnp.argmax(logits, -1)
 
@@ -229,7 +188,7 @@ def _evaluations(context: Context, model: Tree, per_sample: dict) -> dict:
         "steps": times,
         "seconds_per_step": 10_000 * each,
         "samples_per_step": 10_000,
-        "flops_per_step": 10_000 * per_sample["round"] / 3,
+        "flops_per_step": 10_000 * classifier.flops(study.data.info.image_shape),
         "seconds": times * 10_000 * each,
     }
 
@@ -245,10 +204,11 @@ def main() -> None:
     parser.add_argument("--num_steps", type=int, default=1, help="of a timed chunk")
     parser.add_argument("--peak_tflops", type=float, default=0.0)
     args = parser.parse_args()
-    cli.prepare()
+    launch.prepare()
     overrides = {
         "model.dtype": args.dtype,
         "compute.clients_at_once": args.clients_at_once,
+        "compute.client_state": "device",
         "data.validation": 0.0,
         "log.every_steps": args.num_steps,
         # Generators of two steps would all count as collapsed.

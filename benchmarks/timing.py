@@ -14,7 +14,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mosaic_jax import environment, files
+from mosaic_jax.core import files
+from mosaic_jax.run import environment
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 

@@ -20,7 +20,13 @@ _loops: dict[str, Callable[[], None]] = {}
 def resnet_client(
     width: int, layout: torch.memory_format, learning_rate: float
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """One client's step of SGD: (image, label)."""
+    """One client's step of SGD: (image, label).
+
+    Args:
+      width: of the network.
+      layout: of images and parameters in memory.
+      learning_rate: of SGD.
+    """
     net = torch_models.ResNet18(width).to(memory_format=layout)
     sgd = torch.optim.SGD(net.parameters(), learning_rate, weight_decay=1e-4)
 
@@ -35,7 +41,13 @@ def resnet_client(
 def gan_client(
     width: int, layout: torch.memory_format, learning_rate: float
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
-    """One client's step of both players, by Adam at a rate of its own."""
+    """One client's step of both players, by Adam at a rate of its own.
+
+    Args:
+      width: of the networks.
+      layout: of images and parameters in memory.
+      learning_rate: not used.
+    """
     del learning_rate
     generator = torch_models.Generator(width).to(memory_format=layout)
     discriminator = torch_models.Discriminator(width).to(memory_format=layout)

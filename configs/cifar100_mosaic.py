@@ -6,7 +6,7 @@ python launch.py --config configs/cifar100_mosaic.py:resnet50
 
 from ml_collections import config_dict
 
-from configs import base
+from mosaic_jax.configs import base
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:

@@ -9,7 +9,7 @@ cifar-10-binary.tar.gz, downloaded when missing. No accuracy has been measured y
 
 from ml_collections import config_dict
 
-from configs import base
+from mosaic_jax.configs import base
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:
@@ -23,16 +23,16 @@ def get_config(variant: str = "default") -> config_dict.ConfigDict:
 
 def published(config: config_dict.ConfigDict) -> None:
     """Set every field to the published code's behaviour, in place."""
-    config.generators.when = "before_init"
-    config.generators.classifier = "fresh"
-    config.generators.classifier_batch_norm = "train"
+    config.compat.generators_first = True
+    config.compat.fresh_classifier = True
+    config.compat.classifier_batch_norm = "train"
+    config.compat.diversity_target = "uniform"
+    config.compat.value_range = "normalised"
+    config.compat.ema_debiased = False
     config.generators.min_steps = 0
-    config.generators.diversity_target = "uniform"
     config.generators.inversion_weight = 0.0
-    config.generators.value_range = "normalised"
     config.generators.collapse_below = 0.0
     config.prototypes.space = "global"
     config.meta.head = "transformer"
     config.meta.steps = 150
-    config.meta.ema_debiased = False
     config.distill.divergence = "logit_mean"

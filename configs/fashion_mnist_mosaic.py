@@ -8,7 +8,7 @@ The default is a study for one GPU; `small` takes under 30 minutes on two CPU co
 
 from ml_collections import config_dict
 
-from configs import base
+from mosaic_jax.configs import base
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:

@@ -6,7 +6,7 @@ python launch.py --config configs/food101_mosaic.py:resnet50
 
 from ml_collections import config_dict
 
-from configs import cifar100_mosaic
+from mosaic_jax.configs import cifar100_mosaic
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:

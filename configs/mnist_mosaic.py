@@ -5,7 +5,7 @@ python launch.py --config configs/mnist_mosaic.py
 
 from ml_collections import config_dict
 
-from configs import fashion_mnist_mosaic
+from mosaic_jax.configs import fashion_mnist_mosaic
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:

@@ -11,7 +11,7 @@ Image size (16, 32 or 64 pixels), channels and classes follow the data.
 
 from ml_collections import config_dict
 
-from configs import base
+from mosaic_jax.configs import base
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:

@@ -5,7 +5,7 @@ python launch.py --config configs/svhn_mosaic.py
 
 from ml_collections import config_dict
 
-from configs import cifar10_mosaic
+from mosaic_jax.configs import cifar10_mosaic
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:

@@ -8,20 +8,17 @@ import re
 import numpy as np
 import pytest
 
-from configs import base
-from mosaic_jax import (
-    algorithms,
-    costs,
-    distillation,
-    experiment,
-    methods,
-    settings,
-)
+from mosaic_jax import server, stages
+from mosaic_jax.configs import base
+from mosaic_jax.core import registry, schema
 from mosaic_jax.data import federated, partition, sources
 from mosaic_jax.data.arrays import Arrays
+from mosaic_jax.fl import algorithms
+from mosaic_jax.run import methods, settings
+from mosaic_jax.run import study as studies
 
 FOLDER = pathlib.Path(base.__file__).parent
-NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"__init__", "base"})
+NAMES = sorted({path.stem for path in FOLDER.glob("*.py")} - {"base"})
 # What every config for two cores has in common.
 TWO_CORES = {
     "model.width": 8,
@@ -85,17 +82,17 @@ CIFAR100 = {
 }
 PUBLISHED = {
     "generators.min_steps": 0,
-    "generators.when": "before_init",
-    "generators.classifier": "fresh",
-    "generators.classifier_batch_norm": "train",
-    "generators.diversity_target": "uniform",
     "generators.inversion_weight": 0.0,
-    "generators.value_range": "normalised",
+    "compat.generators_first": True,
+    "compat.fresh_classifier": True,
+    "compat.classifier_batch_norm": "train",
+    "compat.diversity_target": "uniform",
+    "compat.value_range": "normalised",
+    "compat.ema_debiased": False,
     "generators.collapse_below": 0.0,
     "prototypes.space": "global",
     "meta.head": "transformer",
     "meta.steps": 150,
-    "meta.ema_debiased": False,
     "distill.divergence": "logit_mean",
 }
 TINY_IMAGENET = CIFAR100 | {"data.name": "tiny_imagenet", "meta.gate_experts": 200}
@@ -121,9 +118,9 @@ OWN = TWO_CORES | {
 }
 # Config and variant to every field in which it differs from configs/base.py.
 PROMISED = {
-    "digits_mosaic": {"default": DIGITS},
-    "digits_architectures": {
-        "default": DIGITS | {"model.others": ("cnn",), "finetune.rounds": 0}
+    "digits_mosaic": {
+        "default": DIGITS,
+        "architectures": DIGITS | {"model.others": ("cnn",), "finetune.rounds": 0},
     },
     "own_mosaic": {"default": OWN},
     "fashion_mnist_mosaic": {"default": FASHION_MNIST, "small": FASHION_MNIST_SMALL},
@@ -151,19 +148,18 @@ EVERY_METHOD = sorted(
         *methods.HETEROGENEOUS,
         *methods.LISTS,
         *algorithms.ALGORITHMS,
-        *distillation.METHODS,
+        *server.METHODS,
         "dfrd+heterofl",
     }
 )
-COMPARISONS = [
-    name for name in NAMES if name.endswith(("_baselines", "_heterogeneous"))
-]
+COMPARISONS = ("baselines", "heterogeneous")
+DATASETS = [name.removesuffix("_mosaic") for name in PROMISED]
 
 
 def get(config):
     """The ConfigDict of NAME or NAME:VARIANT, as the command line makes it."""
     name, _, variant = config.partition(":")
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"mosaic_jax.configs.{name}")
     return module.get_config(variant) if variant else module.get_config()
 
 
@@ -180,30 +176,17 @@ def flat(config):
     return dict(walk(config.to_dict(), ""))
 
 
-def mosaic_of(comparison):
-    return comparison.removesuffix("_baselines").removesuffix("_heterogeneous") + (
-        "_mosaic"
-    )
-
-
 def variants_of(name):
     """Those that a Mosaic config knows, from what it says to a wrong one."""
-    module = importlib.import_module(f"configs.{name}")
+    module = importlib.import_module(f"mosaic_jax.configs.{name}")
     with pytest.raises(ValueError, match="unknown variant; known: default") as caught:
         module.get_config("no such variant")
     return str(caught.value).partition("known: ")[2].split(", ")
 
 
 def variants_in_docstring(name):
-    doc = importlib.import_module(f"configs.{name}").__doc__
+    doc = importlib.import_module(f"mosaic_jax.configs.{name}").__doc__
     return re.findall(rf"configs/{name}\.py:?(\S*)", doc)
-
-
-def comparisons_of(name):
-    """All configs of one file of comparisons."""
-    variants = variants_of(mosaic_of(name))
-    pairs = itertools.product(EVERY_METHOD, ["", *(f":{v}" for v in variants)])
-    return [name, *(f"{name}:{method}{rest}" for method, rest in pairs)]
 
 
 def test_every_file_and_variant_has_promises():
@@ -241,9 +224,10 @@ def test_commands_in_docstrings_name_known_variants(name):
     assert found, "a config tells how it is run"
     for variant in found:
         if name in COMPARISONS:
-            method, _, size = variant.partition(":")
+            dataset, _, rest = variant.partition(":")
+            method, _, size = rest.partition(":")
             assert not method or method in EVERY_METHOD
-            assert not size or size in variants_of(mosaic_of(name))
+            assert not size or size in variants_of(f"{dataset}_mosaic")
         else:
             assert not variant or variant in variants_of(name)
 
@@ -251,24 +235,46 @@ def test_commands_in_docstrings_name_known_variants(name):
 @pytest.mark.parametrize("config", STUDIES)
 def test_every_study_is_valid(config):
     mapping = get(config).to_dict()
-    assert settings.to_mapping(settings.from_mapping(mapping)) == mapping
+    assert schema.to_mapping(settings.from_mapping(mapping)) == mapping
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
-def test_every_comparison_is_valid_and_on_equal_terms(name):
-    for config in comparisons_of(name):
-        _, _, variant = config.partition(":")
-        _, _, size = variant.partition(":")
-        mosaic = settings.from_mapping(
-            get(mosaic_of(name) + (f":{size}" if size else "")).to_dict()
-        )
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_comparison_is_valid_and_on_equal_terms(name, dataset):
+    variants = {"", *variants_of(f"{dataset}_mosaic")} - {"architectures"}
+    for method, variant in itertools.product(EVERY_METHOD, sorted(variants)):
+        end = f":{variant}" if variant else ""
+        mosaic = settings.from_mapping(get(f"{dataset}_mosaic{end}").to_dict())
+        config = f"{name}:{dataset}:{method}{end}"
         study = settings.from_mapping(get(config).to_dict())
         for term in ("data", "local", "seed", "total_rounds", "generators", "meta"):
             assert getattr(study, term) == getattr(mosaic, term), (config, term)
-        if "@smallest" not in config:
+        if "@smallest" not in method:
             assert study.model == mosaic.model, config
-        algorithms.build(study)
-        distillation.build(study)
+        component(study)
+
+
+def component(study):
+    """The federated algorithm of a study; its fields are checked."""
+    return registry.build(algorithms.ALGORITHMS, study.init.method, study.methods)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_comparisons_have_defaults(name):
+    given = {"baselines": "fedavg", "heterogeneous": "mosaic+heterofl"}[name]
+    assert get(name) == get(f"{name}:digits") == get(f"{name}:digits:{given}")
+    assert get(f"{name}:digits:{given}") == get(f"{name}:digits:{given}:default")
+    with pytest.raises(ValueError, match="iris: unknown data set; known: cifar10, "):
+        get(f"{name}:iris")
+
+
+@pytest.mark.parametrize("method", [*EVERY_METHOD, "mosaic+heterofl"])
+def test_a_method_changes_settings_as_it_changes_a_config(method):
+    if method in methods.LISTS:
+        return
+    study = settings.from_mapping(get("digits_mosaic").to_dict())
+    found = methods.with_method(study, method)
+    assert found == settings.from_mapping(get(f"baselines:digits:{method}").to_dict())
 
 
 @pytest.mark.parametrize(
@@ -285,7 +291,7 @@ def test_every_comparison_is_valid_and_on_equal_terms(name):
     ],
 )
 def test_methods(method, expected):
-    study = settings.from_mapping(get(f"digits_heterogeneous:{method}").to_dict())
+    study = settings.from_mapping(get(f"heterogeneous:digits:{method}").to_dict())
     assert expected == (
         study.method,
         study.init.method,
@@ -295,15 +301,16 @@ def test_methods(method, expected):
     )
 
 
-@pytest.mark.parametrize("name", [n for n in COMPARISONS if "heterogeneous" in n])
-def test_rates_of_heterogeneous_clients(name):
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_rates_of_heterogeneous_clients(dataset):
     thirds = [4, 3, 3], [1.0, 0.5, 0.25]
     fifths = [2] * 5, [1.0, 0.5, 0.25, 0.125, 0.0625]
-    variants = {"": thirds if name.startswith("digits") else fifths}
-    if name.startswith("fashion_mnist"):
+    variants = {"": thirds if dataset == "digits" else fifths}
+    if dataset == "fashion_mnist":
         variants |= {":mosaic+heterofl:small": thirds}
     for variant, (counts, rates) in variants.items():
-        study = settings.from_mapping(get(name + variant).to_dict())
+        config = get(f"heterogeneous:{dataset}{variant}")
+        study = settings.from_mapping(config.to_dict())
         assert study.method == "mosaic" and study.init.method == "heterofl"
         found = study.budgets.of_clients(study.data.num_clients)
         assert [found.count(rate) for rate in rates] == counts
@@ -316,7 +323,7 @@ def test_the_gate_may_keep_as_many_experts_as_there_are_classes(name):
 
 
 def test_half_of_the_clients_have_another_network():
-    study = settings.from_mapping(get("digits_architectures").to_dict())
+    study = settings.from_mapping(get("digits_mosaic:architectures").to_dict())
     assert study.networks == ("resnet18", "cnn")
 
 
@@ -337,7 +344,7 @@ def test_most_digits_clients_hold_one_or_two_classes():
 
 def test_operations_of_the_cifar10_study():
     """As many as its docstring says, to the digit that it gives."""
-    module = importlib.import_module("configs.cifar10_mosaic")
+    module = importlib.import_module("mosaic_jax.configs.cifar10_mosaic")
     told = re.search(r"About (\S+) floating-point operations", module.__doc__)[1]
     study = settings.from_mapping(get("cifar10_mosaic").to_dict())
     info = sources.SOURCES["cifar10"].info
@@ -349,46 +356,12 @@ def test_operations_of_the_cifar10_study():
     data = federated.build(
         study.data, study.seed, info, Arrays(*images(50_000), *images(10_000))
     )
-    networks = experiment.build_classifiers(study, info)
-    task = experiment.build_task(study, info, networks["resnet18"])
-    found = costs.flops_by_stage(
-        study, data, networks, algorithms.build(study), None, task
-    )
+    found = studies.Study(
+        settings=study,
+        data=data,
+        networks=studies.build_networks(study, info),
+        algorithm=component(study),
+        server=None,
+        chain=stages.chain(study),
+    ).flops
     assert f"{sum(found.values()):.0e}".replace("+", "") == told
-
-
-def comments():
-    """Each field's line in configs/base.py: full name, default, what is said of it."""
-    said, group = "", ""
-    for line in (FOLDER / "base.py").read_text().splitlines():
-        if line.strip().startswith("#"):
-            said += line
-            continue
-        opened = re.match(r"    config\.(\w+) = \w+ = config_dict", line)
-        if opened:
-            group = opened[1]
-        field = re.match(r"    (\w+)\.(\w+) = (.*)", line)
-        if field and not opened and field[1] in ("config", group):
-            path = field[2] if field[1] == "config" else f"{group}.{field[2]}"
-            yield path, said + field[3]
-        said = ""
-
-
-def allowed_names(path):
-    """What a choice may be; none if the field is not one."""
-    cls = settings.Settings
-    *groups, name = path.split(".")
-    for group in groups:
-        cls = cls.__dataclass_fields__[group].type
-    phrase = cls.__dataclass_fields__[name].metadata["allowed"].phrase
-    return phrase.removeprefix("one of ").split(", ") if "one of" in phrase else []
-
-
-def test_comments_name_every_choice():
-    found = dict(comments())
-    choices = {path: allowed_names(path) for path in found}
-    assert sum(map(bool, choices.values())) > 15
-    for path, names in choices.items():
-        for name in names:
-            # "resnet18, 34, ..." is enough.
-            assert name.removeprefix("resnet") in found[path], (path, name)

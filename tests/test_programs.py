@@ -1,25 +1,22 @@
-"""Every program: bad input is one line and code 2, Ctrl-C one line and code 130."""
+"""What programs do alike: exit codes, signals, and files that are no files."""
 
 import json
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from mosaic_jax import cli, errors, experiment, files, programs, sweep, tracking
-from mosaic_jax.data import __main__ as data_program
+from mosaic_jax.cli import launch
+from mosaic_jax.core import errors, files
 from mosaic_jax.data import partition, sources
-from mosaic_jax.loop import Interruption
-from mosaic_jax.report import figures, page
-from tests import test_sources, tiny
+from mosaic_jax.report import figures
+from mosaic_jax.run import programs, tracking
+from mosaic_jax.run.loop import Interruption
+from tests import tiny
 
-ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = str(ROOT / "tests" / "end_to_end" / "tiny_config.py")
 DEEP = "[" * 100_000
 
 
@@ -31,62 +28,13 @@ def one_line(capsys, call):
     return error
 
 
-# --- python -m mosaic_jax.data
-
-
-def test_a_file_is_no_folder_of_images(tmp_path, capsys):
-    path = tmp_path / "file"
-    path.write_text("x")
-    arguments = ["folder", "--data_dir", str(path)]
-    told = one_line(capsys, lambda: data_program.main(arguments))
-    assert f"data.dir = {path}: must be a folder of images" in told
-    arguments = ["npz", "--data_dir", str(tmp_path)]
-    told = one_line(capsys, lambda: data_program.main(arguments))
-    assert f"data.dir = {tmp_path}: must be an npz file" in told
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("missing/counts.png", "must lie in a folder that exists"),
-        ("counts.docx", "must end in one of .pdf, .png, .svg"),
-        ("counts", "must end in one of"),
-        ("folder.png", "must be a file, not a folder"),
-    ],
-)
-def test_outputs_that_cannot_be_are_told_before_work(
-    tmp_path, capsys, monkeypatch, name, expected
-):
-    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("work has begun"))
-    (tmp_path / "folder.png").mkdir()
-    path = tmp_path / name
-    arguments = ["digits", "--split", "iid", "--output", str(path)]
-    told = one_line(capsys, lambda: data_program.main(arguments))
-    assert f"--output = {path}: {expected}" in told
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--num_clients", "0"], "data.num_clients = 0: must be in [1, "),
-        (["--alpha", "0"], "data.alpha = 0.0: must be in ["),
-        (["--alpha", "nan"], "data.alpha = nan: must be in ["),
-        (["--seed", "-1"], "seed of the split = -1: must be in [0, "),
-    ],
-)
-def test_splits_that_cannot_be_drawn(tmp_path, capsys, words, expected):
-    output = str(tmp_path / "counts.png")
-    arguments = ["digits", "--split", "dirichlet_balanced", "--output", output, *words]
-    assert expected in one_line(capsys, lambda: data_program.main(arguments))
-
-
 @pytest.mark.parametrize("kind", ["fifo", "folder", "device"])
 def test_what_is_no_regular_file_is_left_out_of_a_folder(tmp_path, caplog, kind):
     for name in "ab":
         (tmp_path / name).mkdir()
         for i in range(5):
-            content = test_sources.png(9 * i, 16, "L")
-            (tmp_path / name / f"{i}.png").write_bytes(content)
+            grey = np.full((16, 16), 9 * i, np.uint8)
+            Image.fromarray(grey).save(tmp_path / name / f"{i}.png")
     odd = tmp_path / "a" / "odd.png"
     if kind == "fifo":
         os.mkfifo(odd)
@@ -150,77 +98,7 @@ def test_deep_records(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == whole
 
 
-# --- python -m mosaic_jax.sweep
-
-
-def config_of(path, text):
-    path.write_text(text)
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("def get_config(:", "SyntaxError: invalid syntax"),
-        ("import nothing_of_that_name", "ModuleNotFoundError: No module named"),
-        (
-            "x = 1",
-            "AttributeError: module 'sweep_config' has no attribute 'get_config'",
-        ),
-        ("def get_config(): return 1", "AttributeError: 'int' object has no attribute"),
-        ("def get_config(): raise KeyError('steps')", "KeyError: 'steps'"),
-        ("def get_config():\n    return get_config()", "RecursionError: maximum"),
-    ],
-)
-@pytest.mark.parametrize("suffix", [".py", ""])
-def test_configs_of_a_sweep_may_raise_anything(
-    tmp_path, capsys, text, expected, suffix
-):
-    path = config_of(tmp_path / f"config{suffix}", text)
-    told = one_line(capsys, lambda: sweep.main(["--config", path]))
-    assert f"--config = {path!r}: {expected}" in told
-
-
-def test_a_variant_that_the_config_does_not_take(tmp_path, capsys):
-    path = config_of(tmp_path / "config.py", "def get_config(): pass")
-    told = one_line(capsys, lambda: sweep.main(["--config", f"{path}:small"]))
-    assert (
-        "TypeError: get_config() takes 0 positional arguments but 1 was given" in told
-    )
-
-
-@pytest.mark.parametrize(
-    "value", ["", "(", "x", "1, 0.5), (", "[]" * 500, "-" * 100_000 + "1", "1" * 5000]
-)
-@pytest.mark.parametrize("field", ["budgets.rates", "data.alpha", "distill.steps"])
-def test_grid_values_of_no_kind(tmp_path, capsys, field, value):
-    arguments = ["--config", CONFIG, "--workdir", str(tmp_path / "x")]
-    arguments.append(f"--grid={field}={value}")
-    told = one_line(capsys, lambda: sweep.main(arguments))
-    assert told.startswith("error: --grid") and len(told) < 500
-    assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("inside", ["", "cell"])
-def test_a_workdir_that_is_a_file(tmp_path, capsys, inside):
-    path = tmp_path / "file"
-    path.write_text("x")
-    arguments = ["--config", CONFIG, "--workdir", str(path / inside)]
-    told = one_line(capsys, lambda: sweep.main(arguments))
-    assert told.startswith(f"error: --workdir = {path / inside}")
-    assert told.endswith(f": {path} is no folder\n")
-    told = one_line(capsys, lambda: cli.run(tiny.config().to_dict(), path / inside))
-    assert told.endswith(f": {path} is no folder\n")
-
-
-def test_a_script_for_slurm_that_cannot_be_written(tmp_path, capsys):
-    path = tmp_path / "missing" / "sweep.sh"
-    arguments = ["--config", CONFIG, "--workdir", str(tmp_path), "--slurm", str(path)]
-    told = one_line(capsys, lambda: sweep.main(arguments))
-    assert f"--slurm = {path}: must lie in a folder that exists" in told
-
-
-# --- what every program does with an error
+# --- errors
 
 
 @pytest.mark.parametrize(
@@ -249,82 +127,6 @@ def test_exit_codes(capsys, error, code, expected):
 
 
 # --- signals
-
-MAIN = {
-    "launch": [str(ROOT / "launch.py"), "--config", CONFIG],
-    "data": ["-m", "mosaic_jax.data", "digits"],
-    "report": ["-m", "mosaic_jax.report", "nowhere"],
-    "sweep": ["-m", "mosaic_jax.sweep", "--config", CONFIG],
-}
-
-
-@pytest.mark.parametrize("name", MAIN)
-@pytest.mark.parametrize("module", ["numpy", "jax", "matplotlib"])
-def test_ctrl_c_while_modules_are_imported(tmp_path, name, module):
-    """Python, asked to, tells of each module that it has imported."""
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-v",
-            *(
-                str(ROOT / "launch.py") if word == "launch.py" else word
-                for word in MAIN[name]
-            ),
-        ],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
-    told = []
-    with process:
-        for line in process.stderr:
-            told.append(line)
-            if line.startswith(f"import '{module}."):
-                process.send_signal(signal.SIGINT)
-                break
-        told += process.stderr.readlines()
-    assert process.returncode == 130
-    assert told.count("interrupted\n") == 1
-    assert not any(line.startswith("Traceback") for line in told)
-    assert not list(tmp_path.iterdir())
-
-
-WRITING = """
-import sys, time
-from mosaic_jax import cli, files, programs
-from mosaic_jax.report import figures
-programs.end_on_interrupt()
-whole = files.write_bytes
-def slowly(path, data):
-    if path.suffix == ".png":
-        print("drawing", flush=True)
-        time.sleep(0.1)
-    whole(path, data)
-files.write_bytes = slowly
-from mosaic_jax import report
-print(report.write(__import__("pathlib").Path(sys.argv[1])))
-"""
-
-
-def test_ctrl_c_while_a_report_is_written(tmp_path):
-    changes = {"method": "federated", "init__rounds": 1, "warmup__rounds": 1}
-    experiment.Experiment(tiny.study(**changes), tmp_path).run()
-    process = subprocess.Popen(
-        [sys.executable, "-c", WRITING, str(tmp_path)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout.readline() == "drawing\n"
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
-    assert (process.returncode, told) == (130, "interrupted\n")
-    assert not (tmp_path / "report.html").exists()
-    page.write(tmp_path)
-    assert (tmp_path / "report.html").exists()
 
 
 def test_a_picture_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -366,8 +168,8 @@ def test_out_of_memory_in_a_study_is_one_line(tmp_path, capsys, monkeypatch):
     def build(*_, **__):
         raise MemoryError("Unable to allocate 7.28 TiB")
 
-    monkeypatch.setattr(cli, "studies", build)
-    told = one_line(capsys, lambda: cli.run(tiny.config().to_dict(), tmp_path))
+    monkeypatch.setattr(launch, "studies", build)
+    told = one_line(capsys, lambda: launch.run(tiny.config().to_dict(), tmp_path))
     assert told.startswith("error: out of memory: Unable to allocate 7.28 TiB")
 
 

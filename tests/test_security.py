@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from mosaic_jax import errors, files
+from mosaic_jax.core import errors, files
 
 ROOT = pathlib.Path(__file__).parents[1]
 SOURCES = [

@@ -1,14 +1,30 @@
 """A study small enough for a test: real digits, two pixels' worth of network."""
 
+import functools
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from configs import digits_mosaic
-from mosaic_jax import settings
-from mosaic_jax.classifier import Classifier
-from mosaic_jax.models import norm, resnet
-from mosaic_jax.types import Client, FederatedDataset, LabelledImages
+from mosaic_jax.core import prng
+from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages, ModelState
+from mosaic_jax.fl import algorithms, parallel
+from mosaic_jax.fl.client_program import Seen, Turn
+from mosaic_jax.fl.training import Local
+from mosaic_jax.nn import norm, resnet
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.run import settings
+from mosaic_jax.stages.rounds import Rounds
+
+
+def __getattr__(name):
+    """`KEY`, made when it is asked for: processes of one study must join before."""
+    if name == "KEY":
+        return prng.root(0)
+    raise AttributeError(name)
+
 
 FIELDS = {
     "data.num_clients": 3,
@@ -79,6 +95,19 @@ def classifier(num_classes: int = 4) -> Classifier:
     return Classifier(Net(num_classes), (0.4,), (0.3,))
 
 
+def varied(network: Classifier, key) -> ModelState:
+    """A model for images of 16 x 16 grey pixels, no two of whose numbers are equal."""
+    # From clones of the key: tests draw their models from it again and again.
+    model = jax.jit(network.init, static_argnums=1)(jax.random.clone(key), (16, 16, 1))
+    leaves, structure = jax.tree.flatten(model)
+    keys = jax.random.split(jax.random.clone(key), len(leaves))
+    noise = [
+        jax.random.uniform(one, leaf.shape, minval=0.01, maxval=0.1)
+        for one, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.map(jnp.add, model, jax.tree.unflatten(structure, noise))
+
+
 def dataset(sizes: list[int], num_classes: int = 4, pad: int = 0) -> FederatedDataset:
     """Random images, `sizes[i]` for client i; index rows `pad` longer than needed."""
     np_rng = np.random.RandomState(0)
@@ -96,4 +125,53 @@ def dataset(sizes: list[int], num_classes: int = 4, pad: int = 0) -> FederatedDa
             size=jnp.asarray(sizes, jnp.int32),
             label_count=jnp.asarray(count, jnp.int32),
         ),
+    )
+
+
+LOCAL = Local(steps=3, batch_size=8, learning_rate=0.01, weight_decay=1e-3)
+
+
+def rounds(axis, algorithm=None, network=None, rates=(), **fields) -> Rounds:
+    """Rounds of all clients of `axis`, each with its rate's part of the network."""
+    algorithm = algorithm or algorithms.FedAvg()
+    network = network or classifier()
+    fields = {"local": LOCAL, "augmentation": "none", "keep_models": True} | fields
+    return Rounds(
+        algorithm=algorithm,
+        holdings=algorithm.holdings(network, axis.num_clients, tuple(rates)),
+        axis=axis,
+        **fields,
+    )
+
+
+def run_rounds(algorithm, count=2, *, data, network=None, **fields):
+    """State after `count` rounds on one device, and the losses of the last."""
+    axis = parallel.build(np.asarray(data.client.size), num_devices=1)
+    network = network or classifier()
+    program = rounds(axis, algorithm, network, **{"keep_models": False} | fields)
+    model = network.init(prng.named(prng.root(0), "model"), (16, 16, 1))
+    state = program.initial_state(model, prng.root(0))
+    step = jax.jit(functools.partial(program.run, axis.place(data), prng.root(0)))
+    for number in range(count):
+        state, loss, _ = step(state, number)
+    return state, loss
+
+
+def turn(model=None, state=(), label_count=None, number=0) -> Turn:
+    """What an algorithm's hooks see of a client in round `number`."""
+    client = Client(jnp.array(0), jnp.array([0]), jnp.array(1), label_count)
+    return Turn(model, {}, client, state, jnp.array(number), prng.root(0), LOCAL)
+
+
+def seen(**fields) -> Seen:
+    """What a loss may look at; fields as of `turn`."""
+    return Seen(turn(**fields), None, None, jnp.array(0), prng.root(0))
+
+
+def close(found, expected, rtol=1e-5):
+    """Check that two trees are equal up to rounding."""
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-5),
+        found,
+        expected,
     )

@@ -1,4 +1,4 @@
-"""Files of data sets: found, downloaded, verified; nothing unpacked or unpickled."""
+"""Archives of data sets: found, downloaded and verified; never unpacked to disk."""
 
 import contextlib
 import dataclasses
@@ -10,10 +10,11 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import tqdm
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors
 from mosaic_jax.data import limits
 
 CONNECT_SECONDS = 6.0
@@ -22,10 +23,10 @@ _BLOCK = 1 << 20
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path | str) -> Iterator[None]:
-    """For readers of archives and arrays, which raise almost anything on damaged files.
+    """Turn whatever a reader raises on a damaged file into one kind of error.
 
     Raises:
-      DataError: naming `path`, whatever was raised.
+      DataError: the body raised an exception; the message names `path`.
     """
     try:
         yield
@@ -38,13 +39,14 @@ def reading(path: pathlib.Path | str) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """A file and where it comes from.
+    """A file of a data set and where to download it.
 
     Attributes:
       name: of the file.
-      url: of its folder.
-      sha256: of the file, or of what `decode` makes of it.
-      decode: reads a file whose compression may differ between sources.
+      url: of the folder that contains it, with a final slash.
+      sha256: hex digest of the file, or of the result of `decode`.
+      decode: decompresses a file whose compression differs between sources; None: the
+        file is used as it is.
     """
 
     name: str
@@ -53,10 +55,12 @@ class Archive:
     decode: Callable[[pathlib.Path], bytes] | None = None
 
     def find(self, folders: Sequence[pathlib.Path]) -> pathlib.Path:
-        """Its path in the first of `folders` that has it, else downloaded to the first.
+        """The file's path in the first of `folders` that has it.
+
+        A file that no folder has is downloaded to the first one.
 
         Raises:
-          DataError: it is nowhere; says where to put it.
+          DataError: it cannot be downloaded; the message says where to put the file.
         """
         for folder in folders:
             if (folder / self.name).is_file():
@@ -66,10 +70,10 @@ class Archive:
         return path
 
     def content(self, path: pathlib.Path) -> bytes:
-        """Decoded content of `path`, whose sha256 must match.
+        """Decoded and verified content of the file at `path`.
 
         Raises:
-          DataError: it does not, or cannot be read.
+          DataError: it cannot be read, or its sha256 does not match.
         """
         with reading(path):
             content = self.decode(path) if self.decode else limits.read(path)
@@ -77,7 +81,7 @@ class Archive:
         return content
 
     def verify(self, path: pathlib.Path) -> None:
-        """Check the sha256 of `path`, block by block where nothing is decoded.
+        """Check the sha256 of the file at `path`; a big one is not read into memory.
 
         Raises:
           DataError: it does not match.
@@ -96,10 +100,13 @@ def _compare(found: str, expected: str, path: pathlib.Path) -> None:
 
 
 def download(archive: Archive, path: pathlib.Path) -> None:
-    """Fetch an archive to `path` with a progress bar; a broken one goes on.
+    """Download an archive to `path`, with a progress bar.
+
+    An interrupted download is resumed by the next call.
 
     Raises:
-      DataError: it cannot be fetched, or its sha256 is wrong; then nothing is kept.
+      DataError: it cannot be downloaded, or its sha256 is wrong; in the latter case the
+        file is deleted.
     """
     partial, url = path.with_name(path.name + ".partial"), archive.url + archive.name
     try:
@@ -136,9 +143,12 @@ def download(archive: Archive, path: pathlib.Path) -> None:
     partial.replace(path)
 
 
-def _connect(url: str, done: int):
-    """Open `url` from byte `done` on; name look-ups ignore urlopen's own limit."""
-    answer = []
+def _connect(url: str, done: int) -> Any:
+    """Response to a request for `url` from byte `done` on.
+
+    A thread keeps the time limit: urlopen's own does not cover the look-up of names.
+    """
+    answer: list[Any] = []
     request = urllib.request.Request(url)
     if done:
         request.add_header("Range", f"bytes={done}-")
@@ -147,7 +157,7 @@ def _connect(url: str, done: int):
         try:
             answer.append(urllib.request.urlopen(request, timeout=CONNECT_SECONDS))
         except urllib.error.HTTPError as error:
-            # 416: nothing is left to fetch, or the file has changed: from the start.
+            # 416: all bytes are here already, or the file has changed: start anew.
             answer.append(_connect(url, 0) if error.code == 416 else error)
         except OSError as error:
             answer.append(error)
@@ -164,9 +174,9 @@ def _connect(url: str, done: int):
 def members(
     path: pathlib.Path, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the wanted files in a tar or zip archive, in its order.
+    """Names and contents of the files in a tar or zip archive that `wanted(name)`.
 
-    Names are only compared, never used as paths.
+    They come in the archive's order. Names are only compared, never used as paths.
 
     Raises:
       DataError: the archive cannot be read, or a file does not fit in memory.
@@ -183,11 +193,13 @@ def members(
             for member in archive:
                 if member.isfile() and wanted(member.name):
                     limits.check(f"{path}: {member.name}", member.size)
-                    yield member.name, archive.extractfile(member).read()
+                    file = archive.extractfile(member)
+                    assert file is not None  # None is for folders and devices alone
+                    yield member.name, file.read()
 
 
 def read_members(path: pathlib.Path, names: Sequence[str]) -> list[bytes]:
-    """Contents of the files `names` of an archive.
+    """Contents of the files `names` of an archive, in the order of `names`.
 
     Raises:
       DataError: one is missing, or the archive cannot be read.

@@ -1,4 +1,4 @@
-"""A data set as arrays, and what networks must know of it."""
+"""A data set as arrays, and the properties of it that networks depend on."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -7,20 +7,26 @@ import jax
 import numpy as np
 from PIL import Image
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors
 
 IMAGE_SIZES = (16, 32, 64)
-# A confusion matrix holds their square.
+# A confusion matrix has this number squared of entries.
 MOST_CLASSES = 10_000
-# Most images, and most numbers in them, that are worked on at once.
+# Limits of how many images, and how many numbers in them, are converted at once.
 _CHUNK, _CHUNK_NUMBERS = 10_000, 1 << 23
 
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What a classifier and a generator must know of a data set.
+    """Properties of a data set that classifiers and generators depend on.
 
-    `mean` and `std` per channel where black is 0 and white is 1.
+    Attributes:
+      num_classes: K.
+      image_size: height and width in pixels, one of `IMAGE_SIZES`.
+      channels: D, 1 for grey and 3 for RGB.
+      mean: of the images, per channel, where black is 0 and white is 1.
+      std: standard deviation, likewise.
+      augmentation: of training images, a name of `augment.AUGMENTATIONS`.
     """
 
     num_classes: int
@@ -32,18 +38,18 @@ class Info:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, D)."""
+        """Height, width and channels (H, W, D)."""
         return (self.image_size, self.image_size, self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Images uint8 [N, H, W, D] and labels int32 [N], for training and for test.
+    """Images uint8 [N, H, W, D] and labels int32 [N] for training and for testing.
 
-    Labels of any integer type are taken.
+    Labels may be given in any integer type.
 
     Raises:
-      DataError: labels are no integers or not in [0, MOST_CLASSES).
+      DataError: labels are not integers in [0, MOST_CLASSES).
     """
 
     train_image: np.ndarray
@@ -52,7 +58,7 @@ class Arrays:
     test_label: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check the labels, then cast them: the only place where that is done."""
+        """Check the labels, then convert them: the only place where that is done."""
         for part in ("train", "test"):
             name = f"{part}_label"
             label = np.asarray(getattr(self, name))
@@ -66,10 +72,11 @@ class Arrays:
 
 
 def describe(arrays: Arrays) -> Info:
-    """The `Info` of a user's own data: what it shows; no augmentation.
+    """The `Info` of a user's own data, measured on it; without augmentation.
 
     Raises:
-      DataError: most classes, 0 up to the highest label, have no training image.
+      DataError: more than half of the classes, counted up to the highest label, have no
+        training image.
     """
     label = np.concatenate([arrays.train_label, arrays.test_label])
     num_classes = int(label.max()) + 1
@@ -92,9 +99,9 @@ def describe(arrays: Arrays) -> Info:
 
 
 def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [D] of uint8 [N, H, W, D], white being 1.
+    """Mean and standard deviation [D] of uint8 images [N, H, W, D], where white is 1.
 
-    By how often each byte occurs: exact, and without a copy of the images as floats.
+    Computed from histograms: exact, and without a copy of the images as floats.
     """
     count = np.zeros((image.shape[-1], 256), np.int64)
     for chunk in _chunks(image):
@@ -107,18 +114,18 @@ def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _chunks(image: np.ndarray) -> Iterator[np.ndarray]:
-    """Images a few at a time, so that copies of them as floats stay small."""
+    """Split images into parts whose copies as floats are small."""
     at_once = min(_CHUNK, max(1, _CHUNK_NUMBERS // max(1, image[:1].size)))
     for start in range(0, len(image), at_once):
         yield image[start : start + at_once]
 
 
 def absent(train_count: np.ndarray, test_count: np.ndarray) -> str:
-    """What to tell of classes without training images; "" where there are none.
+    """A message about classes without training images; "" where there are none.
 
     Args:
-      train_count: [K] training images of each class.
-      test_count: [K] test images.
+      train_count: [K] int, training images of each class.
+      test_count: [K] int, test images of each class.
     """
     missing = np.flatnonzero(train_count == 0)
     if not len(missing):
@@ -145,10 +152,12 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
 
 
 def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
-    """Images uint8 [H, W, D] of any sizes as [N, *image_shape], grey ones repeated.
+    """Images uint8 [H, W, D] of any sizes as one array [N, *info.image_shape].
+
+    Grey images are repeated over the channels.
 
     Raises:
-      DataError: there are none, or of another type.
+      DataError: there are no images, or they are not uint8.
     """
     if {image.dtype for image in images} != {np.dtype(np.uint8)}:
         found = ", ".join(sorted({str(image.dtype) for image in images})) or "none"

@@ -1,48 +1,57 @@
-"""Image arithmetic inside the jitted step.
+"""Conversions and augmentations of images, for use within jitted functions.
 
-Everything outside a classifier lives in [-1, 1], real images and generated ones
-alike; a classifier normalises on entry.
+Images outside of a classifier are signed, in [-1, 1], real and generated ones alike; a
+classifier normalises its input itself.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax import shapes
-from mosaic_jax.types import Array
-
-AUGMENTATIONS = ("none", "crop_flip")
+from mosaic_jax.core import shapes
+from mosaic_jax.core.types import Array
 
 
 def to_signed(image: Array) -> Array:
-    """uint8 [...] to float32 in [-1, 1]."""
+    """Images uint8 [...] as float32 in [-1, 1]."""
     return image.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(image: Array) -> Array:
-    """Inverse of `to_signed`, rounding."""
+    """Inverse of `to_signed`, with rounding."""
     return jnp.clip(jnp.round((image + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
 
 def normalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """Signed images [..., D] to zero mean and unit deviation of the data set.
+    """Standardise signed images by the moments of their data set.
 
-    `mean` and `std` [D] are on the scale where black is 0 and white is 1.
+    Args:
+      image: [..., D] float32 in [-1, 1].
+      mean: [D], on the scale where black is 0 and white is 1.
+      std: [D], standard deviation on the same scale.
     """
-    mean, std = (shapes.last(jnp.array(each), image.ndim) for each in (mean, std))
-    return ((image + 1) / 2 - mean) / std
+    centre, spread = (shapes.last(jnp.array(each), image.ndim) for each in (mean, std))
+    return ((image + 1) / 2 - centre) / spread
 
 
 def denormalise(image: Array, mean: tuple[float, ...], std: tuple[float, ...]) -> Array:
-    """Inverse of `normalise`."""
-    mean, std = (shapes.last(jnp.array(each), image.ndim) for each in (mean, std))
-    return 2 * (image * std + mean) - 1
+    """Inverse of `normalise`.
+
+    Args:
+      image: [..., D] float32, standardised.
+      mean: [D], on the scale where black is 0 and white is 1.
+      std: [D], standard deviation on the same scale.
+    """
+    centre, spread = (shapes.last(jnp.array(each), image.ndim) for each in (mean, std))
+    return 2 * (image * spread + centre) - 1
 
 
 def crop_flip(key: Array, image: Array, *, padding: int = 4) -> Array:
-    """Random crop of the black-padded image, then a mirror image half of the time.
+    """Random crop of each black-padded image, mirrored with probability 1/2.
 
     Args:
-      key: typed key.
+      key: random key.
       image: [B, H, W, D] float32 in [-1, 1].
       padding: pixels added on each side before the crop.
     """
@@ -55,9 +64,13 @@ def crop_flip(key: Array, image: Array, *, padding: int = 4) -> Array:
 def translate(
     key: Array, image: Array, *, pixels: int, black: float | Array = -1.0
 ) -> Array:
-    """Shift each image [B, H, W, D] by up to `pixels` each way; `black` enters.
+    """Shift each image by a random number of pixels in both directions.
 
-    `black` [] or [D] is that of the images' range; by default they are signed.
+    Args:
+      key: random key.
+      image: [B, H, W, D] float32.
+      pixels: the largest shift each way.
+      black: [] or [D], fills what the shift uncovers; -1 is black of signed images.
     """
     count, height, width, depth = image.shape
     shape = (count, height + 2 * pixels, width + 2 * pixels, depth)
@@ -73,6 +86,19 @@ def translate(
     return jax.vmap(crop)(padded, offset)
 
 
+# (key, signed images [B, H, W, D]) -> images of the same shape.
+AUGMENTATIONS: dict[str, Callable[[Array, Array], Array]] = {
+    "none": lambda key, image: image,
+    "crop_flip": crop_flip,
+}
+
+
 def augment(name: str, key: Array, image: Array) -> Array:
-    """Apply the augmentation called `name`, one of `AUGMENTATIONS`."""
-    return crop_flip(key, image) if name == "crop_flip" else image
+    """Augment images.
+
+    Args:
+      name: one of `AUGMENTATIONS`.
+      key: random key.
+      image: [B, H, W, D] float32 in [-1, 1].
+    """
+    return AUGMENTATIONS[name](key, image)

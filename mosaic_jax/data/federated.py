@@ -1,28 +1,88 @@
-"""A data set split over clients, with the held-out sets to measure on."""
+"""A data set split over clients, with held-out sets to evaluate on."""
 
 import dataclasses
 import logging
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from mosaic_jax import errors, files, settings, trees
-from mosaic_jax.data import partition, sources
+from mosaic_jax.core import errors, files, schema, trees
+from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
+from mosaic_jax.data import augment, partition, sources
 from mosaic_jax.data.arrays import Arrays, Info, absent
-from mosaic_jax.types import Client, FederatedDataset, LabelledImages
 
 _log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class StudyData:
-    """Everything that a study reads, in host memory.
+class Data(schema.Group):
+    """Data set and its split over clients."""
 
-    `held_out` has "test" and, where images were held out, "validation". `test_index`
-    [C, M'] deals the test images evenly to the clients, for the accuracy
-    of a client's own model; `parts` and `sha256` are the split over clients, in
-    numbers of the images left for training; `content_sha256` is over all of it: what
-    networks know of the images, those left for training, the held-out sets, the split.
+    name: str = schema.component(
+        sources.SOURCES, default="cifar10", meaning="the data set"
+    )
+    dir: str = schema.anything(
+        default="data",
+        meaning="archives are looked for, downloaded and cached here; of folder and"
+        " npz: your images",
+    )
+    augmentation: str = schema.one_of(
+        ("auto", *augment.AUGMENTATIONS),
+        default="auto",
+        meaning="of training images; auto: as is usual for the data set",
+    )
+    split: str = schema.one_of(
+        (*partition.MODES, "file"),
+        default="dirichlet_unbalanced",
+        meaning="how images are dealt to clients",
+    )
+    split_file: str = schema.anything(
+        default="",
+        meaning="of split file: JSON as a run's split.json, or CSV: client, index",
+    )
+    num_clients: int = schema.at_least(1, default=10, meaning="number of clients")
+    alpha: float = schema.above(
+        0, default=0.01, meaning="Dirichlet concentration; smaller: clients differ more"
+    )
+    split_seed: int = schema.at_least(
+        0,
+        default=5363,
+        meaning="added to the study's seed; with seed 0: the published CIFAR-10 split",
+    )
+    max_images: int = schema.at_least(
+        0, default=0, meaning="> 0: train on a random subset of this size"
+    )
+    validation: float = schema.below_one(
+        default=0.0, meaning="share of the training images that no client gets"
+    )
+
+    def problems(self, study: Any) -> Iterator[str]:
+        """A split file must be given if the split is read from one, and only then."""
+        del study
+        if (self.split == "file") != bool(self.split_file):
+            yield (
+                f"data.split_file = {self.split_file!r}: must be a path for"
+                " data.split = 'file', and '' otherwise"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyData:
+    """All data of a study, in host memory.
+
+    Attributes:
+      info: what networks depend on.
+      clients: training images, split over clients.
+      held_out: "test" images and, if some were held out, "validation" images.
+      test_index: [C, M'] int, test images dealt evenly to the clients, for the accuracy
+        of a client's own model.
+      parts: numbers of each client's training images.
+      label_count: [C, K] int, training images of each class at each client.
+      sha256: hex digest of the split.
+      content_sha256: hex digest of everything above: `info`, all images and labels, the
+        split.
     """
 
     info: Info
@@ -35,20 +95,27 @@ class StudyData:
     content_sha256: str
 
 
-def load(config: settings.Data, seed: int) -> StudyData:
-    """Load, hold out validation images, split.
+def load(config: Data, seed: int) -> StudyData:
+    """Load a data set, hold out validation images and split the rest over clients.
 
     Raises:
-      DataError: the data are missing or damaged, or the split cannot be met.
+      ConfigError: there is no data set of that name.
+      DataError: the data are missing or damaged, or there is no such split.
     """
     return build(config, seed, *sources.load(config.name, config.dir))
 
 
-def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
-    """`load` from arrays at hand.
+def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
+    """Like `load`, for a data set that is already in memory.
+
+    Args:
+      config: settings of data set and split.
+      seed: of the study; splits depend on `config.split_seed` + `seed`.
+      info: properties of the data set.
+      arrays: its images and labels.
 
     Raises:
-      DataError: they do not fit `info`, or the split cannot be met.
+      DataError: the arrays contradict `info`, or there is no such split.
     """
     sources.check(config.name, info, arrays)
     if config.augmentation != "auto":
@@ -85,13 +152,13 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
         )
     label_count = partition.label_counts(label, parts, info.num_classes)
     test_count = np.bincount(arrays.test_label, minlength=info.num_classes)
-    if told := absent(label_count.sum(0), test_count):
-        _log.warning("the clients hold %s", told)
+    if message := absent(label_count.sum(0), test_count):
+        _log.warning("the clients hold %s", message)
     order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
-    share = len(order) // config.num_clients
+    per_client = len(order) // config.num_clients
     train, sha256 = LabelledImages(image, label), partition.digest(parts)
-    test_index = order[: share * config.num_clients].reshape(-1, share)
-    # Whatever a stage can see of the data.
+    test_index = order[: per_client * config.num_clients].reshape(-1, per_client)
+    # Everything that a stage can read of the data.
     content = {
         "info": dataclasses.asdict(info),
         "images": trees.digest({"train": train, "test_index": test_index, **sets}),
@@ -113,37 +180,38 @@ def build(config: settings.Data, seed: int, info: Info, arrays: Arrays) -> Study
         parts=parts,
         label_count=label_count,
         sha256=sha256,
-        content_sha256=settings.digest(content),
+        content_sha256=schema.digest(content),
     )
 
 
 def save_split(path: pathlib.Path, data: StudyData) -> None:
-    """Write the split as JSON: hash, label counts and image numbers per client.
+    """Write the split as JSON: digest, label counts and image numbers per client.
 
-    The labels of the held-out sets are there too: a report needs no images.
+    The labels of the held-out sets are included, so that a report needs no images.
     """
     content = {
         "sha256": data.sha256,
         "label_counts": data.label_count.tolist(),
         "clients": [part.tolist() for part in data.parts],
         "held_out_labels": {
-            name: images.label.tolist() for name, images in data.held_out.items()
+            name: np.asarray(images.label).tolist()
+            for name, images in data.held_out.items()
         },
     }
     files.write_json(path, content, indent=None)
 
 
 def padded(data: StudyData, length: int) -> StudyData:
-    """`data` with index rows of `length`: what is past a client's images is not read."""
+    """`data` with index rows padded to `length`; the padding is never read."""
     client = data.clients.client
     missing = length - client.index.shape[1]
-    index = np.pad(client.index, [(0, 0), (0, missing)], mode="wrap")
+    index = np.pad(np.asarray(client.index), [(0, 0), (0, missing)], mode="wrap")
     clients = data.clients.replace(client=client.replace(index=index))
     return dataclasses.replace(data, clients=clients)
 
 
 def of_clients(data: StudyData, members: np.ndarray) -> StudyData:
-    """`data` of the clients `members` [m] int alone; their numbers stay."""
+    """`data` of the clients `members` [m] int only, which keep their numbers."""
     client = trees.take(data.clients.client, members)
     return dataclasses.replace(
         data,
@@ -154,13 +222,11 @@ def of_clients(data: StudyData, members: np.ndarray) -> StudyData:
     )
 
 
-
-
 def _padded(parts: list[np.ndarray]) -> np.ndarray:
-    """Rows of equal length: each client's image numbers, repeated past the longest.
+    """Each client's image numbers, repeated to rows of equal length.
 
-    Lengths are multiples of half a client's fair share, so that the splits of several
-    seeds mostly have the same shape and share their compiled programs.
+    The length is a multiple of half the mean number of images per client, so that the
+    splits of several seeds mostly have the same shape and share compiled programs.
     """
     longest = max(len(part) for part in parts)
     unit = max(1, sum(len(part) for part in parts) // len(parts) // 2)

@@ -1,4 +1,4 @@
-"""Arrays in idx and npz files: headers first, and what they claim, then the numbers."""
+"""Arrays in idx and npz files, read only after their headers were checked."""
 
 import dataclasses
 import gzip
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors
 from mosaic_jax.data import limits
 from mosaic_jax.data.archives import reading
 
-# Readers of the header of an npy file by its version.
+# Functions that read the header of an npy file, by version of the format.
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -21,25 +21,25 @@ _HEADERS = {
 
 
 def gunzip_idx(path: pathlib.Path) -> bytes:
-    """A gzipped idx file, unpacked as far as its header says that it goes.
+    """Decompress an idx file, no further than its header says that the array goes.
 
     Raises:
-      DataError: it is something else, or claims more than fits in memory.
+      DataError: it is not such a file, or the array would not fit in memory.
     """
     with reading(path), gzip.open(path) as file:
         header = file.read(4)
         header += file.read(4 * _idx_rank(header))
         size = math.prod(_idx_shape(header))
         limits.check(path, size)
-        # One byte past the end is one too many, which the array's reader tells.
+        # A byte past the end, if there is one, makes `idx` refuse the content.
         return header + file.read(size + 1)
 
 
 def idx(path: pathlib.Path, content: bytes) -> np.ndarray:
-    """Array of an idx file: magic (0, 0, 8 = uint8, rank), big-endian sizes, bytes.
+    """The uint8 array of an idx file: bytes 0, 0, 8, rank, big-endian sizes, values.
 
     Raises:
-      DataError: it is something else; names `path`.
+      DataError: `content` is something else; the message names `path`.
     """
     with reading(path):
         shape = _idx_shape(content)
@@ -64,22 +64,22 @@ def _idx_shape(content: bytes) -> tuple[int, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-    """What an npy file says of its array before the array comes."""
+    """Shape and type of an array, as the header of an npy file gives them."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole array."""
+        """Bytes of the whole array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def npz_headers(path: pathlib.Path) -> dict[str, Header]:
-    """Shape and type of each array of an npz file; no array is unpacked.
+    """Shape and type of each array of an npz file by name; no array is read.
 
     Raises:
-      DataError: it cannot be read, or a header does not fit its array.
+      DataError: the file cannot be read, or a header contradicts the size of its array.
     """
     found = {}
     with reading(path):
@@ -97,10 +97,10 @@ def npz_headers(path: pathlib.Path) -> dict[str, Header]:
 
 
 def read_npz(path: pathlib.Path, names: Sequence[str]) -> dict[str, np.ndarray]:
-    """The arrays `names` of an npz file, and no others.
+    """The arrays `names` of an npz file; others are not read.
 
     Raises:
-      DataError: it cannot be read, or they are missing or do not fit in memory.
+      DataError: the file cannot be read, or arrays are missing or do not fit in memory.
     """
     headers = npz_headers(path)
     for name in names:

@@ -1,4 +1,4 @@
-"""Image files of every mode and bit depth as bytes per channel."""
+"""Decoding of image files of any mode and bit depth to 8 bits per channel."""
 
 import concurrent.futures
 import io
@@ -6,27 +6,32 @@ import pathlib
 from collections.abc import Iterable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
-from mosaic_jax import errors
-from mosaic_jax.data import limits
+from mosaic_jax.core import errors
 
 FILES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm"),
     *(".tif", ".tiff"),
 )
-# Entries of a TIFF's directory.
+# Tags of TIFF files.
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
 def decode(content: bytes, size: int, mode: str = "RGB") -> np.ndarray:
-    """An image file as uint8 [size, size, D]; D is 1 for mode "L", 3 for "RGB".
+    """Decode and resize an image file to uint8 [size, size, D].
 
-    Transparent pixels lie on white; more than 8 bits are scaled by the format's range.
+    Transparent pixels become white; values of more than 8 bits are scaled by the range
+    of the format.
+
+    Args:
+      content: bytes of the file.
+      size: height and width of the result in pixels.
+      mode: "RGB" (D = 3) or "L" for grey (D = 1).
 
     Raises:
-      OSError, ValueError and others: it is no image that can be read.
+      OSError, ValueError and others: the file is not an image that can be decoded.
     """
     with Image.open(io.BytesIO(content)) as file:
         image = _eight_bit(file).convert(mode)
@@ -35,20 +40,20 @@ def decode(content: bytes, size: int, mode: str = "RGB") -> np.ndarray:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """`image` in a mode of 8 bits, or 1, per channel, and opaque.
+    """`image` as an opaque one of at most 8 bits per channel.
 
     Raises:
-      ValueError: black and white of its numbers are not known, or it goes past them.
+      ValueError: the range of its values is not known, or values are out of range.
     """
     tags = getattr(image, "tag_v2", {})
     if _SIGNED in tags.get(_SAMPLE_FORMAT, ()):
         raise ValueError("signed integers: must be unsigned, of 8 or 16 bits")
-    # "I", "I;16" and its like, "F"; the numbers of all others are bytes or bits.
+    # Modes "I", "I;16..." and "F" have more than 8 bits, all others 8 or 1.
     if image.mode[0] not in "IF":
         return _opaque(image)
     array, white = np.asarray(image), _white(image)
     low, high = array.min(), array.max()
-    # Of what is not a number neither holds.
+    # Written so that NaN fails as well.
     if not (low >= 0 and high <= white):
         raise ValueError(
             f"values {low:g}..{high:g} of mode {image.mode}: must be 0..{white:g}"
@@ -62,14 +67,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _white(image: Image.Image) -> float:
-    """What white is in an image of more than 8 bits; black is 0.
+    """The value of white in an image of more than 8 bits; black is 0.
 
     Raises:
-      ValueError: its format does not say.
+      ValueError: its format does not define one.
     """
     if image.mode == "F":
         return 1.0
-    if image.format == "TIFF" and image.mode != "I":
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.mode != "I":
         return 2.0 ** image.tag_v2[_BITS][0] - 1
     if image.format in ("PNG", "PPM"):
         return 2.0**16 - 1
@@ -82,7 +87,7 @@ def _white(image: Image.Image) -> float:
 def _opaque(image: Image.Image) -> Image.Image:
     if "transparency" not in image.info and not image.mode.lower().endswith("a"):
         return image
-    # Premultiplied ones have one way out.
+    # Pillow converts premultiplied modes to no others than these.
     straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
     image = (image.convert(straight) if straight else image).convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -91,10 +96,18 @@ def _opaque(image: Image.Image) -> Image.Image:
 def decode_all(
     files: Iterable[tuple[str, bytes]], size: int, mode: str
 ) -> Iterable[np.ndarray]:
-    """Images in order, decoded by all cores, a few hundred files in memory at a time.
+    """Decode image files on all cores, with a few hundred of them in memory at a time.
+
+    Args:
+      files: names and contents.
+      size: height and width of the results in pixels.
+      mode: "RGB" (D = 3) or "L" for grey (D = 1).
+
+    Returns:
+      uint8 [size, size, D] of each file, in order.
 
     Raises:
-      DataError: one is no image; names it.
+      DataError: a file cannot be decoded; the message names it.
     """
 
     def one(entry: tuple[str, bytes]) -> np.ndarray:
@@ -103,7 +116,7 @@ def decode_all(
         except MemoryError:
             raise
         except Exception as error:
-            raise _no_image(entry[0], error) from error
+            raise _not_an_image(entry[0], error) from error
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         waiting: list[concurrent.futures.Future] = []
@@ -116,17 +129,17 @@ def decode_all(
 
 
 def look_at(path: pathlib.Path) -> tuple[int, bool]:
-    """Longer side of an image file and whether it is grey; its header is read.
+    """Longer side of an image file in pixels, and whether it is grey, from its header.
 
     Raises:
-      DataError: it is no image.
+      DataError: the file is not an image.
     """
     try:
         with Image.open(path) as image:
             return max(image.size), Image.getmodebase(image.mode) == "L"
     except Exception as error:
-        raise _no_image(path, error) from error
+        raise _not_an_image(path, error) from error
 
 
-def _no_image(path: pathlib.Path | str, error: Exception) -> errors.DataError:
+def _not_an_image(path: pathlib.Path | str, error: Exception) -> errors.DataError:
     return errors.DataError(f"{path}: no image: {errors.reason(error)}")

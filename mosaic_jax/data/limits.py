@@ -1,17 +1,17 @@
-"""What may be read into memory: regular files, and no more than there is room for."""
+"""Limits of what is read into memory: regular files that fit into it."""
 
 import os
 import pathlib
 import re
 import stat
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors
 
-# What is read is copied once on its way: split off, resized, put on a device.
+# Data are copied once after they are read: split, resized or put on a device.
 COPIES = 2
-# Up to here a look at what is free takes longer than reading.
+# Below this many bytes, checking takes longer than reading.
 _SMALL = 1 << 24
-# Of control groups, version 2 and 1: folder, limit, use, the part of it that is cache.
+# Files of control groups, version 2 and 1: folder, limit, usage, the cache within it.
 _GROUPS = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -19,8 +19,10 @@ _GROUPS = (
 
 
 def available() -> int:
-    """Bytes that this process may still take: the machine's, its control groups', its
-    own limit, whichever is the least."""
+    """Bytes of memory that this process may still use.
+
+    The least of what the machine, the control groups and the process's own limit leave.
+    """
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     proc = pathlib.Path("/proc")
     if meminfo := _number(proc / "meminfo", r"MemAvailable:\s+(\d+) kB"):
@@ -33,7 +35,7 @@ def available() -> int:
 
 
 def _left_to_groups(listing: pathlib.Path, root: pathlib.Path) -> list[int]:
-    """What this process's control groups, and those that hold them, have left."""
+    """Bytes left in the control groups of this process and in their parents."""
     found = []
     for line in _text(listing).splitlines():
         _, controllers, name = line.split(":", 2)
@@ -62,7 +64,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def check(what: pathlib.Path | str, num_bytes: int) -> None:
-    """Check, by what a header claims, that there is room for `what`.
+    """Check that there is memory for `what`, whose header announces `num_bytes`.
 
     Raises:
       DataError: there is not.
@@ -78,11 +80,11 @@ def check(what: pathlib.Path | str, num_bytes: int) -> None:
 
 
 def regular(path: pathlib.Path) -> None:
-    """Check that `path` is a regular file: from a pipe or a device there may be no end.
+    """Check that `path` is a regular file; reading a pipe or device might never end.
 
     Raises:
       DataError: it is something else.
-      OSError: it is missing or may not be seen.
+      OSError: it is missing or not accessible.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise errors.DataError(f"{path}: must be a regular file")
@@ -92,8 +94,8 @@ def read(path: pathlib.Path) -> bytes:
     """The content of a regular file.
 
     Raises:
-      DataError: it is none, or does not fit in memory.
-      OSError: it is missing or may not be read.
+      DataError: it is not a regular file, or does not fit in memory.
+      OSError: it is missing or not readable.
     """
     regular(path)
     check(path, path.stat().st_size)

@@ -1,30 +1,31 @@
-"""A user's own images: a folder of files, or arrays."""
+"""A user's own data set: a folder of image files, or arrays in an npz file."""
 
 import logging
 import pathlib
 
 import numpy as np
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors
 from mosaic_jax.data import formats, images, limits
 from mosaic_jax.data.arrays import Arrays, nearest_size, resize
 from mosaic_jax.data.formats import Header
 
 _log = logging.getLogger(__name__)
 
-# Share of the images that is held out for the test where no test set is there.
+# Fraction of the images that is held out for testing where there is no test set.
 TEST_SHARE = 0.2
 
 
 def folder(directory: pathlib.Path) -> Arrays:
-    """A user's images: one sub-folder a class, or such in `train` and `test`.
+    """Read a folder with one sub-folder of images per class.
 
-    Images are resized to 16, 32 or 64 pixels, whichever is nearest to their median
-    side; they are grey only if all are. Classes are numbered in the order of their
-    names, those of the test set among them.
+    The sub-folders may also lie in two folders, `train` and `test`; otherwise a fifth
+    of each class is held out for testing. Images are resized to 16, 32 or 64 pixels,
+    whichever is nearest to their median side; they are grey only if all of them are.
+    Classes are numbered in the order of their names, over training and test sets.
 
     Raises:
-      DataError: it is no such folder, or a file in it is no image.
+      DataError: it is not such a folder, or a file in it is not an image.
     """
     if not directory.is_dir():
         raise errors.DataError(f"data.dir = {directory}: must be a folder of images")
@@ -56,12 +57,12 @@ def folder(directory: pathlib.Path) -> Arrays:
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
-    """Sub-folders; hidden ones are other programs'."""
+    """Sub-folders, without the hidden ones, which other programs create."""
     return [p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")]
 
 
 def _regular(path: pathlib.Path) -> bool:
-    """Whether `path` is a file to read; from a pipe or a device there may be no end."""
+    """Whether `path` is a regular file; reading a pipe or device might never end."""
     if path.is_file():
         return True
     _log.warning("%s: no regular file: left out", path)
@@ -69,13 +70,13 @@ def _regular(path: pathlib.Path) -> bool:
 
 
 def npz(path: pathlib.Path) -> Arrays:
-    """A user's arrays: uint8 images [N, H, W] or [N, H, W, D], integer labels [N].
+    """Read an npz file of uint8 images [N, H, W] or [N, H, W, D], integer labels [N].
 
-    Names are x_train, y_train and, if there is a test set, x_test, y_test; others are
-    not read.
+    The arrays are called x_train and y_train, and x_test and y_test if there is a test
+    set; others are not read.
 
     Raises:
-      DataError: there is no such file, or an array in it is missing or something else.
+      DataError: there is no such file, or an array is missing or of another type.
     """
     if not path.is_file():
         raise errors.DataError(f"data.dir = {path}: must be an npz file")
@@ -124,7 +125,7 @@ def _check(path: pathlib.Path, image: Header, label: Header) -> None:
 
 
 def _held_out(label: np.ndarray) -> np.ndarray:
-    """[N] bool: a fixed share of each class, for the test."""
+    """A fixed fraction of each class, for testing, [N] bool."""
     np_rng, result = np.random.RandomState(0), np.zeros(len(label), bool)
     for k in np.unique(label):
         members = np_rng.permutation(np.flatnonzero(label == k))

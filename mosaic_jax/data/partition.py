@@ -1,16 +1,16 @@
-"""Splits of a labelled data set over clients (host side, NumPy only)."""
+"""Splits of a labelled data set over clients (in host memory, with NumPy only)."""
 
 import csv
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
-from mosaic_jax import errors, files
+from mosaic_jax.core import errors, files
 from mosaic_jax.data import limits
 
-MODES = ("iid", "dirichlet_unbalanced", "dirichlet_balanced")
 MIN_SIZE = 10
 MAX_TRIES = 1000
 
@@ -18,24 +18,24 @@ MAX_TRIES = 1000
 def split(
     labels: np.ndarray, *, mode: str, num_clients: int, alpha: float, seed: int
 ) -> list[np.ndarray]:
-    """Divide images over clients.
+    """Divide images over clients (Dirichlet splits as by Hsu et al., 2019).
 
     Args:
       labels: [N] integers, 0..K-1.
-      mode: "iid" (equal random shares), "dirichlet_unbalanced" (per class, shares
-        over the clients from Dir(alpha); a client that already holds N / num_clients
-        images gets no more; redrawn until each has 10), or "dirichlet_balanced"
-        (client i draws N / num_clients images without replacement, class weights
-        from Dir(alpha)).
+      mode: a name of `MODES`: "iid" (equal random parts), "dirichlet_unbalanced" (each
+        class is divided in proportions from Dir(alpha) over the clients; a client that
+        already has N / num_clients images gets no more; drawn again until each has at
+        least 10), or "dirichlet_balanced" (each client draws N / num_clients images
+        without replacement, with class weights from Dir(alpha)).
       num_clients: C >= 1.
       alpha: Dirichlet concentration, > 0; the smaller, the more the clients differ.
-      seed: of NumPy's legacy RandomState, which the published splits come from.
+      seed: of NumPy's legacy RandomState, with which the published splits were made.
 
     Returns:
-      C arrays of image numbers, disjoint.
+      C disjoint arrays of image numbers.
 
     Raises:
-      DataError: the split cannot be met; the message says which setting to change.
+      DataError: there is no such split; the message says which setting to change.
     """
     labels = np.asarray(labels)
     if num_clients > len(labels):
@@ -50,32 +50,36 @@ def split(
     ):
         if not least <= value <= most:
             raise errors.DataError(f"{field} = {value}: must be in [{least}, {most}]")
-    np_rng = np.random.RandomState(seed)
-    if mode == "iid":
-        return np.array_split(np_rng.permutation(len(labels)), num_clients)
-    if mode == "dirichlet_unbalanced":
-        return _unbalanced(labels, num_clients, alpha, np_rng)
-    if mode == "dirichlet_balanced":
-        return _balanced(labels, num_clients, alpha, np_rng)
-    raise errors.DataError(f"data.split = {mode!r}: must be one of {', '.join(MODES)}")
+    if mode not in MODES:
+        known = ", ".join(MODES)
+        raise errors.DataError(f"data.split = {mode!r}: must be one of {known}")
+    return MODES[mode](labels, num_clients, alpha, np.random.RandomState(seed))
 
 
 def read(
     path: str | pathlib.Path, *, num_images: int, num_clients: int
 ) -> list[np.ndarray]:
-    """A split from a file: numbers of training images for each client.
+    """Read a split from a file: numbers of training images for each client.
 
-    JSON with a list of lists under "clients", as `split.json` of a run directory has
-    it, or CSV with the columns client and index. Clients of a CSV are numbered in the
-    order of their names, by number where all are numbers.
+    The file is JSON with a list of lists under "clients", such as the `split.json` of a
+    run directory, or CSV with the columns client and index. Clients of a CSV are
+    numbered in the order of their names, numerically if all names are numbers.
+
+    Args:
+      path: of the file.
+      num_images: N; image numbers must be below it.
+      num_clients: C, that the file must have.
+
+    Returns:
+      C disjoint arrays of image numbers.
 
     Raises:
-      DataError: it cannot be read, or a client is empty, or an image is not there or
-        twice; or the number of clients is not `num_clients`.
+      DataError: the file cannot be read, the number of clients differs, a client is
+        empty, or an image number is out of range or repeated.
     """
     path = pathlib.Path(path)
     try:
-        # Excel's "CSV UTF-8" begins with a mark of the byte order.
+        # Excel's "CSV UTF-8" begins with a byte order mark.
         text = limits.read(path).decode("utf-8-sig")
         clients = _csv(text) if path.suffix.lower() == ".csv" else _json(text)
         parts = [np.array(part, dtype=object) for part in clients]
@@ -111,7 +115,7 @@ def read(
 
 def _json(text: str) -> list[list[int]]:
     content = json.loads(text)
-    # A run's own split tells when it was damaged.
+    # The split of a run has a checksum.
     if files.CHECKSUM in content:
         content = files.unseal(content)
     return content["clients"]
@@ -128,7 +132,17 @@ def _csv(text: str) -> list[list[int]]:
     return [clients[name] for name in sorted(clients, key=int if numbers else str)]
 
 
-def _unbalanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:
+def _iid(
+    labels: np.ndarray, num_clients: int, alpha: float, np_rng: np.random.RandomState
+) -> list[np.ndarray]:
+    """Equal random parts, whatever `alpha`."""
+    del alpha
+    return np.array_split(np_rng.permutation(len(labels)), num_clients)
+
+
+def _unbalanced(
+    labels: np.ndarray, num_clients: int, alpha: float, np_rng: np.random.RandomState
+) -> list[np.ndarray]:
     limit = len(labels) / num_clients
     if limit < MIN_SIZE:
         raise errors.DataError(
@@ -162,34 +176,56 @@ def _unbalanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:
     )
 
 
-def _balanced(labels, num_clients, alpha, np_rng) -> list[np.ndarray]:
+def _balanced(
+    labels: np.ndarray, num_clients: int, alpha: float, np_rng: np.random.RandomState
+) -> list[np.ndarray]:
     num_classes = labels.max() + 1
     left = np.ones(len(labels), bool)
     clients = []
     for _ in range(num_clients):
         class_weight = np_rng.dirichlet(np.full(num_classes, alpha))
-        # Every gamma variable of a tiny alpha may round to 0; one class is the limit.
+        # With a tiny alpha every gamma variate may round to 0; the limit is one class.
         if np.isnan(class_weight).any():
             class_weight = np.eye(num_classes)[np_rng.randint(num_classes)]
-        weight = class_weight[labels] / np.bincount(labels, minlength=num_classes)[labels]
-        # Classes used up, or of weight 0, still leave each client its full share.
+        count = np.bincount(labels, minlength=num_classes)
+        weight = class_weight[labels] / count[labels]
+        # Clients get their full number of images even if their classes are used up.
         weight = np.where(left, np.maximum(weight, 1e-12), 0)
         share = len(labels) // num_clients
-        drawn = np_rng.choice(len(labels), share, replace=False, p=weight / weight.sum())
+        drawn = np_rng.choice(
+            len(labels), share, replace=False, p=weight / weight.sum()
+        )
         left[drawn] = False
         clients.append(drawn)
     return clients
 
 
+# (labels [N], number of clients, alpha, random numbers) -> image numbers per client.
+MODES: dict[str, Callable[..., list[np.ndarray]]] = {
+    "iid": _iid,
+    "dirichlet_unbalanced": _unbalanced,
+    "dirichlet_balanced": _balanced,
+}
+
+
 def label_counts(
     labels: np.ndarray, parts: list[np.ndarray], num_classes: int
 ) -> np.ndarray:
-    """[C, K] int: images of each class at each client."""
+    """Count the images of each class at each client.
+
+    Args:
+      labels: [N] int, 0..K-1.
+      parts: image numbers of each of C clients.
+      num_classes: K.
+
+    Returns:
+      [C, K] int.
+    """
     return np.stack([np.bincount(labels[p], minlength=num_classes) for p in parts])
 
 
 def digest(parts: list[np.ndarray]) -> str:
-    """sha256 of the split: the clients' image numbers in order."""
+    """Hex sha256 of a split: the clients' image numbers, in order."""
     result = hashlib.sha256()
     for part in parts:
         result.update(f"{len(part)};".encode())

@@ -1,4 +1,4 @@
-"""One function per data set: from files to arrays."""
+"""Readers of the data sets, one function each: from files to arrays."""
 
 import io
 import pathlib
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import tqdm
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors
 from mosaic_jax.data import formats, images, limits
 from mosaic_jax.data.archives import Archive, members, read_members, reading
 from mosaic_jax.data.arrays import Arrays, resize
@@ -18,12 +18,10 @@ Files = dict[str, Archive]
 
 
 def _files(url: str, sha256: dict[str, str], decode=None) -> Files:
-    return {
-        name: Archive(name, url, digest, decode) for name, digest in sha256.items()
-    }
+    return {name: Archive(name, url, digest, decode) for name, digest in sha256.items()}
 
 
-# Of the decompressed files: packagers compress anew.
+# Digests are those of the decompressed files, which some packages compress again.
 FASHION_MNIST = _files(
     "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
     {
@@ -88,13 +86,13 @@ FOOD101 = Archive(
 
 
 def digits(directory: pathlib.Path) -> Arrays:
-    """1,797 real 8 x 8 digits that scikit-learn ships; a fixed fifth is the test set."""
+    """The 1,797 digits (8 x 8) in scikit-learn; a fixed fifth is the test set."""
     del directory
     from sklearn import datasets
 
-    raw = datasets.load_digits()
-    image = resize((raw.images[..., None] * (255 / 16)).astype(np.uint8), 16)
-    label = raw.target
+    pixels, label = map(np.asarray, datasets.load_digits(return_X_y=True))
+    raw = pixels.reshape(-1, 8, 8, 1)
+    image = resize((raw * (255 / 16)).astype(np.uint8), 16)
     order = np.random.RandomState(0).permutation(len(label))
     test, train = order[:360], order[360:]
     return Arrays(image[train], label[train], image[test], label[test])
@@ -145,15 +143,15 @@ def cifar100(directory: pathlib.Path) -> Arrays:
 
 
 def _manual(directory: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Where archives lie: here, or where TFDS looks for those put in place by hand."""
+    """Folders of archives: this one, and that of TFDS for manual downloads."""
     return directory, directory / "downloads" / "manual"
 
 
 def _cifar(path: pathlib.Path, parts: Sequence[str], *, label_bytes: int) -> Arrays:
-    """Rows of label bytes, of which the last counts, and three planes of 32 x 32.
+    """Read rows of label bytes, the last of which is used, and 3 planes of 32 x 32.
 
-    The whole file's checksum is verified where it is downloaded; an archive that was
-    put in place by hand is checked by its structure.
+    A downloaded archive's digest was verified; one that was put in place by hand is
+    checked by its structure only.
     """
     row, raw = label_bytes + 3072, read_members(path, parts)
     for part, content in zip(parts, raw, strict=True):
@@ -176,12 +174,12 @@ def svhn(directory: pathlib.Path) -> Arrays:
     found = []
     for archive in SVHN.values():
         path = archive.find((directory / "svhn", directory))
-        # SciPy's reader may crash the process on a damaged file: the right one only.
+        # On a damaged file SciPy's reader may crash the process; this verifies it.
         content = archive.content(path)
         with reading(path):
             raw = scipy.io.loadmat(io.BytesIO(content))
             image, label = raw["X"].transpose(3, 0, 1, 2), raw["y"].reshape(-1)
-        # Digit 0 has label 10.
+        # The files give digit 0 the label 10.
         found += [np.ascontiguousarray(image), label % 10]
     return Arrays(*found)
 
@@ -237,7 +235,10 @@ def food101(directory: pathlib.Path) -> Arrays:
 def _entries(
     source: pathlib.Path, wanted: Callable[[str], bool]
 ) -> Iterable[tuple[str, bytes]]:
-    """Names from the top folder's on, and contents, of a folder or an archive."""
+    """Names and contents of the `wanted` files of a folder or an archive.
+
+    Names begin with that of the top folder.
+    """
     if not source.is_dir():
         yield from members(source, wanted)
         return
@@ -253,12 +254,12 @@ def _texts(source: pathlib.Path, *names: str) -> list[str]:
     for name in names:
         if name not in found:
             raise errors.DataError(f"{source}: has no {name}")
-    # Names that are damaged are unknown, which is told where they are looked up.
+    # A damaged name is unknown, which is reported where it is looked up.
     return [found[name].decode(errors="replace") for name in names]
 
 
 def _numbered(source: pathlib.Path, classes: Sequence[str]) -> Callable[[str], int]:
-    """Number of a class by its name, in order of names."""
+    """A function from the name of a class to its number, in the order of names."""
     numbers = {name: i for i, name in enumerate(sorted(classes))}
 
     def number(name: str) -> int:
@@ -275,19 +276,26 @@ def _decoded(
     *,
     size: int,
 ) -> Arrays:
-    """RGB images of which `label(name)` tells part and class, in order of names."""
-    names = []
+    """Decode RGB images, in the order of their names.
+
+    `label(name)` tells whether a file is for "train" or "test", and its class; None: it
+    is not read.
+    """
+    names: list[str] = []
+    places: list[tuple[str, int]] = []
 
     def entries() -> Iterable[tuple[str, bytes]]:
         for name, content in _entries(source, lambda n: label(n) is not None):
-            names.append(name)
-            yield name, content
+            if place := label(name):
+                names.append(name)
+                places.append(place)
+                yield name, content
 
-    bar = tqdm.tqdm(images.decode_all(entries(), size, "RGB"), source.name, disable=None)
-    decoded = list(bar)
+    stream = images.decode_all(entries(), size, "RGB")
+    decoded = list(tqdm.tqdm(stream, source.name, disable=None))
     found = {"train": ([], []), "test": ([], [])}
     for i in np.argsort(names, kind="stable"):
-        part, number = label(names[i])
+        part, number = places[i]
         found[part][0].append(decoded[i])
         found[part][1].append(number)
     for part, (image, _) in found.items():

@@ -1,14 +1,16 @@
-"""Data sets by name: from the cache, their files, TFDS, or the network."""
+"""Data sets by name, from a cache, their files, TFDS or a download."""
 
 import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import tqdm
 
-from mosaic_jax import errors
+from mosaic_jax.core import errors, schema
+from mosaic_jax.core.registry import Registry
 from mosaic_jax.data import formats, own, readers
 from mosaic_jax.data.arrays import IMAGE_SIZES, Arrays, Info, describe, fit
 
@@ -22,64 +24,87 @@ class Source:
     """How a data set is read.
 
     Attributes:
-      info: None: as the data show.
-      read: `read(directory)`; raises DataError.
-      tfds: its name there, "" if it has none.
+      info: its properties; None: they are measured on the data.
+      read: `read(directory)` returns the data or raises DataError.
+      tfds: its name in TensorFlow Datasets, "" if it is not there.
+      needs_files: whether a set without `info` needs its `directory` to exist.
     """
 
     info: Info | None
     read: Callable[[pathlib.Path], Arrays]
     tfds: str = ""
+    needs_files: bool = True
 
 
-SOURCES = {
-    "digits": Source(Info(10, 16, 1, (0.3053,), (0.3334,), "none"), readers.digits),
-    "mnist": Source(Info(10, 32, 3, *_GREY, "none"), readers.mnist, "mnist"),
-    "fashion_mnist": Source(
-        Info(10, 32, 3, *_GREY, "none"), readers.fashion_mnist, "fashion_mnist"
+def _is_source(found: Any) -> bool:
+    is_function = callable(found) and not isinstance(found, type)
+    return is_function or isinstance(found, Source)
+
+
+SOURCES: Registry[Source] = Registry(
+    "data.name",
+    {
+        "digits": Source(Info(10, 16, 1, (0.3053,), (0.3334,), "none"), readers.digits),
+        "mnist": Source(Info(10, 32, 3, *_GREY, "none"), readers.mnist, "mnist"),
+        "fashion_mnist": Source(
+            Info(10, 32, 3, *_GREY, "none"), readers.fashion_mnist, "fashion_mnist"
+        ),
+        "svhn": Source(
+            Info(10, 32, 3, (0.5,) * 3, (0.5,) * 3, "crop_flip"),
+            readers.svhn,
+            "svhn_cropped",
+        ),
+        "cifar10": Source(
+            Info(
+                10,
+                32,
+                3,
+                (0.4914, 0.4822, 0.4465),
+                (0.2023, 0.1994, 0.2010),
+                "crop_flip",
+            ),
+            readers.cifar10,
+            "cifar10",
+        ),
+        "cifar100": Source(
+            Info(100, 32, 3, *_CIFAR100_MOMENTS, "crop_flip"),
+            readers.cifar100,
+            "cifar100",
+        ),
+        "tiny_imagenet": Source(
+            Info(200, 32, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "crop_flip"),
+            readers.tiny_imagenet,
+        ),
+        "food101": Source(
+            Info(101, 32, 3, *_CIFAR100_MOMENTS, "none"), readers.food101, "food101"
+        ),
+        "folder": Source(None, own.folder),
+        "npz": Source(None, own.npz),
+    },
+    schema.Allowed(
+        "a function from a path to mosaic_jax.data.arrays.Arrays", _is_source
     ),
-    "svhn": Source(
-        Info(10, 32, 3, (0.5,) * 3, (0.5,) * 3, "crop_flip"),
-        readers.svhn,
-        "svhn_cropped",
-    ),
-    "cifar10": Source(
-        Info(10, 32, 3, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "crop_flip"),
-        readers.cifar10,
-        "cifar10",
-    ),
-    "cifar100": Source(
-        Info(100, 32, 3, *_CIFAR100_MOMENTS, "crop_flip"), readers.cifar100, "cifar100"
-    ),
-    "tiny_imagenet": Source(
-        Info(200, 32, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "crop_flip"),
-        readers.tiny_imagenet,
-    ),
-    "food101": Source(
-        Info(101, 32, 3, *_CIFAR100_MOMENTS, "none"), readers.food101, "food101"
-    ),
-    "folder": Source(None, own.folder),
-    "npz": Source(None, own.npz),
-}
+)
 
 
 def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
-    """The data set called `name`, by the first that works of: the cache in
-    `directory`, a set there that TFDS prepared, its files there, a download.
+    """The data set called `name`.
 
-    For "folder" `directory` is the user's folder, for "npz" the file; neither is cached.
+    It comes from the first of these that there is: the cache in `directory`, a set that
+    TFDS prepared there, the set's files there, a download. For "folder", `directory` is
+    the user's folder, for "npz" the file; neither is cached. A `name` such as
+    "package.module:function" is a user's function from a path to `Arrays`.
 
     Raises:
-      DataError: no such data set; or the files are missing and cannot be downloaded
-        (says which file to put where); or a file is damaged.
+      ConfigError: there is no such data set.
+      DataError: files are damaged, or missing and cannot be downloaded; the message
+        says which file to put where. Or a user's function returns something else.
     """
-    if name not in SOURCES:
-        raise errors.DataError(
-            f"data.name = {name!r}: must be one of {', '.join(SOURCES)}"
-        )
-    source, directory = SOURCES[name], pathlib.Path(directory).expanduser()
+    source, directory = SOURCES.find(name), pathlib.Path(directory).expanduser()
+    if not isinstance(source, Source):
+        source = Source(None, _of_user(name, source), needs_files=False)
     if source.info is None:
-        if not directory.exists():
+        if source.needs_files and not directory.exists():
             raise errors.DataError(f"data.dir = {directory}: no such file or folder")
         arrays = source.read(directory)
         info = describe(arrays)
@@ -87,7 +112,7 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
         return info, arrays
     info = source.info
     cache = directory / "cache" / f"{name}_{info.image_size}.npz"
-    # Of a damaged cache anything may be raised; it is made anew.
+    # A damaged cache may raise anything; it is then written again.
     with contextlib.suppress(Exception):
         arrays = Arrays(**formats.read_npz(cache, _FIELDS))
         check(name, info, arrays)
@@ -100,10 +125,15 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
 
 
 def check(name: str, info: Info, arrays: Arrays) -> None:
-    """Check shapes and labels.
+    """Check that images and labels have the shapes and ranges that `info` promises.
+
+    Args:
+      name: of the data set, for messages.
+      info: its properties.
+      arrays: its images and labels.
 
     Raises:
-      DataError: they do not fit `info`.
+      DataError: `arrays` contradict `info`, or are empty.
     """
     if info.image_size not in IMAGE_SIZES:
         raise errors.DataError(
@@ -116,11 +146,13 @@ def check(name: str, info: Info, arrays: Arrays) -> None:
         if not len(label):
             raise errors.DataError(f"{name}: no {part} images")
         if image.dtype != np.uint8:
-            raise errors.DataError(f"{name}: {part} images of {image.dtype}: must be uint8")
+            raise errors.DataError(
+                f"{name}: {part} images of {image.dtype}: must be uint8"
+            )
         if image.shape[1:] != info.image_shape or len(image) != len(label):
             raise errors.DataError(
                 f"{name}: {part} images of shape {image.shape}: must be"
-                f" [{len(label)}, {info.image_size}, {info.image_size}, {info.channels}]"
+                f" {[len(label), *info.image_shape]}"
             )
         if label.min() < 0 or label.max() >= info.num_classes:
             raise errors.DataError(
@@ -129,8 +161,31 @@ def check(name: str, info: Info, arrays: Arrays) -> None:
             )
 
 
+def _of_user(
+    name: str, function: Callable[[pathlib.Path], Any]
+) -> Callable[[pathlib.Path], Arrays]:
+    """A user's function, which may return or raise anything, as `Source.read`."""
+
+    def read(directory: pathlib.Path) -> Arrays:
+        try:
+            found = function(directory)
+        except OSError as error:
+            raise errors.DataError(
+                f"data.name = {name!r}, data.dir = {directory}: files must be readable:"
+                f" {type(error).__name__}: {errors.reason(error)}"
+            ) from error
+        if not isinstance(found, Arrays):
+            raise errors.DataError(
+                f"data.name = {name!r}: must return mosaic_jax.data.arrays.Arrays, not"
+                f" {type(found).__name__}"
+            )
+        return found
+
+    return read
+
+
 def _write_cache(path: pathlib.Path, arrays: Arrays) -> None:
-    # Without a writable data folder the set is simply prepared again next time.
+    # Where the folder is not writable, the set is prepared again next time.
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial.npz")
@@ -139,22 +194,23 @@ def _write_cache(path: pathlib.Path, arrays: Arrays) -> None:
 
 
 def _prepared(directory: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Where TFDS has the latest version of its data set `name` in `directory`."""
+    """Folder of the latest version of a data set that TFDS prepared, or None."""
     found = sorted((directory / name).glob("**/dataset_info.json"))
     return found[-1].parent if found else None
 
 
 def _from_tfds(folder: pathlib.Path, info: Info) -> Arrays:
-    """Arrays of a set that TFDS prepared.
+    """Read a data set that TFDS prepared.
 
-    As ArrayRecord it is read without TensorFlow, in other formats with it.
+    TensorFlow is needed unless it was prepared in the format ArrayRecord.
     """
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder_from_directory(str(folder))
+    # Declared loosely in the library itself.
+    builder: Any = tfds.builder_from_directory(str(folder))
     file_format = builder.info.file_format.value
 
-    def rows(split: str):
+    def rows(split: str) -> Any:
         if file_format == "array_record":
             return builder.as_data_source(split)
         try:

@@ -1,13 +1,14 @@
-"""The published PyTorch state dicts in and out.
+"""Conversion between this library's networks and the published PyTorch state dicts.
 
-One table per network says which of our arrays is which of theirs; both directions read
-it. A state dict is a mapping of names to arrays (or tensors); PyTorch itself is needed
-only to read `.pth` files. Layouts: conv (out, in, kh, kw) and Linear (out, in) there,
-HWIO and (in, out) here; transposed conv (in, out, kh, kw) there, (kh, kw, out, in)
-here.
+One table per network lists which array here corresponds to which there; both
+directions use it. A state dict is a mapping from names to arrays or tensors; PyTorch is
+needed only to read `.pth` files. Layouts: convolutions are (out, in, kh, kw) there and
+(kh, kw, in, out) here, transposed ones (in, out, kh, kw) and (kh, kw, out, in), linear
+layers (out, in) and (in, out).
 """
 
 import dataclasses
+import importlib
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,11 +16,11 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from mosaic_jax import errors, models
-from mosaic_jax.models import dcgan, meta, resnet
+from mosaic_jax.core import errors
+from mosaic_jax.nn import dcgan, meta, networks, resnet
 
 NETWORKS = (*resnet.DEPTHS, "generator", "discriminator", "meta")
-# Left in the published files without being part of the networks.
+# Entries of the published files that the networks do not use.
 UNUSED = ("attention_weights", "diag_weights")
 
 Variables = dict[str, Any]
@@ -27,7 +28,11 @@ Variables = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """Our `path` is their `name`, turned by `kind`; `part` of three stacked blocks."""
+    """One array: `path` in our variables, `name` in a state dict.
+
+    `kind` tells how its axes are permuted; `part` which of three arrays it is that a
+    state dict has concatenated.
+    """
 
     path: tuple[str, ...]
     name: str
@@ -44,7 +49,7 @@ class _Entry:
         return np.ascontiguousarray(array)
 
 
-# kind: axes on the way in and on the way out.
+# Kind to the order of axes on the way in, and on the way out.
 _AXES = {"conv": ((2, 3, 1, 0), (3, 2, 0, 1)), "linear": ((1, 0), (1, 0))}
 
 
@@ -52,21 +57,21 @@ def load(
     network: str,
     state_dict: Mapping[str, Any] | str | pathlib.Path,
     num_classes: int = 10,
-) -> tuple[models.Module, Variables]:
-    """A linen module and its variables from a published state dict.
+) -> tuple[networks.Module, Variables]:
+    """Create a flax module and its variables from a published state dict.
 
     Args:
       network: one of `NETWORKS`.
       state_dict: names to arrays, or a `.pth` file, read with `weights_only=True`.
-      num_classes: of the classifier or meta head.
+      num_classes: K, of a classifier or meta head.
 
     Returns:
-      `(module, variables)` for `module.apply(variables, x, train=False)`: images NHWC,
-      noise (batch, latent), expert logits (batch, experts, classes).
+      `(module, variables)` for `module.apply(variables, x, train=False)`, where x are
+      images [B, H, W, D], noise [B, nz] or expert logits [B, E, K].
 
     Raises:
-      CheckpointError: a name is missing or unknown, or the class count differs.
-      ConfigError: `network` is not known.
+      CheckpointError: an entry is missing or unknown, or the number of classes differs.
+      ConfigError: `network` is unknown.
     """
     if network not in NETWORKS:
         known = ", ".join(NETWORKS)
@@ -92,8 +97,8 @@ def load(
 
 
 def save(network: str, variables: Variables) -> dict[str, np.ndarray]:
-    """The published state dict of `variables`, the inverse of `load`."""
-    flat = flax.traverse_util.flatten_dict(variables)
+    """The state dict of `variables` with the published names; inverse of `load`."""
+    flat: Any = flax.traverse_util.flatten_dict(variables)
     num_convs = sum(np.ndim(array) == 4 for array in flat.values())
     result: dict[str, np.ndarray] = {}
     for entry in _table(network, num_convs):
@@ -108,21 +113,22 @@ def save(network: str, variables: Variables) -> dict[str, np.ndarray]:
 
 
 def _read(state_dict: Mapping[str, Any] | str | pathlib.Path) -> dict[str, np.ndarray]:
+    arrays: Any = state_dict
     if isinstance(state_dict, (str, pathlib.Path)):
-        import torch
-
-        state_dict = torch.load(state_dict, map_location="cpu", weights_only=True)
-    return {name: np.asarray(value) for name, value in state_dict.items()}
+        # PyTorch is optional.
+        torch = importlib.import_module("torch")
+        arrays = torch.load(state_dict, map_location="cpu", weights_only=True)
+    return {name: np.asarray(value) for name, value in arrays.items()}
 
 
 def _module(
     network: str, arrays: dict[str, np.ndarray], num_convs: int, num_classes: int
-) -> models.Module:
+) -> networks.Module:
     if network in resnet.DEPTHS:
         return resnet.ResNet(num_classes, network, arrays["conv1.weight"].shape[0])
     if network == "meta":
         return meta.TransformerHead(num_classes)
-    # Both have a conv per doubling between 4 pixels and the image, and two more.
+    # Both have one convolution per doubling from 4 pixels to the image, and two more.
     image_size = 4 * 2 ** (num_convs - 2)
     if network == "generator":
         last = arrays[f"main.{3 * (num_convs - 1)}.weight"]
@@ -185,7 +191,7 @@ def _resnet(network: str) -> list[_Entry]:
 
 
 def _generator(num_convs: int) -> list[_Entry]:
-    """Conv, norm, ReLU repeated; the last conv stands alone."""
+    """Convolution, norm and ReLU, repeated; then a convolution alone."""
     table = []
     for i in range(num_convs - 1):
         table += _conv(f"convs_{i}", f"main.{3 * i}")
@@ -194,7 +200,7 @@ def _generator(num_convs: int) -> list[_Entry]:
 
 
 def _discriminator(num_convs: int) -> list[_Entry]:
-    """Conv, leaky ReLU; then conv, norm, leaky ReLU repeated; the last conv alone."""
+    """The first and the last convolution have no norm; leaky ReLUs after all but it."""
     table = _conv("convs_0", "main.0")
     for i in range(1, num_convs - 1):
         table += _conv(f"convs_{i}", f"main.{3 * i - 1}")
@@ -219,7 +225,7 @@ def _meta() -> list[_Entry]:
 
 
 def _attention(path: str, name: str) -> list[_Entry]:
-    """Query, key and value are stacked in one array there."""
+    """A state dict has query, key and value concatenated in one array."""
     ours = ("params", *path.split("/"))
     table = []
     for part, role in enumerate(("query", "key", "value")):

@@ -10,13 +10,19 @@ from typing import Any
 import flax.traverse_util
 import numpy as np
 
-from mosaic_jax import files
-from mosaic_jax.report import figures, html, page
-from mosaic_jax.report.runs import Groups, Run
+from mosaic_jax import server
+from mosaic_jax.core import files, registry, schema
+from mosaic_jax.report import figures, html
+from mosaic_jax.report.html import FigureFolder
+from mosaic_jax.report.runs import FINAL, Groups, SavedRun
 
+# {"mean", "spread"}; the spread is the standard deviation of a sample, 0 of one.
 Spread = dict[str, float]
+Rows = Mapping[str, Mapping[str, Any]]
 # They differ between runs of the same study, or tell nothing about its result.
 NOT_COMPARED = ("seed", "seeds", "compare", "profile", "data.dir")
+# Models beside the final one that a table has, by their column.
+OTHER_MODELS = {"teacher": "teacher, %", "personal": "clients' own models, %"}
 
 
 def summarise(groups: Groups) -> dict[str, dict[str, Any]]:
@@ -24,84 +30,104 @@ def summarise(groups: Groups) -> dict[str, dict[str, Any]]:
     return {name: _summarise(group) for name, group in groups.items()}
 
 
-def _summarise(group: Sequence[Run]) -> dict[str, Any]:
+def _summarise(group: Sequence[SavedRun]) -> dict[str, Any]:
     found = [run.summary for run in group]
+    first = found[0]
     row: dict[str, Any] = {
-        "seeds": [summary["seed"] for summary in found],
-        "test_accuracy": _spread([s["test_accuracy"]["final"] for s in found]),
-        "bytes_up": found[0]["communication_bytes"]["up"],
-        "bytes_down": found[0]["communication_bytes"]["down"],
-        "flops": sum(found[0]["flops"].values()),
-        "seconds": _spread([sum(s["seconds"].values()) for s in found]),
-        "server": server_work(group[0].config),
+        "seeds": [summary.seed for summary in found],
+        "bytes_up": first.communication_bytes["up"],
+        "bytes_down": first.communication_bytes["down"],
+        "flops": sum(first.flops.values()),
+        "seconds": _spread([sum(summary.seconds.values()) for summary in found]),
+        "server": server_work(group[0].settings),
     }
-    if "validation_accuracy" in found[0]:
-        values = [s["validation_accuracy"]["final"] for s in found]
-        row["validation_accuracy"] = _spread(values)
-    for name in ("teacher", "personal"):
-        if name in found[0]["test_accuracy"]:
-            values = [s["test_accuracy"][name] for s in found]
-            row[f"{name}_test_accuracy"] = _spread(values)
+    for held_out, accuracy in first.accuracies.items():
+        for model in (FINAL, *OTHER_MODELS):
+            # Of the other models a comparison has the test accuracy alone.
+            if model in accuracy and (model == FINAL or held_out == "test"):
+                of_model = "" if model == FINAL else f"{model}_"
+                values = [summary.accuracies[held_out][model] for summary in found]
+                row[f"{of_model}{held_out}_accuracy"] = _spread(values)
     by_rate = [run.rate_accuracy() for run in group]
     if by_rate[0]:
         row["rate_accuracy"] = {
             rate: _spread([one[rate] for one in by_rate]) for rate in by_rate[0]
         }
-    if "audit" in found[0]:
-        row["audit_auc"] = _spread([s["audit"]["auc"]["mean"] for s in found])
+    if first.headline:
+        row["headline"] = {
+            name: _spread([summary.headline[name]["mean"] for summary in found])
+            | ({"card": number["card"]} if "card" in number else {})
+            for name, number in first.headline.items()
+            if all(name in summary.headline for summary in found)
+        }
     return row
 
 
-def server_work(config: Mapping[str, Any]) -> str:
+def server_work(settings: Mapping[str, Any]) -> str:
     """What the server does besides aggregation, in words."""
-    server = config["server"]["method"]
-    if config["model"]["rate"] < 1:
-        return f"none; networks of rate {config['model']['rate']}"
-    if config["method"] == "mosaic":
+    if settings["model"]["rate"] < 1:
+        return f"none; networks of rate {settings['model']['rate']}"
+    if settings["method"] == "mosaic":
         return (
-            f"head {config['meta']['steps']} steps, student"
-            f" {config['distill']['steps']} steps; clients also train GANs"
+            f"head {settings['meta']['steps']} steps, student"
+            f" {settings['distill']['steps']} steps; clients also train GANs"
         )
-    if server == "none":
+    if settings["server"]["method"] == "none":
         return "none"
-    if config["server"]["when"] == "once":
-        return f"once, {config['server']['rounds']} rounds"
-    iterations = config["methods"][server].get("iterations", 1)
-    return f"every round, {iterations} iterations"
+    if settings["server"]["when"] == "once":
+        return f"once, {settings['server']['rounds']} rounds"
+    iterations = _iterations(settings)
+    return "every round" + (f", {iterations} iterations" if iterations else "")
 
 
-def columns(
-    rows: Mapping[str, Mapping[str, Any]],
-) -> tuple[list[str], list[list[str]]]:
+def _iterations(settings: Mapping[str, Any]) -> int | None:
+    """Of the server's method in a round; None where it is not told."""
+    name = settings["server"]["method"]
+    method = server.METHODS.get(name)
+    if method is None:  # the user's own, which a report does not import
+        return None
+    fields = schema.defaults(method)
+    fields |= settings["methods"].get(registry.group_of(name, method), {})
+    return fields.get("iterations")
+
+
+def columns(rows: Rows) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the table over all studies; only what some study has."""
     rates = {rate for row in rows.values() for rate in row.get("rate_accuracy", {})}
     smallest = min(rates, key=float, default="")
-    found: list[tuple[str, Callable[[Mapping], str]]] = [
-        ("test accuracy, %", lambda row: _per_cent(row["test_accuracy"])),
-        ("teacher, %", lambda row: _per_cent(row.get("teacher_test_accuracy"))),
-        (
-            "clients' own models, %",
-            lambda row: _per_cent(row.get("personal_test_accuracy")),
+    cards = dict.fromkeys(card for row in rows.values() for card in _cards(row))
+    found: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "test accuracy, %": lambda row: _per_cent(row["test_accuracy"]),
+        **{
+            column: lambda row, model=model: _per_cent(
+                row.get(f"{model}_test_accuracy")
+            )
+            for model, column in OTHER_MODELS.items()
+        },
+        f"its part of rate {smallest}, %": lambda row: _per_cent(
+            row.get("rate_accuracy", {}).get(smallest)
         ),
-        (
-            f"its part of rate {smallest}, %",
-            lambda row: _per_cent(row.get("rate_accuracy", {}).get(smallest)),
-        ),
-        (
-            "membership AUC",
-            lambda row: f"{row['audit_auc']['mean']:.3f}" if "audit_auc" in row else "",
-        ),
-        ("MB up", lambda row: f"{sum(row['bytes_up'].values()) / 1e6:.1f}"),
-        ("TFLOP", lambda row: f"{row['flops'] / 1e12:.3g}"),
-        ("seconds", lambda row: f"{row['seconds']['mean']:.0f}"),
-        ("training on the server", lambda row: row["server"]),
-    ]
-    kept = [(n, of) for n, of in found if any(of(row) for row in rows.values())]
-    cells = [[name, *(of(row) for _, of in kept)] for name, row in rows.items()]
-    return ["study", *(name for name, _ in kept)], cells
+        **{card: lambda row, card=card: _cards(row).get(card, "") for card in cards},
+        "MB up": lambda row: f"{sum(row['bytes_up'].values()) / 1e6:.1f}",
+        "TFLOP": lambda row: f"{row['flops'] / 1e12:.3g}",
+        "seconds": lambda row: f"{row['seconds']['mean']:.0f}",
+        "training on the server": lambda row: row["server"],
+    }
+    kept = {n: of for n, of in found.items() if any(of(r) for r in rows.values())}
+    cells = [[name, *(of(row) for of in kept.values())] for name, row in rows.items()]
+    return ["study", *kept], cells
 
 
-def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+def _cards(row: Mapping[str, Any]) -> dict[str, str]:
+    """The headline numbers of a study that are seen at a glance."""
+    return {
+        number["card"]: f"{number['mean']:.3f}"
+        for number in row.get("headline", {}).values()
+        if "card" in number
+    }
+
+
+def table(rows: Rows) -> str:
     """Markdown, as printed and in the README."""
     head, cells = columns(rows)
     lines = [head, ["---"] * len(head), *cells]
@@ -127,23 +153,20 @@ def write(
       What `summarise` found.
     """
     rows = summarise(groups)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.parent / "figures"
-    folder.mkdir(exist_ok=True)
-    draw = page.Drawn(folder)
-    first = next(iter(groups.values()))[0]
+    folder = FigureFolder(path.parent / "figures")
+    first = next(iter(groups.values()))[0].summary
     head, cells = columns(rows)
     sections = [
         ("Summary", _links(groups, path) + html.table(head, cells, "All studies")),
-        ("Accuracy", _accuracy(groups, rows, draw)),
-        ("Classes", _classes(groups, draw)),
-        ("Costs", _costs(groups, draw)),
+        ("Accuracy", _accuracy(groups, rows, folder)),
+        ("Classes", _classes(groups, folder)),
+        ("Costs", _costs(groups, folder)),
         ("Equal terms", _terms(terms) if terms else ""),
         ("Differences in settings", _differences(groups)),
         ("Where they ran", _environments(groups)),
     ]
-    data = first.config["data"]
-    lead = f"{len(groups)} studies; {data['num_clients']} clients, {data['name']}"
+    num_clients = first.partition["num_clients"]
+    lead = f"{len(groups)} studies; {num_clients} clients, {first.dataset}"
     files.write_bytes(path, html.page(title, lead, sections).encode())
     return rows
 
@@ -156,50 +179,26 @@ def _links(groups: Groups, path: pathlib.Path) -> str:
             report = run.path / "report.html"
             if report.exists():
                 address = os.path.relpath(report, path.parent)
-                seed = f", seed {run.summary['seed']}" if len(group) > 1 else ""
+                seed = f", seed {run.summary.seed}" if len(group) > 1 else ""
                 targets[f"{name}{seed}"] = pathlib.Path(address).as_posix()
     if not targets:
         return ""
     return html.folded("Reports of the single runs", html.links(targets))
 
 
-def _accuracy(groups: Groups, rows: Mapping[str, Any], draw: page.Drawn) -> str:
-    seeds = max(len(group) for group in groups.values())
-    band = "; bands: one standard deviation over seeds" if seeds > 1 else ""
+def _accuracy(groups: Groups, rows: Rows, folder: FigureFolder) -> str:
     parts = [
-        draw(
+        folder.add(
             "methods",
             figures.bars({n: row["test_accuracy"] for n, row in rows.items()}),
             "Final test accuracy, mean over seeds; whiskers: standard deviation.",
-        )
-    ]
-    found = {name: [run.curve() for run in group] for name, group in groups.items()}
-    for axis, scale, xlabel, caption in (
-        ("round", 1, "federated round", "over federated rounds"),
-        (
-            "bytes",
-            1e6,
-            "MB sent by clients",
-            "against what all clients had sent by then, generators, prototypes and"
-            " label counts included",
         ),
-    ):
-        lines = {
-            name: (
-                group[0][axis] / scale,
-                np.stack([one["accuracy"] for one in group]),
-            )
-            for name, group in found.items()
-            if len({len(one["round"]) for one in group}) == 1 and len(group[0]["round"])
-        }
-        if lines:
-            drawn = figures.curves(lines, xlabel=xlabel)
-            text = f"Test accuracy of the global model {caption}{band}."
-            parts.append(draw(f"{axis}s" if axis == "round" else axis, drawn, text))
+        *_curves(groups, folder),
+    ]
     by_rate = {n: r["rate_accuracy"] for n, r in rows.items() if "rate_accuracy" in r}
     if by_rate:
         parts.append(
-            draw(
+            folder.add(
                 "rates",
                 figures.rates(by_rate),
                 "Test accuracy of the parts of the final model that clients of each"
@@ -209,15 +208,50 @@ def _accuracy(groups: Groups, rows: Mapping[str, Any], draw: page.Drawn) -> str:
     return html.side_by_side(*parts)
 
 
-def _classes(groups: Groups, draw: page.Drawn) -> str:
-    found = {}
-    for name, group in groups.items():
-        last = list(group[0].predictions())[-1]
-        found[name] = np.mean([run.per_class(last) for run in group], axis=0)
+def _curves(groups: Groups, folder: FigureFolder) -> list[str]:
+    """The global models over rounds, and over what was sent."""
+    seeds = max(len(group) for group in groups.values())
+    band = "; bands: one standard deviation over seeds" if seeds > 1 else ""
+    curves = {name: [run.curve() for run in group] for name, group in groups.items()}
+    # Seeds that were measured after the same rounds, at least once.
+    shown = {
+        name: (found[0], np.stack([one["accuracy"] for one in found]))
+        for name, found in curves.items()
+        if len({len(one["round"]) for one in found}) == 1 and len(found[0]["round"])
+    }
+    if not shown:
+        return []
+    rounds = {name: (curve["round"], values) for name, (curve, values) in shown.items()}
+    sent = {
+        name: (curve["bytes"] / 1e6, values) for name, (curve, values) in shown.items()
+    }
+    return [
+        folder.add(
+            "rounds",
+            figures.curves(rounds, xlabel="federated round"),
+            f"Test accuracy of the global model over federated rounds{band}.",
+        ),
+        folder.add(
+            "bytes",
+            figures.curves(sent, xlabel="MB sent by clients"),
+            "Test accuracy of the global model against what all clients had sent by"
+            f" then, generators, prototypes and label counts included{band}.",
+        ),
+    ]
+
+
+def _classes(groups: Groups, folder: FigureFolder) -> str:
+    found = {
+        name: np.mean([run.per_class() for run in group], axis=0)
+        for name, group in groups.items()
+        if all(FINAL in run.predictions() for run in group)
+    }
+    if not found:
+        return ""
     if len({len(values) for values in found.values()}) > 1:
         return html.paragraph("The studies have different classes.")
     return html.side_by_side(
-        draw(
+        folder.add(
             "classes",
             figures.classes(found),
             "Test accuracy of the final model within each class, mean over seeds.",
@@ -225,19 +259,19 @@ def _classes(groups: Groups, draw: page.Drawn) -> str:
     )
 
 
-def _costs(groups: Groups, draw: page.Drawn) -> str:
-    def mean(group: Sequence[Run]) -> dict[str, float]:
+def _costs(groups: Groups, folder: FigureFolder) -> str:
+    def mean(group: Sequence[SavedRun]) -> dict[str, float]:
         return {
-            stage: statistics.mean(run.summary["seconds"][stage] for run in group)
-            for stage in group[0].summary["seconds"]
+            stage: statistics.mean(run.summary.seconds[stage] for run in group)
+            for stage in group[0].summary.seconds
         }
 
-    def sent(group: Sequence[Run], direction: str) -> dict[str, float]:
-        payloads = group[0].summary["communication_bytes"][direction]
+    def sent(group: Sequence[SavedRun], direction: str) -> dict[str, float]:
+        payloads = group[0].summary.communication_bytes[direction]
         return {name: count / 1e6 for name, count in payloads.items()}
 
     parts = [
-        draw(
+        folder.add(
             "seconds",
             figures.shares(
                 {name: mean(group) for name, group in groups.items()}, xlabel="seconds"
@@ -253,12 +287,14 @@ def _costs(groups: Groups, draw: page.Drawn) -> str:
             fmt=".1f",
         )
         caption = f"What all clients {text} the server, by payload."
-        parts.append(draw(f"mb_{direction}", drawn, caption))
+        parts.append(folder.add(f"mb_{direction}", drawn, caption))
     return html.side_by_side(*parts)
 
 
 def _terms(terms: Mapping[str, Any]) -> str:
-    flat = [flax.traverse_util.flatten_dict(one, sep=".") for one in terms.values()]
+    flat: list[dict[str, Any]] = [
+        dict(flax.traverse_util.flatten_dict(one, sep=".")) for one in terms.values()
+    ]
     lines = []
     for name in (name for name in flat[0] if name != "seed"):
         values = [found[name] for found in flat]
@@ -274,7 +310,7 @@ def _terms(terms: Mapping[str, Any]) -> str:
 
 def _differences(groups: Groups) -> str:
     flat = {
-        name: flax.traverse_util.flatten_dict(group[0].config, sep=".")
+        name: flax.traverse_util.flatten_dict(group[0].settings, sep=".")
         for name, group in groups.items()
     }
     fields = sorted(set().union(*flat.values()))
@@ -291,10 +327,8 @@ def _differences(groups: Groups) -> str:
 def _environments(groups: Groups) -> str:
     where = collections.defaultdict(list)
     for name, group in groups.items():
-        versions = ", ".join(
-            f"{n} {v}" for n, v in group[0].summary["versions"].items()
-        )
-        where[f"{group[0].summary['device']}; {versions}"].append(name)
+        versions = ", ".join(f"{n} {v}" for n, v in group[0].summary.versions.items())
+        where[f"{group[0].summary.device}; {versions}"].append(name)
     return "".join(
         html.paragraph(f"{', '.join(names)}: {text}.") for text, names in where.items()
     )

@@ -4,13 +4,15 @@ import io
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mosaic_jax import files
+from mosaic_jax.core import files
 
 matplotlib.use("Agg")
 # Okabe and Ito's palette stays apart for colour-blind readers.
@@ -34,12 +36,15 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-WIDTH = 5.4
+# In inches: a figure's width, and the side of an image among others.
+WIDTH, IMAGE_SIDE = 5.4, 0.45
 MARKERS = "os^Dv<>"
+# Of bars, once the colours are used up.
+HATCHES = ("", "//", "..", "xx")
 
 
 # Figures are made and drawn in one process that draws nothing else.
-matplotlib.rcParams.update(STYLE)
+matplotlib.style.use(STYLE)
 
 
 def new(height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
@@ -92,7 +97,7 @@ def _accuracy_axis(axes: Axes) -> None:
     axes.grid(visible=True)
 
 
-def _line_style(i: int) -> dict[str, str]:
+def _line_style(i: int) -> dict[str, Any]:
     """Names differ by colour and marker, in black and white too."""
     return {
         "color": COLOURS[i % len(COLOURS)],
@@ -110,7 +115,16 @@ def heat(
     fmt: str,
     rows: Sequence[str] = (),
 ) -> Figure:
-    """Heat map of `values` [rows, columns]; small ones carry their numbers."""
+    """Heat map; a small one carries its numbers.
+
+    Args:
+      values: [rows, columns]; NaN where there is none.
+      xlabel: what a column is.
+      ylabel: what a row is.
+      label: what a number is.
+      fmt: of the numbers, as `format` takes it.
+      rows: their names; numbers where none are given.
+    """
     height, width = values.shape
     figure, axes = new(
         width=min(7.5, max(4.4, 1.7 + 0.42 * width)),
@@ -166,9 +180,13 @@ def curves(
     xlabel: str,
     marks: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Accuracy of each name: places [R] and values [seeds, R], mean and spread.
+    """Accuracy of each name as a line, with a band where there are several seeds.
 
-    `marks` are accuracies drawn as horizontal lines.
+    Args:
+      lines: by name, places [R] and accuracies [seeds, R]; the band is one standard
+        deviation on either side of the mean.
+      xlabel: what a place is.
+      marks: accuracies by name, drawn as horizontal lines.
     """
     figure, axes = new(3.8)
     for i, (name, (place, values)) in enumerate(lines.items()):
@@ -215,11 +233,13 @@ def per_class(accuracy: Mapping[str, np.ndarray]) -> Figure:
         if num_classes > 25:
             # Classes without test images are NaN.
             shown = np.sort(values[~np.isnan(values)])[::-1]
-            axes.plot(shown, label=name, color=colour)
+            dashes = ("-", "--", ":")[i // len(COLOURS) % 3]
+            axes.plot(shown, dashes, label=name, color=colour)
             continue
         width = 0.8 / len(accuracy)
         place = np.arange(num_classes) - 0.4 + (i + 0.5) * width
-        axes.bar(place, values, width, label=name, color=colour)
+        hatch = HATCHES[i // len(COLOURS) % len(HATCHES)]
+        axes.bar(place, values, width, label=name, color=colour, hatch=hatch)
     if num_classes <= 25:
         axes.set(xlabel="class")
         axes.set_xticks(range(num_classes))
@@ -265,12 +285,17 @@ def rates(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
 def shares(
     parts: Mapping[str, Mapping[str, float]], *, xlabel: str, fmt: str = ".0f"
 ) -> Figure:
-    """A bar per name, divided into its named parts."""
+    """A bar per name, divided into its named parts.
+
+    Args:
+      parts: by the bar's name, the length of each part by its own name.
+      xlabel: what a length is.
+      fmt: of the sums, as `format` takes it.
+    """
     names = list(parts)
     kinds = list(dict.fromkeys(kind for found in parts.values() for kind in found))
     figure, axes = new(1.4 + 0.34 * len(names) + 0.2 * (len(kinds) // 3))
     left = np.zeros(len(names))
-    hatches = ("", "//", "..", "xx")
     for i, kind in enumerate(kinds):
         value = np.array([found.get(kind, 0.0) for found in parts.values()])
         axes.barh(
@@ -279,7 +304,7 @@ def shares(
             left=left,
             label=kind,
             color=COLOURS[i % len(COLOURS)],
-            hatch=hatches[i // len(COLOURS) % len(hatches)],
+            hatch=HATCHES[i // len(COLOURS) % len(HATCHES)],
             edgecolor="white",
             linewidth=0.5,
         )
@@ -296,35 +321,53 @@ def shares(
 def scatter(
     x: Sequence[float], y: Sequence[float], *, xlabel: str, ylabel: str, level: float
 ) -> Figure:
-    """Points, and a line at `level`; x is logarithmic."""
+    """Points, and a horizontal line.
+
+    Args:
+      x: of each point; on a logarithmic axis where all are positive.
+      y: of each point; the axis is that of a share where all are in [0, 1].
+      xlabel: what `x` is.
+      ylabel: what `y` is.
+      level: of the line.
+    """
     figure, axes = new(3.0)
     axes.axhline(level, color=LINES, linestyle="--")
     axes.scatter(x, y, color=COLOURS[0], s=18)
-    axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.02))
-    axes.set_xscale("log")
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if all(0 <= value <= 1 for value in (*y, level)):
+        axes.set(ylim=(0, 1.02))
+    if all(value > 0 for value in x):
+        axes.set_xscale("log")
     axes.grid(visible=True)
     return figure
 
 
-def film(film: np.ndarray, real: np.ndarray, titles: Sequence[str]) -> Figure:
-    """Of each client a row: real images, then its generator's at the last moment.
+def strips(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[str]) -> Figure:
+    """Rows of images, one column beside the other.
 
     Args:
-      film: [C, T, n, H, W, D] uint8.
-      real: [C, n, H, W, D] uint8.
-      titles: C row labels.
+      columns: by its heading, of each row an image [H, W, D] uint8, D of 1 or 3; in a
+        column all are of one size.
+      names: of the rows.
     """
-    rows = [
-        np.concatenate(list(np.concatenate([real[i], film[i, -1]])), axis=1)
-        for i in range(len(film))
+    joined = {name: np.concatenate(list(rows)) for name, rows in columns.items()}
+    # In sides of an image: rows of several are as wide as these, and no column is
+    # narrower than its heading.
+    widths = [
+        max(rows[0].shape[1] / rows[0].shape[0], 0.2 * len(name))
+        for name, rows in columns.items()
     ]
-    figure, axes = new(width=7.5, height=0.5 + 0.45 * len(rows))
-    axes.imshow(
-        np.concatenate(rows).squeeze(), cmap="gray", vmin=0, vmax=255, aspect="auto"
-    )
-    side = film.shape[3]
-    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], titles)
-    width = side * real.shape[1]
-    axes.set_xticks([width / 2, width * 1.5], ["real", "generated"])
-    axes.axvline(width - 0.5, color=COLOURS[1])
+    margin = 0.5 + 0.09 * max(map(len, names))
+    size = (margin + IMAGE_SIDE * sum(widths), 0.5 + IMAGE_SIDE * len(names))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
+    for place, (name, pixels) in zip(axes, joined.items(), strict=True):
+        grey = pixels.shape[-1] == 1
+        shown = pixels[..., 0] if grey else pixels
+        place.imshow(shown, cmap="gray", vmin=0, vmax=255)
+        place.set_title(name, size=9)
+        place.set(xticks=[], yticks=[])
+    height = len(next(iter(joined.values()))) / len(names)
+    middles = [height * (row + 0.5) for row in range(len(names))]
+    axes[0].set_yticks(middles, names)
     return figure

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mosaic_jax.core import files
 from mosaic_jax.report import figures
 
 _HERE = pathlib.Path(__file__).parent
@@ -26,7 +27,13 @@ _POLICY = (
 
 
 def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
-    """A whole page of (heading, HTML) sections; empty ones are left out."""
+    """A whole page.
+
+    Args:
+      title: its heading.
+      lead: a line below that.
+      sections: heading and HTML of each; empty ones are left out.
+    """
     shown = [(name, body) for name, body in sections if body]
     links = "".join(
         f'<li><a href="#{_anchor(name)}">{html.escape(name)}</a></li>'
@@ -69,7 +76,13 @@ def cards(values: Mapping[str, str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
-    """A table that scrolls within the page; the first column names the rows."""
+    """A table that scrolls within the page.
+
+    Args:
+      head: of each column.
+      rows: cells; the first names its row.
+      caption: what it shows, for those who hear the page.
+    """
     columns = zip(*rows, strict=True)
     prose = [max(len(str(cell)) for cell in cells) > _PROSE for cells in columns]
     body = "".join(_row(row, prose) for row in rows)
@@ -113,6 +126,11 @@ def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) ->
     """A table of many clients: a field to search in them and the first of those found.
 
     A page can hold one.
+
+    Args:
+      head: of each column.
+      rows: cells; the first names its row.
+      name: what is searched.
     """
     data = json.dumps([[str(cell) for cell in row] for row in rows])
     # Within a script element only "</" and "<!--" end or change anything.
@@ -138,6 +156,37 @@ def figure(drawn: Figure, caption: str) -> str:
     )
 
 
+class FigureFolder:
+    """Figures that go into the page and, as PNG, into a folder."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        """Make the folder at `path` where it is missing."""
+        path.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def save(self, name: str, drawn: Figure) -> None:
+        """Write it as `name`.png.
+
+        Raises:
+          CheckpointError: the name, which a file may have told, leads elsewhere.
+        """
+        figures.save(drawn, files.child(self._path, f"{name}.png"))
+
+    def add(self, name: str, drawn: Figure, caption: str) -> str:
+        """Write a figure, and show it.
+
+        Args:
+          name: of the file.
+          drawn: the figure.
+          caption: a sentence below it.
+
+        Returns:
+          HTML.
+        """
+        self.save(name, drawn)
+        return figure(drawn, caption)
+
+
 def side_by_side(*parts: str) -> str:
     """Figures in HTML, as many beside each other as there is room for."""
     return f'<div class="figures">{"".join(parts)}</div>' if any(parts) else ""
@@ -159,7 +208,13 @@ def image(pixels: np.ndarray, label: str) -> str:
 def strips(
     head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str
 ) -> str:
-    """A table of pictures: rows are a name and cells in HTML."""
+    """A table of pictures.
+
+    Args:
+      head: of each column, that of the names included.
+      rows: name and cells, in HTML, of each.
+      caption: what it shows, for those who hear the page.
+    """
     body = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th>'
         + "".join(f"<td>{cell}</td>" for cell in cells)

@@ -1,63 +1,69 @@
 """Run directories as plain data: all that reports read, without images or devices."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from mosaic_jax import checkpoint, errors, evaluation, files
+from mosaic_jax.core import errors, files
+from mosaic_jax.fl import evaluation
+from mosaic_jax.run import checkpoint, store
+from mosaic_jax.run import summary as summaries
+from mosaic_jax.run.store import Record
+from mosaic_jax.run.summary import Summary
+from mosaic_jax.stages import sections
+from mosaic_jax.stages.sections import Section
 
 _log = logging.getLogger(__name__)
 
-# The federated rounds of a study, in order.
-ROUND_STAGES = ("init", "warmup", "finetune")
-# What clients send in them; all else is sent before.
-PER_ROUND = ("models", "moments", "used_label_counts")
+# The loop whose steps are federated rounds, and the model that is a study's answer.
+ROUND, FINAL = "round", "final"
 
-Groups = dict[str, list["Run"]]
+Groups = dict[str, list["SavedRun"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """One study in its run directory.
+class SavedRun:
+    """One finished study in its run directory.
 
     Attributes:
       path: the directory.
-      config: the settings, nested.
-      summary: the content of summary.json.
-      split: the content of split.json.
-      records: done.json of each finished stage, in order.
+      settings: all of them, nested.
+      command: that started it, by argument.
+      revision: of the library's checkout; "" where it was installed.
+      summary: what it found and cost.
+      label_count: training images per client and class, [C, K] int.
+      test_label: classes of the test images, [N] int.
+      records: of each finished stage, in order.
     """
 
     path: pathlib.Path
-    config: dict[str, Any]
-    summary: dict[str, Any]
-    split: dict[str, Any]
-    records: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+    command: list[str]
+    revision: str
+    summary: Summary
+    label_count: np.ndarray
+    test_label: np.ndarray
+    records: dict[str, Record]
 
     @property
     def title(self) -> str:
         """What was run, in a few words."""
-        method = self.config["method"]
+        method = self.summary.method
         if method == "federated":
-            server = self.config["server"]["method"]
-            method = self.config["init"]["method"] if server == "none" else server
-        return f"{method} on {self.config['data']['name']}, seed {self.config['seed']}"
-
-    @property
-    def label_count(self) -> np.ndarray:
-        """Training images per client and class, [C, K]."""
-        return np.array(self.split["label_counts"])
-
-    def results(self, stage: str) -> dict[str, Any]:
-        """Findings of a stage, {} where it was not run."""
-        return self.records.get(stage, {}).get("results", {})
+            server = self.settings["server"]["method"]
+            method = self.settings["init"]["method"] if server == "none" else server
+        return f"{method} on {self.summary.dataset}, seed {self.summary.seed}"
 
     def curve(self) -> dict[str, np.ndarray]:
         """The global model over federated rounds.
+
+        Payloads in `sent_before` crossed before a stage's first round, all others
+        evenly over its rounds; a stage without rounds sends everything at once.
 
         Returns:
           "round" [R], counted over the whole study, "bytes" [R] that all clients had
@@ -65,23 +71,24 @@ class Run:
         """
         rows, first, sent = [], 0, 0.0
         for stage, record in self.records.items():
-            up = record["up"]
-            total = sum(up.values())
-            in_rounds = sum(up.get(name, 0) for name in PER_ROUND)
-            before = total - in_rounds
-            history = [r for r in record["history"] if r["loop"] == "round"]
-            steps = history[-1]["step"] if history else 0
-            if stage in ROUND_STAGES:
-                for r in history:
-                    part = in_rounds * r["step"] / steps
-                    rows.append(
-                        (
-                            first + r["step"],
-                            sent + before + part,
-                            r["test_accuracy"],
-                            stage,
-                        )
+            total = sum(record.up.values())
+            history = [
+                row
+                for row in record.history
+                if row["loop"] == ROUND and "test_accuracy" in row
+            ]
+            if history:
+                before = sum(record.up.get(name, 0) for name in record.sent_before)
+                steps = history[-1]["step"]
+                rows += [
+                    (
+                        first + row["step"],
+                        sent + before + (total - before) * row["step"] / steps,
+                        row["test_accuracy"],
+                        stage,
                     )
+                    for row in history
+                ]
                 first += steps
             sent += total
         names = ("round", "bytes", "accuracy", "stage")
@@ -90,87 +97,135 @@ class Run:
 
     def rate_accuracy(self) -> dict[str, float]:
         """Of the parts of the final model that clients of each rate hold; else {}."""
-        found = [self.results(stage) for stage in ROUND_STAGES]
-        found = [one["rate_accuracy"] for one in found if "rate_accuracy" in one]
-        return found[-1] if found else {}
+        found = [
+            record.results.get("rate_accuracy") for record in self.records.values()
+        ]
+        return next((one for one in reversed(found) if one), {})
 
     def predictions(self) -> dict[str, np.ndarray]:
-        """Predicted classes [N] of the test images by each model, in order of time."""
-        found = {}
-        for name, stage in (
-            ("init", "init"),
-            ("warmup", "warmup"),
-            ("teacher", "meta"),
-            ("distilled", "distill"),
-            ("distilled", "server"),
-            ("final", "finetune"),
-        ):
-            results = self.results(stage)
-            results = results.get("teacher", {}) if stage == "meta" else results
-            if "predictions" in results:
-                found[name] = np.array(results["predictions"])
+        """Predicted classes [N] of the test images by each model, in order of time.
+
+        A model that a later stage names again stands at its later place.
+        """
+        found: dict[str, np.ndarray] = {}
+        for record in self.records.values():
+            for name, model in record.models.items():
+                if "predictions" in model:
+                    found.pop(name, None)
+                    found[name] = np.array(model["predictions"])
         return found
 
-    def confusion(self, model: str) -> np.ndarray:
-        """[K, K] int of test images: class (row) taken for class (column)."""
-        label = np.array(self.split["held_out_labels"]["test"])
-        return evaluation.confusion(
-            self.predictions()[model], label, self.label_count.shape[1]
-        )
+    def distinct_predictions(self) -> dict[str, np.ndarray]:
+        """`predictions`, without "final" where it has the name of its stage as well."""
+        found = self.predictions()
+        final = found.pop(FINAL, None)
+        if final is None or any(np.array_equal(final, one) for one in found.values()):
+            return found
+        return found | {FINAL: final}
 
-    def per_class(self, model: str) -> np.ndarray:
+    def confusion(self, model: str = FINAL) -> np.ndarray:
+        """[K, K] int of test images: class (row) taken for class (column)."""
+        num_classes = self.label_count.shape[1]
+        predicted = self.predictions()[model]
+        return evaluation.confusion(predicted, self.test_label, num_classes)
+
+    def per_class(self, model: str = FINAL) -> np.ndarray:
         """[K] test accuracy within each class; NaN for one without images."""
-        matrix = self.confusion(model)
-        total = matrix.sum(axis=1)
-        return np.where(total > 0, np.diag(matrix) / np.maximum(total, 1), np.nan)
+        num_classes = self.label_count.shape[1]
+        predicted = self.predictions()[model]
+        return evaluation.per_class_accuracy(predicted, self.test_label, num_classes)
+
+    def client_columns(self) -> dict[str, list[str]]:
+        """Findings of all stages on each client, [C] by the column's name."""
+        found: dict[str, dict[str, str]] = {}
+        for record in self.records.values():
+            for column, values in record.clients.items():
+                found.setdefault(column, {}).update(values)
+        numbers = [str(number) for number in range(len(self.label_count))]
+        return {
+            column: [values.get(number, "") for number in numbers]
+            for column, values in found.items()
+        }
+
+    def sections(self) -> Iterator[tuple[str, Section]]:
+        """Name of the stage and what it shows, of each stage that shows something.
+
+        Raises:
+          DataError: it cannot be read.
+        """
+        for stage, record in self.records.items():
+            if record.section is not None:
+                try:
+                    yield stage, sections.from_json(record.section)
+                except ValueError as error:
+                    where = _directory(self.path, self.summary, stage)
+                    raise errors.DataError(f"{where}: {error}") from error
 
     def pictures(self, stage: str) -> dict[str, np.ndarray]:
-        """Arrays that the stage left to be looked at; {} where there are none."""
-        if stage not in self.records:
-            return {}
-        path = _stage(self.path, self.summary, stage) / "pictures.npz"
-        if not path.exists():
-            return {}
+        """Arrays that a stage left to be looked at; damaged ones are logged, and {}."""
         try:
-            return files.read_arrays(path)
+            return store.pictures(_directory(self.path, self.summary, stage))
         except errors.CheckpointError as error:
             _log.warning("%s; the report is without it", error)
             return {}
 
 
-def read(path: pathlib.Path) -> Run:
+def read(path: pathlib.Path) -> SavedRun:
     """The study in run directory `path`.
 
     Raises:
       DataError: a file is missing or damaged, or the run is of another version.
     """
-    summary = _load(path / "summary.json")
-    split = _load(path / "split.json")
-    if "stages" not in summary or "held_out_labels" not in split:
-        raise errors.DataError(
-            f"{path}: made by an earlier version: must be run again with its command"
+    with _mendable():
+        summary = summaries.read(path / "summary.json")
+        split = _content(path / "split.json", ("label_counts", "held_out_labels"))
+        config = _content(path / "config.json", ("settings", "command", "git_revision"))
+        return SavedRun(
+            path=path,
+            settings=config["settings"],
+            command=config["command"],
+            revision=config["git_revision"],
+            summary=summary,
+            label_count=np.array(split["label_counts"]),
+            test_label=np.array(split["held_out_labels"]["test"]),
+            records={name: _record(path, summary, name) for name in summary.stages},
         )
-    records = {stage: _record(path, summary, stage) for stage in summary["stages"]}
-    config = _load(path / "config.json")["settings"]
-    return Run(path, config, summary, split, records)
 
 
-def _record(path: pathlib.Path, summary: dict[str, Any], stage: str) -> dict[str, Any]:
+def _content(path: pathlib.Path, names: Collection[str]) -> dict[str, Any]:
+    """The JSON of a file, which must have all `names`."""
+    found = files.read_json(path)
+    if not set(names) <= set(found):
+        raise errors.DataError(
+            f"{path}: made by another version: its study must be run again, with its"
+            " command"
+        )
+    return found
+
+
+def _record(path: pathlib.Path, summary: Summary, stage: str) -> Record:
     """The record of a finished stage, which must be the one that it says it is."""
-    folder = _stage(path, summary, stage)
-    record = _load(folder / "done.json")
-    expected = {"stage": stage, "fingerprint": folder.name, "seed": summary["seed"]}
-    try:
-        checkpoint.check_identity(folder, record.get("identity"), expected)
-    except errors.CheckpointError as error:
-        raise errors.DataError(str(error)) from error
+    directory = _directory(path, summary, stage)
+    record = store.read_record(directory)
+    expected = {"stage": stage, "fingerprint": directory.name, "seed": summary.seed}
+    checkpoint.check_identity(directory, record.identity, expected)
     return record
 
 
-def _stage(path: pathlib.Path, summary: dict[str, Any], stage: str) -> pathlib.Path:
+def _directory(path: pathlib.Path, summary: Summary, stage: str) -> pathlib.Path:
     """Where a stage that the summary tells of lies."""
-    folder = files.child(path / "stages", stage)
-    return files.child(folder, summary["stages"][stage])
+    files.child(files.child(path / "stages", stage), summary.stages[stage])
+    return store.directory_of(path, stage, summary.stages[stage])
+
+
+@contextlib.contextmanager
+def _mendable() -> Iterator[None]:
+    """Damage as a `DataError` that says how to mend it."""
+    try:
+        yield
+    except errors.CheckpointError as error:
+        reason = "the same command again mends it, or finishes the run"
+        raise errors.DataError(f"{error}: {reason}") from error
 
 
 def collect(paths: Sequence[pathlib.Path]) -> Groups:
@@ -198,7 +253,9 @@ def _studies_in(path: pathlib.Path) -> list[pathlib.Path]:
         return [path]
     for listing in ("comparison.json", "sweep.json"):
         if (path / listing).exists():
-            return [files.child(path, name) for name in _load(path / listing)["order"]]
+            with _mendable():
+                order = _content(path / listing, ("order",))["order"]
+                return [files.child(path, name) for name in order]
     inner = sorted(one for one in path.glob("*") if _seeds_in(one))
     if not inner:
         raise errors.DataError(f"{path}: must be a run directory, with a summary.json")
@@ -206,17 +263,10 @@ def _studies_in(path: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _seeds_in(path: pathlib.Path) -> list[pathlib.Path]:
+    """Run directories of a study's seeds, in their order."""
     if (path / "config.json").exists():
         return [path]
     found = path.glob("seed_*/config.json")
     return sorted(
         (one.parent for one in found), key=lambda p: int(p.name.partition("_")[2])
     )
-
-
-def _load(path: pathlib.Path) -> Any:
-    try:
-        return files.read_json(path)
-    except errors.CheckpointError as error:
-        reason = "the same command again mends it, or finishes the run"
-        raise errors.DataError(f"{error}: {reason}") from error

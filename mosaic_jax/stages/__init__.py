@@ -1,56 +1,106 @@
-"""The chain of stages that each method runs."""
+"""The stages of a study and their order, its chain."""
 
-from mosaic_jax.settings import Settings
-from mosaic_jax.stages import (
-    audit,
-    distill,
-    experts,
-    federated,
-    generators,
-    meta,
-    server,
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mosaic_jax.core import errors, registry, schema
+from mosaic_jax.stages.base import Link, Stage
+from mosaic_jax.stages.reference import Reference
+
+if TYPE_CHECKING:
+    from mosaic_jax.run.settings import Settings
+
+# A user's own only; those of this library belong to the method of the study.
+STAGES: registry.Registry[type[Stage]] = registry.Registry(
+    "stages", {}, registry.subclass_of(Stage)
 )
-from mosaic_jax.stages.base import Stage, for_clients_with
 
 
-def pipeline(settings: Settings) -> list[Stage]:
-    """Stages of `settings.method`, in order; those with 0 rounds are left out.
+def chain(study: "Settings") -> tuple[Link, ...]:
+    """The stages of `study.method` and the user's own, in order.
 
-    Where clients have several networks, those with the same one are a federation of
-    their own until the teacher is made.
+    Stages of 0 rounds are left out. Where clients have several networks, those with
+    the same network form a federation of their own until the teacher is trained.
+
+    Raises:
+      ConfigError: a user's own stage cannot be imported, or the stage that it follows
+        is not part of the study.
     """
-    rounds = [federated.init_stage(settings)]
-    if settings.warmup.rounds:
-        rounds.append(federated.warmup_stage(settings))
-    finetune = []
-    if settings.finetune.rounds:
-        finetune.append(federated.finetune_stage(settings))
-    if settings.method == "federated" and settings.trains_once:
-        return [*rounds, server.stage(settings), *finetune]
-    if settings.method == "federated":
-        return rounds
-    gan = generators.stage(settings)
-    if settings.generators.when == "before_init":
-        clients = [gan, *rounds]
-    else:
-        clients = [rounds[0], gan, *rounds[1:]]
-    clients.append(experts.experts_stage(settings))
-    stages = _each_network(clients, settings.networks)
-    stages += [
-        experts.prototypes_stage(settings),
-        meta.stage(settings),
-        distill.stage(settings),
-    ]
-    stages += _each_network(finetune, settings.networks[:1])
-    if settings.audit.images:
-        stages += [audit.reference_stage(), audit.audit_stage(settings)]
-    return stages
+    links = _mosaic(study) if study.method == "mosaic" else _federated(study)
+    for path in study.stages:
+        links = _inserted(links, _user_stage(path, study))
+    return tuple(links)
 
 
-def _each_network(stages: list[Stage], networks: tuple[str, ...]) -> list[Stage]:
-    """Each stage once for the clients of each network."""
+def _federated(study: "Settings") -> list[Link]:
+    rounds: list[Stage] = [study.init]
+    if study.warmup.rounds:
+        rounds.append(study.warmup)
+    if study.trains_once:
+        rounds.append(study.server)
+        if study.finetune.rounds:
+            rounds.append(study.finetune)
+    return _for_each_network(rounds, study.networks[:1])
+
+
+def _mosaic(study: "Settings") -> list[Link]:
+    names = study.networks
+    federated: list[Stage] = [study.init, study.generators]
+    if study.compat.generators_first:
+        federated.reverse()
+    if study.warmup.rounds:
+        federated.append(study.warmup)
+    federated.append(study.experts)
+    links = _for_each_network(federated, names)
+    links += [Link(stage) for stage in (study.prototypes, study.meta, study.distill)]
+    if study.finetune.rounds:
+        links += _for_each_network([study.finetune], names[:1])
+    if study.audit.images:
+        links += [Link(Reference()), Link(study.audit)]
+    return links
+
+
+def _for_each_network(stages: Sequence[Stage], networks: Sequence[str]) -> list[Link]:
+    """Each stage once for the clients of each network; the first is the server's."""
     return [
-        for_clients_with(stage, name, suffix=name != networks[0])
+        Link(stage, name, "" if i == 0 else f"@{name}")
         for stage in stages
-        for name in networks
+        for i, name in enumerate(networks)
     ]
+
+
+def _user_stage(path: str, study: "Settings") -> Stage:
+    """The stage at an import path, with its fields from `study.methods`."""
+    stage = registry.build(STAGES, path, study.methods)
+    name = getattr(stage, "name", "")
+    if not name or hasattr(study, name):
+        raise errors.ConfigError(
+            f"stages = {path!r}: name = {name!r}: must be one of its own, not a group"
+            " of the settings"
+        )
+    return stage
+
+
+def _inserted(links: Sequence[Link], stage: Stage) -> list[Link]:
+    """The chain with `stage` behind each link of the stage that it names in `after`."""
+    if not any(link.stage.name == stage.after for link in links):
+        known = list(dict.fromkeys(link.stage.name for link in links))
+        raise errors.ConfigError(
+            f"stage {stage.name!r}: after = {stage.after!r}: must be a stage of the"
+            f" study, {schema.near(stage.after, known)}"
+        )
+    if any(link.stage.name == stage.name for link in links):
+        raise errors.ConfigError(
+            f"stage {stage.name!r}: another stage of the study has this name: `name` of"
+            f" your own must be another than {', '.join(link.name for link in links)}"
+        )
+    result: list[Link] = []
+    for link in reversed(links):
+        if link.stage.name == stage.after:
+            # Behind those of the user that already follow the same stage.
+            place = 0
+            while place < len(result) and result[place].stage.after == stage.after:
+                place += 1
+            result.insert(place, Link(stage, link.network, link.suffix))
+        result.insert(0, link)
+    return result

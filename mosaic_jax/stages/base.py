@@ -1,75 +1,126 @@
-"""What a stage is: settings and artifacts in, artifacts and results out."""
+"""The contract of a stage: settings and artifacts in, artifacts and results out."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import evaluation, parallel, provenance, settings, trees
-from mosaic_jax.algorithms.base import Algorithm
-from mosaic_jax.classifier import Classifier
+from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.core.schema import View
+from mosaic_jax.core.steps import Run
+from mosaic_jax.core.types import (
+    Array,
+    FederatedDataset,
+    LabelledImages,
+    ModelState,
+    Tree,
+)
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
-from mosaic_jax.distillation.base import ServerTraining, Task
-from mosaic_jax.loop import Run
-from mosaic_jax.provenance import View
-from mosaic_jax.types import Array, FederatedDataset, LabelledImages, Tree
+from mosaic_jax.fl import evaluation, parallel
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.server.base import ServerTraining, Task
+from mosaic_jax.stages.sections import Section
+
+if TYPE_CHECKING:  # `Settings` is composed of the stages, so it lies above them
+    from mosaic_jax.run.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)
-class Context:
-    """What every stage may read.
+class Blueprint:
+    """What a stage may know of a study before any array is on a device.
 
     Attributes:
-      settings: those that the stage declared.
-      data: in host memory.
-      clients: the clients' data on the devices.
-      held_out: `data.held_out` on the devices.
-      axis: where clients run.
-      networks: classifiers of the study by name; the server's first.
-      name: of the network that the clients in this context have.
-      algorithm: of its rounds, where the stage reads "init.method".
-      server: training on the server, where the stage reads "server.method".
-      task: what that must know of the study.
-      state_on_host: what clients keep between rounds lives in host memory.
-      key: the stage's own.
+      settings: the fields that the stage declares, and those that every stage may read.
+      data: images and their split, in host memory.
+      networks: classifiers of the study by name; the server's is the first.
+      name: of the network that these clients have.
+      algorithm: of the federated rounds; for stages that read "init.method".
+      server: training on the server; for stages that read "server.method", in studies
+        that have it.
+      task: the properties of the study that `server` depends on.
+      provides: names of the artifacts that the study needs from the stage.
+      trains_every_round: whether `server` trains after every aggregation.
     """
 
     settings: View
     data: StudyData
-    clients: FederatedDataset
-    held_out: dict[str, LabelledImages]
-    axis: parallel.ClientAxis
     networks: dict[str, Classifier]
     name: str
     algorithm: Algorithm
-    server: ServerTraining | None
+    server: ServerTraining
     task: Task
-    state_on_host: bool
-    key: Array
+    provides: tuple[str, ...] = ()
+    trains_every_round: bool = False
 
     @property
     def classifier(self) -> Classifier:
-        """Of the clients in this context."""
+        """The network of these clients."""
         return self.networks[self.name]
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """What part of the network each client holds; empty: all of it."""
-        if not self.algorithm.partial:
+        """Fraction of the channels that each client holds; () where all hold all."""
+        # Refused where the stage does not declare the algorithm.
+        self.algorithm.weight  # noqa: B018
+        if not isinstance(self.algorithm, PartialTraining):
             return ()
         return self.settings.budgets.of_clients(self.data.clients.num_clients)
 
-    def of(self, name: str) -> "Context":
-        """The same study as the clients that have network `name` see it."""
-        if len(self.networks) == 1:
-            return self
+    @property
+    def model(self) -> ModelState:
+        """Shapes and types of the variables of these clients' network."""
+        shape = self.data.info.image_shape
+        return jax.eval_shape(lambda: self.classifier.init(prng.root(0), shape))
+
+    @property
+    def num_held_out(self) -> int:
+        """Number of images that each model is evaluated on, over all held-out sets."""
+        return sum(len(images.label) for images in self.data.held_out.values())
+
+    def members(self, name: str) -> np.ndarray:
+        """Numbers of the clients that have network `name`; networks go in turn."""
         names = list(self.networks)
         numbers = np.arange(self.data.clients.num_clients)
-        members = numbers[names.index(name) :: len(names)]
+        return numbers[names.index(name) :: len(names)]
+
+    def for_network(self, name: str) -> "Blueprint":
+        """The study restricted to the clients that have network `name`."""
+        if len(self.networks) == 1:
+            return self
+        data = federated.of_clients(self.data, self.members(name))
+        return dataclasses.replace(self, data=data, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Context(Blueprint):
+    """What a stage may use while it runs: a `Blueprint`, and arrays on devices.
+
+    Attributes:
+      clients: `data.clients` on the devices.
+      held_out: `data.held_out` on the devices.
+      axis: the layout of the clients on the devices.
+      state_on_host: whether the clients' states stay in host memory between rounds.
+      key: random key of the stage.
+    """
+
+    _: dataclasses.KW_ONLY
+    clients: FederatedDataset
+    held_out: dict[str, LabelledImages]
+    axis: parallel.ClientAxis
+    state_on_host: bool
+    key: jax.Array
+
+    def for_network(self, name: str) -> "Context":
+        """The study restricted to the clients that have network `name`."""
+        if len(self.networks) == 1:
+            return self
+        members = self.members(name)
         client = trees.take(self.clients.client, members)
         return dataclasses.replace(
             self,
@@ -82,79 +133,170 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a stage hands on.
+    """What a stage returns.
 
     Attributes:
-      artifacts: name to pytree.
-      results: JSON-able findings for summary and report.
-      pictures: uint8 and other plain arrays that reports show, by name.
+      artifacts: pytrees for later stages, by name.
+      models: the result of `assess` for each model that the stage trained, by the
+        model's name in tables; "final" is the study's result so far.
+      results: further results that JSON can represent.
+      headline: numbers for the summary by name, each with "mean", "low", "high" and
+        "meaning"; those with a short name "card" are shown at the top of a report.
+      clients: columns of the report's table of clients: {column: {client: text}}.
+      section: the stage's section of the report.
+      pictures: NumPy arrays that are saved beside the record, by name; uint8
+        [..., H, W, D] are shown as images.
       up: bytes that clients sent to the server, by payload.
       down: bytes that the server sent to clients, by payload.
+      sent_before: the payloads that were sent before the stage's first round; all
+        others were sent evenly over its rounds, if it has any.
     """
 
     artifacts: dict[str, Tree]
+    models: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     results: dict[str, Any] = dataclasses.field(default_factory=dict)
+    headline: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    clients: dict[str, dict[int, str]] = dataclasses.field(default_factory=dict)
+    section: Section | None = None
     pictures: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     up: dict[str, int] = dataclasses.field(default_factory=dict)
     down: dict[str, int] = dataclasses.field(default_factory=dict)
+    sent_before: tuple[str, ...] = ()
+
+
+class Stage(schema.Group):
+    """A stage of a study: a frozen dataclass whose fields are its settings.
+
+    A finished stage is found again by its settings and by all else that it declares
+    here. A user's own stage names in `after` the stage that it follows, and is listed
+    in `config.stages`.
+    """
+
+    name: ClassVar[str]
+    after: ClassVar[str] = ""
+
+    def needs(self, study: "Settings") -> tuple[str, ...]:
+        """Names of the artifacts that `run` takes as keyword arguments."""
+        del study
+        return ()
+
+    def provides(self, study: "Settings") -> tuple[str, ...]:
+        """Names of the artifacts that `run` returns."""
+        del study
+        return ()
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """Dotted names of further settings, fields or groups, that the stage reads.
+
+        Its own settings and those that every stage may read are not listed. A stage
+        that lists "init.method" may use the algorithm, one that lists "server.method"
+        the training on the server.
+        """
+        del study
+        return ()
+
+    def run(self, context: Context, **artifacts: Tree) -> Run:
+        """Run the stage: a generator that returns an `Outcome`.
+
+        It yields each loop as `Steps` and is sent the loop's final state.
+        """
+        raise NotImplementedError
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """Shapes and types of the artifacts, by name; an axis of -1 has any length."""
+        del blueprint
+        return {}
+
+    def flops(self, blueprint: Blueprint) -> float:
+        """FLOPs of `run`, of all clients and the server; 0: not known.
+
+        Evaluations are included. Counted as in `core.flops`.
+        """
+        del blueprint
+        return 0.0
+
+
+# What comes with a component that a stage reads: the server method's task holds it.
+IMPLIED = {"server.method": "server.batch_norm"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One link of the chain.
+class Link:
+    """A stage at its place in a study's chain.
 
     Attributes:
-      name: of the stage; its random stream has the same name.
-      needs: artifacts that `run` takes by keyword.
-      provides: artifacts that it returns.
-      reads: the settings that `run` may read, groups or fields by dotted name, besides
-        those that every stage may (see `provenance`). With "init.method" goes the
-        algorithm, with "server.method" what trains on the server. The result is
-        remembered by all of these.
-      run: `run(context, **artifacts)`, a generator: yields the `Steps` it wants run,
-        is sent their final state, returns an `Outcome`.
+      stage: the stage.
+      network: name of the network whose clients the stage runs for; "": all clients.
+      suffix: of the names of the stage and its artifacts in the study: "@NETWORK" for
+        clients that have another network than the server, else "".
     """
 
-    name: str
-    needs: tuple[str, ...]
-    provides: tuple[str, ...]
-    reads: tuple[str, ...]
-    run: Callable[..., Run]
+    stage: Stage
+    network: str = ""
+    suffix: str = ""
 
-    def uses(self, name: str) -> bool:
-        """Whether it declares the field `name`, alone or with its group."""
-        return provenance.is_covered(name, self.reads)
+    @property
+    def name(self) -> str:
+        """Name of the stage in the study, and of its random stream."""
+        return self.stage.name + self.suffix
 
-    def given(self, name: str, component: Any) -> Any:
-        """The component that the field `name` names, as this stage sees it."""
-        return component if self.uses(name) else provenance.Undeclared(name)
+    def needs(self, study: "Settings") -> tuple[str, ...]:
+        """Names in the study of the artifacts that `run` takes."""
+        return tuple(name + self.suffix for name in self.stage.needs(study))
+
+    def provides(self, study: "Settings") -> tuple[str, ...]:
+        """Names in the study of the artifacts that `run` returns."""
+        return tuple(name + self.suffix for name in self.stage.provides(study))
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """Settings that the stage reads, besides those that every stage may read.
+
+        A user's stage has its own settings as fields only, not as a group of `study`.
+        """
+        own = (self.stage.name,) if hasattr(study, self.stage.name) else ()
+        reads = (*own, *self.stage.reads(study))
+        return (*reads, *(IMPLIED[name] for name in reads if name in IMPLIED))
+
+    def run(self, context: Context, artifacts: Mapping[str, Tree]) -> Run:
+        """Run the stage, with artifacts under their names in the study."""
+        context = context.for_network(self.network) if self.network else context
+        outcome = yield from self.stage.run(
+            context,
+            **{
+                name.removesuffix(self.suffix): tree for name, tree in artifacts.items()
+            },
+        )
+        models = outcome.models
+        if self.suffix:
+            # The study's result is a model of the server's network.
+            models = {k + self.suffix: v for k, v in models.items() if k != "final"}
+        headline = {k + self.suffix: v for k, v in outcome.headline.items()}
+        return dataclasses.replace(
+            outcome,
+            artifacts=self._renamed(outcome.artifacts),
+            models=models,
+            headline=headline,
+        )
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """Shapes and types of the artifacts, by their names in the study."""
+        return self._renamed(self.stage.template(self._restricted(blueprint)))
+
+    def flops(self, blueprint: Blueprint) -> float:
+        """FLOPs of `run`, evaluations included; 0: not known."""
+        return self.stage.flops(self._restricted(blueprint))
+
+    def _renamed(self, artifacts: Mapping[str, Tree]) -> dict[str, Tree]:
+        """Artifacts of the stage under their names in the study."""
+        return {name + self.suffix: tree for name, tree in artifacts.items()}
+
+    def _restricted(self, blueprint: Blueprint) -> Blueprint:
+        return blueprint.for_network(self.network) if self.network else blueprint
 
 
-def each_network(artifact: str, study: settings.Settings) -> tuple[str, ...]:
-    """The names of an artifact that the clients of each network make, in order."""
+def each_network(artifact: str, study: "Settings | View") -> tuple[str, ...]:
+    """Names of an artifact that is made once for each network, the server's first."""
     return (artifact, *(f"{artifact}@{name}" for name in study.model.others))
-
-
-def for_clients_with(stage: Stage, name: str, *, suffix: bool) -> Stage:
-    """`stage` for the clients that have network `name`.
-
-    With `suffix`, its name, needs and artifacts end in "@" and `name`.
-    """
-    end = f"@{name}" if suffix else ""
-
-    def run(context: Context, **artifacts: Tree) -> Run:
-        given = {key.removesuffix(end): value for key, value in artifacts.items()}
-        outcome = yield from stage.run(context.of(name), **given)
-        made = {key + end: value for key, value in outcome.artifacts.items()}
-        return dataclasses.replace(outcome, artifacts=made)
-
-    return Stage(
-        name=stage.name + end,
-        needs=tuple(key + end for key in stage.needs),
-        provides=tuple(key + end for key in stage.provides),
-        reads=stage.reads,
-        run=run,
-    )
 
 
 def accuracies(
@@ -162,7 +304,16 @@ def accuracies(
     held_out: dict[str, LabelledImages],
     batch_size: int,
 ) -> dict[str, Array]:
-    """Accuracy of logits that `function` computes from signed images, per set."""
+    """Accuracy on each held-out set; a pure function, for use within a program.
+
+    Args:
+      function: from signed images [B, H, W, D] to logits [B, K].
+      held_out: images and labels by the name of the set.
+      batch_size: B, images in a batch.
+
+    Returns:
+      "test_accuracy" and so on, [] float32 in [0, 1].
+    """
     return {
         f"{name}_accuracy": evaluation.accuracy(
             evaluation.predict(function, images.image, batch_size=batch_size),
@@ -175,17 +326,19 @@ def accuracies(
 def assess(
     context: Context, function: Callable[[Tree, Array], Tree], state: Tree
 ) -> dict[str, Any]:
-    """Accuracies, and the predicted classes of the test images, as plain numbers.
+    """Evaluate a model on the held-out sets, in a program of its own.
 
     Args:
       context: of the stage.
-      function: logits [B, K], or a dict of such by name, of `state` and signed images
-        [B, H, W, D].
-      state: what `function` needs; an argument, so that it is no constant of the
-        compiled program.
+      function: from `state` and signed images [B, H, W, D] to logits [B, K], or to a
+        dict of logits by model.
+      state: what `function` depends on. It is an argument so that its arrays are no
+        constants of the compiled program.
 
     Returns:
-      "test_accuracy", ..., "predictions"; in a dict by name where `function` gives one.
+      "test_accuracy" and so on in [0, 1] for each held-out set, and "predictions", the
+      predicted class of each test image; a dict of these by model where `function`
+      returns a dict.
     """
     held_out = context.held_out
 
@@ -213,6 +366,6 @@ def assess(
     if not isinstance(predicted["test"], dict):
         return describe(predicted)
     return {
-        model: describe({name: found[model] for name, found in predicted.items()})
+        model: describe({name: of_set[model] for name, of_set in predicted.items()})
         for model in predicted["test"]
     }

@@ -1,108 +1,136 @@
-"""Stages 4 and 5: one expert per class, and prototypes of each client's classes."""
+"""Stage 4: one expert per class, a weighted average of the client models."""
 
-import functools
+import dataclasses
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import aggregation, evaluation, parallel, prototypes, trees
-from mosaic_jax.algorithms import ALGORITHMS
-from mosaic_jax.loop import Run
-from mosaic_jax.models import submodel
-from mosaic_jax.settings import Settings
-from mosaic_jax.stages import local, rounds
-from mosaic_jax.stages.base import Context, Outcome, Stage, each_network
-from mosaic_jax.types import (
+from mosaic_jax.core import flops, schema, trees, types
+from mosaic_jax.core.steps import Run
+from mosaic_jax.core.types import (
     Array,
-    Client,
     ClientModels,
-    Experts,
     FederatedDataset,
-    LabelledImages,
     ModelState,
-    Prototypes,
     Tree,
 )
+from mosaic_jax.fl import aggregation, evaluation, parallel
+from mosaic_jax.fl.client_program import Traffic
+from mosaic_jax.nn import submodel
+from mosaic_jax.stages import federation, local, sections
+from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from mosaic_jax.run.settings import Settings
 
 
-def experts_stage(settings: Settings) -> Stage:
-    """Stage 4: class-wise averages of the client models."""
-    steps = ("local",) if settings.experts.local_steps else ()
-    # Of parts of the network the rounds' program asks the clients for moments.
-    partial = ALGORITHMS[settings.init.method].partial
-    return Stage(
-        name="experts",
-        needs=("client_models", "global_model"),
-        provides=("experts",),
-        reads=(
-            "experts",
-            *steps,
-            *(rounds.reads(settings) if partial else ()),
-            *rounds.holdings(settings),
-        ),
-        run=_run_experts,
+@dataclasses.dataclass(frozen=True)
+class Experts(Stage):
+    """Stage 4: averages of the client models, one for each class."""
+
+    name = "experts"
+
+    local_steps: int = schema.at_least(
+        0, default=0, meaning="extra local steps before the experts are formed"
+    )
+    # A client's model is that of the round it last took part in: "all" counts each,
+    # however old, "latest" only those of the last round.
+    participants: str = schema.one_of(
+        ("all", "latest"),
+        default="all",
+        meaning="whose models count, under partial participation",
     )
 
+    def needs(self, study: "Settings") -> tuple[str, ...]:
+        """The models to average, and the expert of classes that no client has."""
+        del study
+        return ("client_models", "global_model")
 
-def prototypes_stage(settings: Settings) -> Stage:
-    """Stage 5: k-means centres of penultimate features."""
-    return Stage(
-        name="prototypes",
-        needs=(
-            "global_model",
-            *each_network("client_models", settings),
-            *each_network("experts", settings),
-        ),
-        provides=("prototypes",),
-        reads=("prototypes", *rounds.holdings(settings)),
-        run=_run_prototypes,
-    )
+    def provides(self, study: "Settings") -> tuple[str, ...]:
+        """The experts, one per class."""
+        del study
+        return ("experts",)
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """Local training, and the rounds where clients hold parts of the network."""
+        steps = ("local",) if self.local_steps else ()
+        # The batch-norm of experts of parts of a network is recalibrated, as in rounds.
+        moments = federation.reads_rounds(study) if federation.is_partial(study) else ()
+        return (*steps, *moments, *federation.reads_holdings(study))
+
+    def run(
+        self, context: Context, client_models: ClientModels, global_model: ModelState
+    ) -> Run:
+        """Train the extra steps, average by class, evaluate each expert."""
+        return _form_experts(self, context, client_models, global_model)
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """Experts [K, ...]."""
+        count = blueprint.data.info.num_classes
+        model = jax.eval_shape(lambda m: trees.broadcast(m, count), blueprint.model)
+        return {"experts": types.Experts(model, trees.shape((count,), bool))}
+
+    def flops(self, blueprint: Blueprint) -> float:
+        """FLOPs of the extra steps, and of evaluating each expert."""
+        total, shape = 0.0, blueprint.data.info.image_shape
+        if self.local_steps:
+            images = self.local_steps * blueprint.settings.local.batch_size
+            each = federation.holdings_of(blueprint).forward_flops(shape)
+            total = images * flops.TRAINED * each.sum()
+        info = blueprint.data.info
+        forward = blueprint.classifier.flops(shape)
+        each = blueprint.num_held_out * forward + federation.query_flops(blueprint)
+        return float(total + info.num_classes * each)
 
 
-def _run_experts(
-    context: Context, client_models: ClientModels, global_model: ModelState
+def _form_experts(
+    config: Experts,
+    context: Context,
+    client_models: ClientModels,
+    global_model: ModelState,
 ) -> Run:
-    data, settings = context.data.clients, context.settings
+    data = context.data.clients
     models, last_round = client_models.model, client_models.last_round
     up, down = {}, {}
-    share = None
+    mask = None
     if context.rates:
-        share = rounds.held_in(context, global_model, last_round)
-    counted = rounds.taking_part(last_round, settings.experts.participants)
-    if settings.experts.local_steps:
-        steps = np.full(data.num_clients, settings.experts.local_steps)
+        mask = federation.trained_masks(context, global_model, last_round)
+    counted = federation.participants(last_round, config.participants)
+    if config.local_steps:
+        steps = np.full(data.num_clients, config.local_steps)
         models = yield from local.train(
             context, "local", models, steps, key=context.key
         )
-        up["specialised_models"] = _bytes_of(models, share)
+        up["specialised_models"] = _model_bytes(models, mask)
         never = np.flatnonzero(np.asarray(last_round) < 0)
         if len(never):
-            down["models"] = _bytes_of(*trees.take((models, share), never))
-        # All have trained now, those that took part in no round from the global model.
+            down["models"] = _model_bytes(*trees.take((models, mask), never))
+        # All have trained now; those that took part in no round, from the global model.
         counted = np.ones_like(counted)
     label_count = data.client.label_count * counted[:, None]
     experts = jax.jit(aggregation.class_experts)(
         models,
         label_count,
         global_model,
-        share,
+        mask,
     )
-    if context.algorithm.queries:
-        experts, asked = _queried(context, experts, label_count)
-        up["moments"], down["queried_models"] = asked.up, asked.down
+    if context.rates and federation.holdings_of(context).recalibrates:
+        experts, traffic = _recalibrated(context, experts, label_count)
+        up["moments"], down["queried_models"] = traffic.up, traffic.down
 
     @jax.jit
-    def predict(experts: Experts, image: Array) -> Array:
-        def one(model: ModelState) -> Array:
+    def predict(experts: types.Experts, image: Array) -> Array:
+        def predict_expert(model: ModelState) -> Array:
             logits = evaluation.predict(
                 lambda x: context.classifier.logits(model, x),
                 image,
-                batch_size=settings.evaluation.batch_size,
+                batch_size=context.settings.evaluation.batch_size,
             )
             return jnp.argmax(logits, axis=-1)
 
-        return parallel.expert_map(one, experts.model)
+        return parallel.expert_map(predict_expert, experts.model)
 
     test = context.data.held_out["test"]
     per_class = [
@@ -115,240 +143,57 @@ def _run_experts(
     return Outcome(
         artifacts={"experts": experts},
         results={"expert_class_accuracy": per_class, "absent_classes": absent},
+        section=_section(context, per_class),
         up=up,
         down=down,
     )
 
 
-def _bytes_of(models: ModelState, share: ModelState | None) -> int:
-    """Of the models [C, ...] that clients hold; `share` as in `submodel.Part`."""
-    if share is None:
+def _section(context: Context, accuracy: list[list[float]]) -> sections.Section:
+    """Heat map of `accuracy` [E][K] in [0, 1]; NaN for classes without images."""
+    suffix = f"@{context.name}" if context.name != next(iter(context.networks)) else ""
+    heat = sections.Heat(
+        name=f"experts{suffix}",
+        values=accuracy,
+        xlabel="class of the image",
+        ylabel="expert",
+        label="test accuracy",
+        caption="Share of each class's test images that each expert"
+        f" ({context.name}) gets right.",
+    )
+    return sections.Section("Experts and teacher", (heat,))
+
+
+def _model_bytes(models: ModelState, mask: ModelState | None) -> int:
+    """Bytes of the clients' models [C, ...], or of the parameters in `mask` only."""
+    if mask is None:
         return trees.num_bytes(models)
-    return submodel.num_bytes(models, share)
+    return submodel.num_bytes(models, mask)
 
 
-def _queried(
-    context: Context, experts: Experts, label_count: np.ndarray
-) -> tuple[Experts, rounds.Traffic]:
-    """The experts with moments by the clients, weighted as in the experts' mean.
+def _recalibrated(
+    context: Context, experts: types.Experts, label_count: Array
+) -> tuple[types.Experts, Traffic]:
+    """The experts with batch-norm statistics from the clients, and the traffic of that.
 
-    And the bytes of experts sent and of moments.
+    The clients' moments are weighted as their parameters are.
     """
-    program = rounds.build(context, context.settings.local)
-    key = rounds.stream(context.settings)
+    program = federation.build(context, context.settings.local)
+    key = federation.rounds_key(context.settings)
 
     @jax.jit
-    def run(
-        data: FederatedDataset, experts: Experts, count: Array, key: Array
+    def recalibrate(
+        data: FederatedDataset, experts: types.Experts, count: Array, key: jax.Array
     ) -> ModelState:
-        def one(args: Tree) -> ModelState:
+        def recalibrate_expert(args: Tree) -> ModelState:
             model, count, present = args
             weight = jnp.where(present, count, data.client.size)
-            return program.queried(data, key, model, weight)
+            return program.recalibrate_batch_norm(data, key, model, weight)
 
-        return jax.lax.map(one, (experts.model, count.T, experts.present))
-
-    model = run(context.clients, experts, label_count, key)
-    asked = program.query_bytes(context.data.info.image_shape)
-    return experts.replace(model=model), len(experts.present) * asked
-
-
-def _run_prototypes(
-    context: Context, global_model: ModelState, **artifacts: Tree
-) -> Run:
-    yield from ()  # no loop
-    settings = context.settings
-    experts, client_models = (
-        dict(
-            zip(
-                context.networks,
-                (artifacts[name] for name in each_network(kind, settings)),
-                strict=True,
-            )
+        return jax.lax.map(
+            recalibrate_expert, (experts.model, count.T, experts.present)
         )
-        for kind in ("experts", "client_models")
-    )
-    expert_model = {name: found.model for name, found in experts.items()}
-    parts = [
-        _of_network(context.of(name), client_models[name], global_model, expert_model)
-        for name in context.networks
-    ]
-    found = [part[0] for part in parts]
-    result, down = jax.tree.map(lambda *leaves: np.concatenate(leaves), *found), {}
-    if settings.prototypes.space == "expert":
-        down["experts"] = sum(part[1] for part in parts)
-    return Outcome(
-        artifacts={"prototypes": result},
-        results={"num_prototypes": len(result.label)},
-        up={"prototypes": sum(part[2] for part in parts)},
-        down=down,
-    )
 
-
-def _of_network(
-    context: Context,
-    client_models: ClientModels,
-    global_model: ModelState,
-    expert_model: dict[str, ModelState],
-) -> tuple[Prototypes, int, int]:
-    """Prototypes of the clients in `context`.
-
-    In the `expert` space, a prototype enters an expert as the mean of its members in
-    that expert's features; otherwise as the one centre that its client sends. Only one
-    expert's features are held at a time.
-
-    Returns:
-      In host memory; bytes of the experts that clients receive, and of what they send:
-      features and labels.
-    """
-    data, space = context.clients, context.settings.prototypes.space
-    clustered_by = client_models.model
-    if space == "global":
-        clustered_by = trees.broadcast(global_model, data.num_clients)
-    share = None
-    if context.rates:
-        share = rounds.held_in(context, global_model, client_models.last_round)
-    run = jax.jit(functools.partial(cluster_images, context))
-    cluster, held, own = run(data, clustered_by, share, context.key)
-    held = jax.device_get(held)
-    program = jax.jit(functools.partial(prototype_logits, context), static_argnums=0)
-    take = jax.jit(trees.take)
-
-    def logits(name: str, model: ModelState, centre: Array | None) -> np.ndarray:
-        # Only clusters that exist are sent; which ones is known once they are computed.
-        return np.asarray(program(name, data, cluster, share, model, centre))[held]
-
-    centre = None if space == "expert" else own
-    client, label, _ = np.nonzero(held)
-    num_experts = data.num_classes * len(expert_model)
-    expert_logits = np.empty((len(label), num_experts, data.num_classes), np.float32)
-    for i, (name, models) in enumerate(expert_model.items()):
-        for k in range(data.num_classes):
-            found = logits(name, take(models, k), centre)
-            expert_logits[:, i * data.num_classes + k] = found
-    result = Prototypes(
-        logits=expert_logits,
-        gate_logits=logits(next(iter(context.networks)), global_model, None),
-        label=label.astype(np.int32),
-        client=np.asarray(data.client.number)[client].astype(np.int32),
-    )
-    received = data.num_clients * trees.num_bytes(expert_model)
-    if share is not None:
-        each = trees.broadcast(global_model, data.num_clients)
-        received = data.num_classes * submodel.num_bytes(each, share)
-    features = own.shape[-1]
-    if space == "expert":
-        shape = context.data.info.image_shape
-        width = sum(one.num_features(shape) for one in context.networks.values())
-        features = data.num_classes * width
-    each_sent = 4 * features + result.label.itemsize
-    return result, received, len(label) * each_sent
-
-
-def cluster_images(
-    context: Context,
-    data: FederatedDataset,
-    clustered_by: ModelState,
-    share: ModelState | None,
-    key: Array,
-) -> tuple[Array, Array, Array]:
-    """Cluster the images of each client and class by the features of `clustered_by`.
-
-    Those [C, ...] are the clients' own models, or the global one. With `share`, 1 where
-    each client [C, ...] holds the network, clients run that part of every model.
-
-    Returns:
-      Clusters [C, M] and which exist [C, K, k], see `prototypes.cluster_classes`, and
-      their centres [C, K, k, F] in the same features.
-    """
-    config = context.settings.prototypes
-
-    def one(
-        client: Client,
-        model: ModelState,
-        share: ModelState | None,
-        key: Array,
-        images: LabelledImages,
-    ) -> tuple[Array, Array, Array]:
-        feature, label = _features(context, context.name, client, model, share, images)
-        cluster, held = prototypes.cluster_classes(
-            key,
-            feature,
-            client,
-            label,
-            num_clusters=config.clusters,
-            num_steps=config.iterations,
-        )
-        return cluster, held, _centres(context, feature, label, cluster)
-
-    return context.axis.map(
-        one, data.client, clustered_by, share, shared=(key,), placed=(data.images,)
-    )
-
-
-def prototype_logits(
-    context: Context,
-    name: str,
-    data: FederatedDataset,
-    cluster: Array,
-    share: ModelState | None,
-    model: ModelState,
-    centre: Array | None,
-) -> Array:
-    """Logits [C, K, k, K] of one `model` of network `name` on all prototypes.
-
-    Those are the means of each `cluster` [C, M] in the model's own features, or
-    `centre` [C, K, k, F]. `share` as in `cluster_images`.
-    """
-
-    def one(
-        client: Client,
-        cluster: Array,
-        share: ModelState | None,
-        model: ModelState,
-        images: LabelledImages,
-    ) -> Array:
-        feature, label = _features(context, name, client, model, share, images)
-        return _centres(context, feature, label, cluster)
-
-    if centre is None:
-        centre = context.axis.map(
-            one,
-            data.client,
-            cluster,
-            share,
-            shared=(model,),
-            placed=(data.images,),
-        )
-    return context.networks[name].head(model, centre)
-
-
-def _features(
-    context: Context,
-    name: str,
-    client: Client,
-    model: ModelState,
-    share: ModelState | None,
-    images: LabelledImages,
-) -> tuple[Array, Array]:
-    """[M, F] of one client's images, and their labels [M]."""
-    if share is not None:
-        model = submodel.within(model, share)
-    feature = prototypes.features(
-        context.networks[name],
-        model,
-        client,
-        images,
-        batch_size=context.settings.evaluation.batch_size,
-    )
-    return feature, images.label[client.index]
-
-
-def _centres(context: Context, feature: Array, label: Array, cluster: Array) -> Array:
-    return prototypes.centres(
-        feature,
-        label,
-        cluster,
-        num_classes=context.data.info.num_classes,
-        num_clusters=context.settings.prototypes.clusters,
-    )
+    model = recalibrate(context.clients, experts, label_count, key)
+    traffic = program.query_bytes(context.data.info.image_shape)
+    return experts.replace(model=model), len(experts.present) * traffic

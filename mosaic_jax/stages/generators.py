@@ -1,69 +1,158 @@
 """Stage 2: each client trains a GAN on its own images and sends the generator."""
 
+import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import gan, models, parallel, prng, settings, training, trees
-from mosaic_jax.data import augment
-from mosaic_jax.loop import Run
-from mosaic_jax.models import submodel
-from mosaic_jax.stages import local, rounds
-from mosaic_jax.stages.base import Context, Outcome, Stage
-from mosaic_jax.types import Array, ClientModels, GanState, Generators, ModelState, Tree
+from mosaic_jax.core import flops, prng, schema, trees, types
+from mosaic_jax.core.steps import Run
+from mosaic_jax.core.types import Array, ClientModels, GanState, ModelState, Tree
+from mosaic_jax.fl import gan, parallel, training
+from mosaic_jax.nn import submodel
+from mosaic_jax.nn.networks import MAX_WIDTH, Module
+from mosaic_jax.stages import federation, films, local
+from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage
+
+if TYPE_CHECKING:
+    from mosaic_jax.run.settings import Settings
 
 _log = logging.getLogger(__name__)
 
-# Added to each class's share, so that a class the client lacks is dear, not infinite.
+# Added to each class's share, so that a class that the client lacks has a finite cost.
 LABEL_SMOOTHING = 1e-3
+# Images by which a generator is judged to have collapsed.
 NUM_COLLAPSE_SAMPLES = 64
-# What reports show: the same noise after these shares of a client's steps.
-FILM_SHARES = (0.05, 0.2, 0.5, 1.0)
-NUM_FILM_IMAGES = 8
-NUM_FILM_CLIENTS = 20
 
 
-@flax.struct.dataclass
-class Filmed:
-    """A client's GAN, and images of its generator at several moments.
+@dataclasses.dataclass(frozen=True)
+class Generators(Stage):
+    """Stage 2: one GAN per client, whose generator is sent to the server once."""
 
-    `film` is uint8 [T, n, H, W, D], black where a moment is still to come.
-    """
+    name = "generators"
 
-    gan: GanState
-    film: Array
-
-
-def stage(study: settings.Settings) -> Stage:
-    """Stage 2; its inputs depend on when it runs and which classifier it uses."""
-    config = study.generators
-    needs = []
-    if config.classifier == "client":
-        needs.append("client_models")
-    if config.inversion_weight:
-        needs.append("global_model")
-    return Stage(
-        name="generators",
-        needs=tuple(needs),
-        provides=("client_generators",),
-        reads=(
-            "generators",
-            *(("local",) if config.classifier == "fresh" else ()),
-            *rounds.holdings(study),
-        ),
-        run=_run,
+    epochs: int = schema.at_least(
+        0, default=200, meaning="passes over each client's images; 0: use steps"
+    )
+    # 200 epochs of 72 images are 400 steps, too few for a GAN; the largest client of
+    # the published split takes 31,400.
+    min_steps: int = schema.at_least(
+        0, default=2000, meaning="with epochs: least steps of a client"
+    )
+    max_steps: int = schema.at_least(
+        0, default=0, meaning="with epochs: most steps of a client; 0: no bound"
+    )
+    steps: int = schema.at_least(
+        0, default=0, meaning="steps of each client; 0: use epochs"
+    )
+    batch_size: int = schema.at_least(2, default=64, meaning="images in a step")
+    learning_rate: float = schema.above(
+        0, default=2e-4, meaning="of Adam(0.5, 0.999), for both networks"
+    )
+    latent_dim: int = schema.between(
+        1, MAX_WIDTH, default=100, meaning="dimensions of the noise"
+    )
+    width: int = schema.between(
+        1, MAX_WIDTH, default=64, meaning="channels of both networks: ngf and ndf"
+    )
+    entropy_weight: float = schema.at_least(
+        0, default=0.0, meaning="> 0: favours images that the classifier is sure of"
+    )
+    diversity_weight: float = schema.at_least(
+        0, default=5.0, meaning="spreads images over the client's classes"
+    )
+    inversion_weight: float = schema.at_least(
+        0, default=0.01, meaning="match the global model's batch-norm moments"
+    )
+    inversion_below: int = schema.at_least(
+        0, default=1000, meaning="inversion only for clients with fewer images (tau)"
+    )
+    translate: int = schema.at_least(
+        0, default=0, meaning="pixels by which the discriminator's input is shifted"
+    )
+    ema_decay: float = schema.below_one(
+        default=0.0, meaning="> 0: upload the running mean of the generator"
+    )
+    collapse_below: float = schema.at_least(
+        0, default=0.05, meaning="pixel deviation over samples, on a scale of 2"
     )
 
+    def problems(self, study: "Settings") -> Iterator[str]:
+        """Steps or epochs, not both; inversion needs batch-norm statistics."""
+        if (self.epochs == 0) == (self.steps == 0):
+            yield (
+                f"generators.steps = {self.steps}: must be 0 where"
+                f" generators.epochs = {self.epochs} is not, and the other way round"
+            )
+        if 0 < self.max_steps < self.min_steps:
+            yield (
+                f"generators.max_steps = {self.max_steps}: must be 0, for no bound,"
+                f" or >= generators.min_steps = {self.min_steps}"
+            )
+        if study.model.norm == "group" and self.inversion_weight > 0:
+            yield (
+                f"generators.inversion_weight = {self.inversion_weight}: must be 0"
+                " for model.norm = 'group', which has no statistics to match"
+            )
 
-def num_steps(config: settings.Generators, size: np.ndarray) -> np.ndarray:
-    """[C] int: GAN steps of each client, by its `size` [C] images.
+    def needs(self, study: "Settings") -> tuple[str, ...]:
+        """Classifiers of the clients, and the model whose statistics are matched."""
+        fresh, inverts = study.compat.fresh_classifier, self.inversion_weight > 0
+        models = () if fresh else ("client_models",)
+        return (*models, *(("global_model",) if inverts else ()))
 
-    `config.epochs` passes over its images, at least `min_steps` and at most
-    `max_steps`; or `config.steps`, the same for all.
+    def provides(self, study: "Settings") -> tuple[str, ...]:
+        """The generators that clients send."""
+        del study
+        return ("client_generators",)
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """Also the local SGD, where classifiers are trained for the GANs."""
+        local = ("local",) if study.compat.fresh_classifier else ()
+        return ("compat", *local, *federation.reads_holdings(study))
+
+    def run(
+        self,
+        context: Context,
+        client_models: ClientModels | None = None,
+        global_model: ModelState | None = None,
+    ) -> Run:
+        """Train the GANs, film them, and mark the generators that collapsed."""
+        return _train_generators(self, context, client_models, global_model)
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """Generators [C, ...], and which of them have not collapsed."""
+        info, count = blueprint.data.info, blueprint.data.clients.num_clients
+        model_gan = gan.build(blueprint.settings, info, blueprint.classifier)
+        state = jax.eval_shape(lambda: model_gan.init(prng.root(0), info.image_shape))
+        model = jax.eval_shape(lambda g: trees.broadcast(g, count), state.generator)
+        alive = trees.shape((count,), bool)
+        return {"client_generators": types.Generators(model, alive)}
+
+    def flops(self, blueprint: Blueprint) -> float:
+        """FLOPs of all GAN steps, and of training fresh classifiers."""
+        data, settings = blueprint.data, blueprint.settings
+        size, shape = data.clients.client.size, data.info.image_shape
+        model_gan = gan.build(settings, data.info, blueprint.classifier)
+        steps = num_steps(self, size).sum()
+        total = steps * self.batch_size * model_gan.step_flops(shape)
+        if settings.compat.fresh_classifier:
+            batch = settings.local.batch_size
+            steps = steps_of_epochs(settings.compat.classifier_epochs, size, batch)
+            forward = blueprint.classifier.flops(shape)
+            total += steps.sum() * batch * flops.TRAINED * forward
+        return float(total)
+
+
+def num_steps(config: Generators, size: Array) -> np.ndarray:
+    """Number of GAN steps of each client, [C] int.
+
+    `config.epochs` passes over its `size` [C] images, but at least `config.min_steps`
+    and at most `config.max_steps`; or `config.steps`, the same for all clients.
     """
     if not config.epochs:
         return np.full_like(size, config.steps)
@@ -71,13 +160,27 @@ def num_steps(config: settings.Generators, size: np.ndarray) -> np.ndarray:
     return np.clip(steps, config.min_steps, config.max_steps or None)
 
 
-def steps_of_epochs(epochs: int, size: np.ndarray, batch_size: int) -> np.ndarray:
-    """[C] int: minibatches of `epochs` passes over each client's `size` [C] images."""
+def steps_of_epochs(epochs: int, size: Array, batch_size: int) -> np.ndarray:
+    """Number of minibatches in some passes over each client's images, [C] int.
+
+    Args:
+      epochs: number of passes.
+      size: [C] int, images of each client.
+      batch_size: images in a minibatch; the last one of a pass may be short.
+    """
     return epochs * np.asarray(training.steps_per_epoch(size, batch_size))
 
 
-def class_shares(label_count: Array, target: str) -> Array:
-    """[C, K]: over which classes each client's samples should spread."""
+def class_targets(label_count: Array, target: str) -> Array:
+    """Target frequencies of the classes among each client's samples.
+
+    Args:
+      label_count: [C, K] int, images of each class at each client.
+      target: "labels", the client's own smoothed frequencies, or "uniform".
+
+    Returns:
+      [C, K] float32, rows sum to 1.
+    """
     if target == "uniform":
         return jnp.full(label_count.shape, 1 / label_count.shape[1])
     share = label_count / jnp.sum(label_count, axis=1, keepdims=True) + LABEL_SMOOTHING
@@ -85,31 +188,41 @@ def class_shares(label_count: Array, target: str) -> Array:
 
 
 def deviation(model_gan: gan.Gan, generator: ModelState, z: Array) -> Array:
-    """[] mean over pixels of the deviation over the samples of z; near 0: collapsed."""
+    """How much a generator's images differ; near 0 if it has collapsed.
+
+    Args:
+      model_gan: the GAN.
+      generator: of one client.
+      z: [n, nz] noise.
+
+    Returns:
+      [] float32, the mean over pixels, which are in [-1, 1], of the standard deviation
+      over the n images.
+    """
     return jnp.mean(jnp.std(model_gan.sample(generator, z), axis=0))
 
 
-def _run(
+def _train_generators(
+    config: Generators,
     context: Context,
-    client_models: ClientModels | None = None,
-    global_model: ModelState | None = None,
+    client_models: ClientModels | None,
+    global_model: ModelState | None,
 ) -> Run:
-    config = context.settings.generators
-    # Of a client that has not trained yet, the global model.
+    # That of a client that has not trained yet is the global model.
     classifiers = client_models and client_models.model
     if classifiers is None:
         classifiers = yield from _fresh_classifiers(context)
-    if global_model is None:  # only read when the inversion loss is on
-        global_model = trees.take(classifiers, 0)
+    # Read by the inversion loss only, which is off where there is no global model.
+    inverted: ModelState = global_model or trees.take(classifiers, 0)
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
     sizes = context.data.clients.client.size
     steps = num_steps(config, sizes)
-    filmed = yield from _train(context, model_gan, classifiers, global_model, steps)
+    filmed = yield from _train(context, model_gan, classifiers, inverted, steps)
     generators = _uploaded(filmed.gan, config)
     sent = trees.num_bytes(generators)
     if context.rates:
-        share = _held(model_gan.generator, generators, context.rates)
-        sent = submodel.num_bytes(generators, share)
+        mask = _channel_mask(model_gan.generator, generators, context.rates)
+        sent = submodel.num_bytes(generators, mask)
 
     @jax.jit
     def deviations(generators: ModelState, key: Array) -> Array:
@@ -122,36 +235,30 @@ def _run(
     collapsed = number[~np.asarray(alive)].tolist()
     if collapsed:
         _log.warning("generators of clients %s collapsed; they are left out", collapsed)
+    status = {n: "collapsed" if n in collapsed else "kept" for n in number.tolist()}
     return Outcome(
-        artifacts={"client_generators": Generators(model=generators, alive=alive)},
+        artifacts={
+            "client_generators": types.Generators(model=generators, alive=alive)
+        },
         results={
             "deviation": spread.tolist(),
             "collapsed_clients": collapsed,
             "padding_waste": _padding_waste(context, steps),
         },
-        pictures=_pictures(context, filmed.film),
+        clients={"generator": status},
+        section=films.section(context, collapsed),
+        pictures=films.pictures(context, filmed.film),
         up={"generators": sent},
     )
 
 
-def _uploaded(state: GanState, config: settings.Generators) -> ModelState:
+def _uploaded(state: GanState, config: Generators) -> ModelState:
+    """The generator that a client sends."""
     return state.average if config.ema_decay else state.generator
 
 
-def _pictures(context: Context, film: Array) -> dict[str, np.ndarray]:
-    """Of the first clients: `film`, and as many of their real images."""
-    data = context.data.clients
-    rows = data.client.index[:NUM_FILM_CLIENTS, :NUM_FILM_IMAGES]
-    return {
-        "share": np.array(FILM_SHARES),
-        "client": np.asarray(data.client.number[:NUM_FILM_CLIENTS]),
-        "film": np.asarray(film[:NUM_FILM_CLIENTS]),
-        "real": np.asarray(data.images.image)[rows],
-    }
-
-
 def _padding_waste(context: Context, steps: np.ndarray) -> float:
-    """Samples processed for each that was asked for: short batches and idle lanes."""
+    """Processed samples per training sample, >= 1: short batches, idle lanes."""
     config, sizes = context.settings.generators, context.data.clients.client.size
     plan = context.axis.plan(steps, context.settings.log.every_steps)
     processed = plan.processed * config.batch_size
@@ -172,39 +279,27 @@ def _train(
 ) -> Run:
     config, data = context.settings.generators, context.clients
     networks = _init_each(context, "networks", model_gan.init)
-    share = None
+    mask = None
     if context.rates:
-        networks = _narrow(model_gan, networks, context.rates)
-        share = rounds.held_in(context, global_model, context.settings.init.rounds - 1)
-    moments = np.ceil(steps[:, None] * np.array(FILM_SHARES)).astype(np.int32)
-    film_shape = (len(steps), len(FILM_SHARES), NUM_FILM_IMAGES)
+        networks = narrowed(model_gan, networks, context.rates)
+        latest = context.settings.init.rounds - 1
+        mask = federation.trained_masks(context, global_model, latest)
+    moments = np.ceil(steps[:, None] * np.array(films.SHARES)).astype(np.int32)
+    film_shape = (len(steps), len(films.SHARES), films.NUM_IMAGES)
     each = (
         classifiers,
-        class_shares(data.client.label_count, config.diversity_target),
+        class_targets(
+            data.client.label_count, context.settings.compat.diversity_target
+        ),
         data.client.size < config.inversion_below,
-        share,
+        mask,
         moments,
     )
 
-    def film(
-        state: GanState, number: Array, moments: Array, key: Array, film: Array
-    ) -> Array:
-        shape = (NUM_FILM_IMAGES, model_gan.latent_dim)
-        z = jax.random.normal(prng.named(key, "film"), shape)
-
-        def taken() -> Array:
-            image = model_gan.sample(_uploaded(state, config), z)
-            now = moments == number + 1
-            return jnp.where(
-                now[:, None, None, None, None], augment.to_uint8(image), film
-            )
-
-        return jax.lax.cond(jnp.any(moments == number + 1), taken, lambda: film)
-
     def step(state, number, batch, client, each, global_model, key):
-        client_model, class_share, inverts, share, moments = each
-        if share is not None:
-            global_model = submodel.within(global_model, share)
+        client_model, class_share, inverts, mask, moments = each
+        if mask is not None:
+            global_model = submodel.within(global_model, mask)
         trained, metrics = model_gan.step(
             state.gan,
             prng.at(prng.named(key, "step"), number, client.number),
@@ -215,15 +310,22 @@ def _train(
             inverts=inverts,
             statistics=global_model,
         )
-        taken = film(trained, number, moments, key, state.film)
-        return Filmed(trained, taken), metrics
+        z_shape = (films.NUM_IMAGES, model_gan.latent_dim)
+        z = jax.random.normal(prng.named(key, "film"), z_shape)
+        film = films.add(
+            state.film,
+            moments,
+            number,
+            lambda: model_gan.sample(_uploaded(trained, config), z),
+        )
+        return films.GanWithSnapshots(trained, film), metrics
 
     blank = jnp.zeros((*film_shape, *context.data.info.image_shape), jnp.uint8)
-    return local.run(
+    return local.run_steps(
         context,
         "gan",
         step,
-        Filmed(networks, blank),
+        films.GanWithSnapshots(networks, blank),
         steps,
         key=context.key,
         batch_size=config.batch_size,
@@ -233,14 +335,19 @@ def _train(
     )
 
 
-def _narrow(model_gan: gan.Gan, networks: GanState, rates: Sequence[float]) -> GanState:
-    """The networks [C, ...] with the first channels only, by each client's rate.
+def narrowed(
+    model_gan: gan.Gan, networks: GanState, rates: Sequence[float]
+) -> GanState:
+    """GANs cut to their first channels, by each client's rate; all else stays zero.
 
-    What is zero stays zero: these are networks of the size that each client affords.
+    Args:
+      model_gan: the GAN.
+      networks: of the clients, leaves [C, ...].
+      rates: [C], each client's fraction of the channels, in (0, 1].
     """
 
-    def cut(module: models.Module, model: ModelState) -> ModelState:
-        return submodel.within(model, _held(module, model, rates))
+    def cut(module: Module, model: ModelState) -> ModelState:
+        return submodel.within(model, _channel_mask(module, model, rates))
 
     generator, discriminator = model_gan.generator, model_gan.discriminator
     return networks.replace(
@@ -250,10 +357,10 @@ def _narrow(model_gan: gan.Gan, networks: GanState, rates: Sequence[float]) -> G
     )
 
 
-def _held(
-    module: models.Module, model: ModelState, rates: Sequence[float]
+def _channel_mask(
+    module: Module, model: ModelState, rates: Sequence[float]
 ) -> ModelState:
-    """1 where clients hold networks `model` [C, ...] of `module`, else 0."""
+    """1 for the parameters of `model` [C, ...] that each client holds, else 0."""
     masks = submodel.first_channels(module.widths, rates)
     return jax.vmap(lambda model, masks: submodel.held(model, module.spaces, masks))(
         model, masks
@@ -261,12 +368,12 @@ def _held(
 
 
 def _fresh_classifiers(context: Context) -> Run:
-    """Train a new classifier per client on its own images."""
+    """Train a new classifier for each client on its own images."""
     fresh = _init_each(context, "fresh", context.classifier.init)
     if context.rates:
-        share = rounds.held_in(context, trees.take(fresh, 0), 0)
-        fresh = submodel.within(fresh, share)
-    epochs = context.settings.generators.classifier_epochs
+        mask = federation.trained_masks(context, trees.take(fresh, 0), 0)
+        fresh = submodel.within(fresh, mask)
+    epochs = context.settings.compat.classifier_epochs
     sizes = context.data.clients.client.size
     return local.train(
         context,
@@ -278,13 +385,15 @@ def _fresh_classifiers(context: Context) -> Run:
 
 
 def _init_each(
-    context: Context, name: str, init: Callable[[Array, tuple[int, int, int]], Tree]
+    context: Context,
+    name: str,
+    init: Callable[[jax.Array, tuple[int, int, int]], Tree],
 ) -> Tree:
-    """Fresh networks [C, ...]."""
+    """Initial networks of all clients, [C, ...]; `name` names their random stream."""
     key, shape = prng.named(context.key, name), context.data.info.image_shape
 
     @jax.jit
-    def run(key: Array, number: Array) -> Tree:
+    def init_all(key: jax.Array, number: Array) -> Tree:
         return context.axis.map(lambda i: init(prng.at(key, i), shape), number)
 
-    return run(key, context.clients.client.number)
+    return init_all(key, context.clients.client.number)

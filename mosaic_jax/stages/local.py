@@ -1,4 +1,4 @@
-"""Steps of all clients on their own data, outside of federated rounds."""
+"""Training of all clients on their own data, outside of federated rounds."""
 
 import functools
 from collections.abc import Callable
@@ -7,52 +7,56 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import training, trees
-from mosaic_jax.loop import DIVERGED_CLIENT, Run, Steps
+from mosaic_jax.core import trees
+from mosaic_jax.core.steps import DIVERGED_CLIENT, Run, Steps
+from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
+from mosaic_jax.fl import training
 from mosaic_jax.stages.base import Context
-from mosaic_jax.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 
-# (state, step, batch, client, arguments, shared, key) -> state, metrics
+# step(state, number, batch, client, arguments, shared, key) -> state, metrics
 LocalStep = Callable[..., tuple[Tree, dict[str, Array]]]
 
 
-def run(
+def run_steps(
     context: Context,
     name: str,
     step: LocalStep,
     state: Tree,
     num_steps: np.ndarray,
     *,
-    key: Array,
+    key: jax.Array,
     batch_size: int,
     augmentation: str,
     each: Tree = (),
     shared: Tree = (),
 ) -> Run:
-    """Bring the state [C, ...] of every client through its own number of steps.
+    """Run a loop of local steps, each client's own number of them.
 
     Args:
       context: of the stage.
       name: of the loop.
-      step: of one client, on its next minibatch.
-      state: at step 0.
-      num_steps: [C] int, may differ: a client that is done costs nothing more.
-      key: of the loop.
-      batch_size: of a step.
-      augmentation: of the images.
-      each: arguments of each client, [C, ...].
-      shared: arguments that all clients share.
+      step: a step of one client on its next minibatch.
+      state: of the clients before step 0, leaves [C, ...].
+      num_steps: [C] int, steps of each client; a client that is done costs nothing.
+      key: random key of the loop.
+      batch_size: images in a step.
+      augmentation: of the images, a name of `augment.AUGMENTATIONS`.
+      each: further arguments of `step`, leaves [C, ...]; a client gets its entry.
+      shared: further arguments of `step`, the same for all clients.
+
+    Returns:
+      The state of the clients after their last steps, leaves [C, ...].
     """
     data, axis = context.clients, context.axis
     every = context.settings.log.every_steps
     plan = axis.plan(num_steps, every)
 
     def chunk(args, state, first, end):
-        del end  # the window knows
+        del end  # a window has the number of its steps
         data, each, shared, key, windows = args
         pieces = trees.take(windows, first // every)
 
-        work = functools.partial(
+        client_steps = functools.partial(
             _steps_of_client,
             step,
             key,
@@ -61,7 +65,7 @@ def run(
             augmentation=augmentation,
         )
         state, total = axis.advance(
-            work,
+            client_steps,
             state,
             data.client,
             each,
@@ -75,23 +79,25 @@ def run(
         worst = jnp.where(jnp.all(finite), -1, data.client.number[jnp.argmin(finite)])
         return state, metrics | {DIVERGED_CLIENT: worst.astype(jnp.int32)}
 
+    windows = plan.windows()
     state = yield Steps(
         name,
         chunk,
-        (data, each, shared, key, axis.replicate(plan.windows())),
+        (data, each, shared, key, axis.replicate(windows)),
         state,
         plan.length,
         every=every,
         samples_per_step=batch_size * int(num_steps.sum()) // plan.length,
-        # Clients of another seed have other numbers of steps.
+        # Clients of another seed have other numbers of images, and so of steps.
         together=False,
+        layout=trees.digest(windows),
     )
     return state
 
 
 def _steps_of_client(
     step: LocalStep,
-    key: Array,
+    key: jax.Array,
     state: Tree,
     first: Array,
     count: Array,
@@ -104,7 +110,7 @@ def _steps_of_client(
     batch_size: int,
     augmentation: str,
 ) -> tuple[Tree, dict[str, Array]]:
-    """Steps `first` to `first` + `count` - 1, at most `length`, and summed metrics."""
+    """Steps `first` to `first` + `count` - 1 of one client; sums of their metrics."""
     batch_at = training.client_batches(
         client,
         images,
@@ -116,14 +122,16 @@ def _steps_of_client(
         count=count,
     )
 
-    def one(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
+    def step_at(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
         return step(state, first + j, batch_at(j), client, each, shared, key)
 
     def body(j: Array, carry: Tree) -> Tree:
-        state, metrics = one(j, carry[0])
+        state, metrics = step_at(j, carry[0])
         return state, trees.add(carry[1], metrics)
 
-    zero = trees.zeros(jax.eval_shape(lambda state: one(0, state)[1], state))
+    zero = trees.zeros(
+        jax.eval_shape(lambda state: step_at(jnp.int32(0), state)[1], state)
+    )
     return jax.lax.fori_loop(0, count, body, (state, zero))
 
 
@@ -133,9 +141,20 @@ def train(
     models: ModelState,
     num_steps: np.ndarray,
     *,
-    key: Array,
+    key: jax.Array,
 ) -> Run:
-    """Plain local SGD by the settings `local`, without a server."""
+    """Train the clients' models by SGD with the settings `local`, without a server.
+
+    Args:
+      context: of the stage.
+      name: of the loop.
+      models: of the clients before step 0, leaves [C, ...].
+      num_steps: [C] int, steps of each client.
+      key: random key of the loop.
+
+    Returns:
+      The trained models, leaves [C, ...].
+    """
     local = context.settings.local
     tx = training.sgd(local.learning_rate, local.weight_decay)
 
@@ -146,8 +165,8 @@ def train(
         client: Client,
         each: Tree,
         shared: Tree,
-        key: Array,
-    ):
+        key: jax.Array,
+    ) -> tuple[ModelState, dict[str, Array]]:
         del number, client, each, shared, key
         # Plain SGD has no state to keep.
         opt_state = tx.init(model.params)
@@ -156,7 +175,7 @@ def train(
         )
         return model, {"loss": loss}
 
-    return run(
+    return run_steps(
         context,
         name,
         step,

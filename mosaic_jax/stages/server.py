@@ -1,59 +1,187 @@
-"""Stage of one-shot methods: the server trains on the clients' models after rounds."""
+"""Training of the global model on the server, once after the rounds or within them."""
 
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
 import numpy as np
 
-from mosaic_jax import prng, trees
-from mosaic_jax.loop import Run, Steps, repeat
-from mosaic_jax.settings import Settings
-from mosaic_jax.stages import rounds
-from mosaic_jax.stages.base import Context, Outcome, Stage, assess
-from mosaic_jax.types import Array, ClientModels, ModelState, Teachers, Tree
+from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.types import Array, ClientModels, ModelState, Teachers, Tree
+from mosaic_jax.server import METHODS
+from mosaic_jax.server.base import ServerTraining, Task
+from mosaic_jax.stages import federation
+from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage, assess
+
+if TYPE_CHECKING:
+    from mosaic_jax.run.settings import Settings
 
 
-def stage(settings: Settings) -> Stage:
-    """`server.rounds` rounds of `server.method`."""
-    return Stage(
-        name="server",
-        needs=("client_models", "global_model"),
-        provides=("student",),
-        reads=("server",),
-        run=_run,
+@dataclasses.dataclass(frozen=True)
+class Server(Stage):
+    """Training of the global model on the server, without data.
+
+    The stage trains once, after the rounds. With `when` = "every_round" the stages of
+    rounds train instead, after every aggregation, and this one does not run.
+    """
+
+    name = "server"
+
+    method: str = schema.component(
+        ("none", *METHODS), default="none", meaning="how the server trains"
+    )
+    when: str = schema.one_of(
+        ("every_round", "once"),
+        default="every_round",
+        meaning="once: after the rounds, from the clients' models",
+    )
+    batch_norm: str = schema.one_of(
+        ("eval", "train"),
+        default="eval",
+        meaning="of the student; eval: the clients' statistics",
+    )
+    rounds: int = schema.at_least(
+        1, default=200, meaning="with once: epochs of dense, rounds of other methods"
+    )
+    participants: str = schema.one_of(
+        ("all", "latest"),
+        default="all",
+        meaning="with once: whose models teach, under partial participation",
     )
 
+    def problems(self, study: "Settings") -> Iterator[str]:
+        """Mosaic has its own training on the server."""
+        if study.method == "mosaic" and self.method != "none":
+            yield (
+                f"server.method = {self.method!r}: must be none for method = 'mosaic',"
+                " which trains the global model itself"
+            )
 
-def _run(
-    context: Context, client_models: ClientModels, global_model: ModelState
+    def needs(self, study: "Settings") -> tuple[str, ...]:
+        """The clients' models as teachers, and the student."""
+        del study
+        return ("client_models", "global_model")
+
+    def provides(self, study: "Settings") -> tuple[str, ...]:
+        """The trained global model."""
+        del study
+        return ("student",)
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """The number of clients in a round, who may be the only teachers."""
+        del study
+        return ("init.clients_per_round",)
+
+    def run(
+        self, context: Context, client_models: ClientModels, global_model: ModelState
+    ) -> Run:
+        """Train the student and evaluate it."""
+        return _train_once(self, context, client_models, global_model)
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """A model with the shapes of the global one."""
+        return {"student": blueprint.model}
+
+    def flops(self, blueprint: Blueprint) -> float:
+        """FLOPs of the method and of evaluating the student."""
+        teachers = blueprint.data.clients.num_clients
+        if self.participants == "latest":
+            teachers = blueprint.settings.init.clients_per_round or teachers
+        total = blueprint.server.flops(blueprint.task, teachers, self.rounds)
+        forward = blueprint.classifier.flops(blueprint.data.info.image_shape)
+        return total + blueprint.num_held_out * forward
+
+
+def _train_once(
+    config: Server,
+    context: Context,
+    client_models: ClientModels,
+    global_model: ModelState,
 ) -> Run:
-    method, task, config = context.server, context.task, context.settings.server
-    # Nobody learns from a client that never trained.
+    method, task = context.server, context.task
+    # Clients that never trained do not teach.
     members = np.flatnonzero(
-        rounds.taking_part(client_models.last_round, config.participants)
+        federation.participants(client_models.last_round, config.participants)
     )
     client = context.clients.client
     teachers = Teachers(client_models.model, client.label_count, client.number)
     teachers = trees.take(teachers, members)
 
-    def chunk(args: Tree, state: Tree, first: Array, end: Array):
+    model = yield from train(
+        context,
+        config.method,
+        method,
+        task,
+        global_model,
+        teachers,
+        config.rounds,
+        key=context.key,
+        samples=method.batch_size,
+    )
+    assessed = assess(context, context.classifier.logits, model)
+    return Outcome(
+        artifacts={"student": model},
+        models={"distilled": assessed, "final": assessed},
+        results={"num_teachers": len(members)},
+    )
+
+
+def train(
+    context: Context,
+    name: str,
+    method: ServerTraining,
+    task: Task,
+    model: ModelState,
+    teachers: Tree,
+    rounds: int,
+    *,
+    key: jax.Array,
+    samples: int,
+    mean: bool = False,
+) -> Run:
+    """Run the rounds of a method of training on the server.
+
+    Args:
+      context: of the stage.
+      name: of the loop.
+      method: of training.
+      task: the properties of the study that `method` depends on.
+      model: the global model before the first round.
+      teachers: what `method` trains on: `Teachers`, or its own type.
+      rounds: number of rounds.
+      key: random key of the rounds.
+      samples: images that the student sees in a round, for the progress bar.
+      mean: whether metrics are means over the rounds of a chunk; otherwise they are
+        those of its last round.
+
+    Returns:
+      The trained model.
+    """
+
+    def chunk(
+        args: Tree, state: Tree, first: Array, end: Array
+    ) -> tuple[Tree, dict[str, Array]]:
         teachers, key = args
 
-        def body(number: Array, state: Tree) -> Tree:
+        def body(number: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
+            training, model = state
             training, model, metrics = method.train(
-                task, *state, teachers, prng.at(key, number), number
+                task, training, model, teachers, prng.at(key, number), number
             )
             return (training, model), metrics
 
-        return repeat(body, state, first, end, mean=False)
+        return repeat(body, state, first, end, mean=mean)
 
-    start = method.init(task, global_model, prng.named(context.key, "server"))
+    start = method.init(task, model, prng.named(context.key, "server"))
     _, model = yield Steps(
-        config.method,
+        name,
         chunk,
-        (teachers, context.key),
-        (start, global_model),
-        config.rounds,
+        (teachers, key),
+        (start, model),
+        rounds,
         every=context.settings.log.every_steps,
-        samples_per_step=method.batch_size,
+        samples_per_step=samples,
     )
-    results = assess(context, context.classifier.logits, model)
-    results["num_teachers"] = len(members)
-    return Outcome(artifacts={"student": model}, results=results)
+    return model

@@ -3,20 +3,13 @@
 import collections
 import contextlib
 import dataclasses
-import signal
 
 import jax
 import pytest
 
-from mosaic_jax import (
-    algorithms,
-    distillation,
-    experiment,
-    loop,
-    methods,
-    settings,
-)
-from tests import tiny
+from mosaic_jax import server
+from mosaic_jax.run import methods, runner, settings, tracking
+from tests import running, tiny
 
 # Three chunks of each loop, the last one shorter.
 CHUNKS = {
@@ -59,20 +52,22 @@ def counted(monkeypatch):
         if kind in EVENTS:
             found[kind, fun_name.removeprefix("jit(").removesuffix(")")] += 1
 
-    original = loop._program
+    current = ""
+    begin, update = tracking.Progress.begin, tracking.Progress.update
 
-    def program(steps, place):
-        asked[steps.name] += 1
-        run = original(steps, place)
+    def begins(self, stage, name, *args):
+        nonlocal current
+        asked[name] += 1
+        current = name
+        begin(self, stage, name, *args)
 
-        def counts(*args):
-            chunks[steps.name] += 1
-            return run(*args)
-
-        return counts
+    def updates(self, *args):
+        chunks[current] += 1
+        return update(self, *args)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
-    monkeypatch.setattr(loop, "_program", program)
+    monkeypatch.setattr(tracking.Progress, "begin", begins)
+    monkeypatch.setattr(tracking.Progress, "update", updates)
     try:
         yield found, asked, chunks
     finally:
@@ -81,10 +76,9 @@ def counted(monkeypatch):
 
 def study(method, **changes):
     config = tiny.config(**CHUNKS | changes).to_dict()
-    methods.choose(config, method)
-    fields = config["methods"].get(method, {})
-    fields |= {name: value for name, value in SMALL.items() if name in fields}
-    return settings.from_mapping(config)
+    of_method = config["methods"].get(method, {})
+    of_method |= {name: value for name, value in SMALL.items() if name in of_method}
+    return methods.with_method(settings.from_mapping(config), method)
 
 
 def check(counts, *, each=3):
@@ -98,7 +92,7 @@ def check(counts, *, each=3):
 
 def test_every_loop_of_mosaic(monkeypatch, tmp_path):
     with counted(monkeypatch) as counts:
-        experiment.Experiment(study("mosaic"), tmp_path).run()
+        runner.Experiment(study("mosaic"), tmp_path).run()
     names = {"round", "gan", "local", "head", "student", "reference"}
     assert counts[1].keys() == names
     assert counts[1]["round"] == 2
@@ -108,11 +102,13 @@ def test_every_loop_of_mosaic(monkeypatch, tmp_path):
 ROUNDS_ONLY = {"finetune__rounds": 0}
 
 
-@pytest.mark.parametrize("name", [*algorithms.ALGORITHMS, *distillation.METHODS])
-def test_rounds_of_every_method(name, monkeypatch, tmp_path):
+# With a state, with a part of the network, with training on the server; of all others
+# tests/stages/test_contracts.py checks that rounds keep the types of their state.
+@pytest.mark.parametrize("name", ["feddyn", "heterofl", *server.METHODS])
+def test_rounds_of_methods(name, monkeypatch, tmp_path):
     with counted(monkeypatch) as counts:
-        experiment.Experiment(study(name, **ROUNDS_ONLY), tmp_path).run()
-    once = methods.SERVER.get(name) == "once"
+        runner.Experiment(study(name, **ROUNDS_ONLY), tmp_path).run()
+    once = name in server.METHODS and server.METHODS[name].when == "once"
     assert counts[1].keys() == {"round", *([name] if once else [])}
     check(counts)
 
@@ -120,46 +116,36 @@ def test_rounds_of_every_method(name, monkeypatch, tmp_path):
 def test_on_several_devices(monkeypatch, tmp_path):
     config = study("fedavg", **ROUNDS_ONLY, compute__devices=2)
     with counted(monkeypatch) as counts:
-        experiment.Experiment(config, tmp_path).run()
+        runner.Experiment(config, tmp_path).run()
     check(counts)
 
 
 def test_seeds_together_are_one_program(monkeypatch, tmp_path):
     config = study("fedavg", **ROUNDS_ONLY)
     works = [
-        experiment.Experiment(
-            dataclasses.replace(config, seed=seed), tmp_path / str(seed)
-        )
+        runner.Experiment(dataclasses.replace(config, seed=seed), tmp_path / str(seed))
         for seed in (0, 1)
     ]
     with counted(monkeypatch) as counts:
-        experiment.run_together(works)
+        runner.run_together(works)
     assert counts[1] == {"round": 1}
     check(counts)
 
 
 def test_a_resumed_run_compiles_once_more(monkeypatch, tmp_path):
     config = study("fedavg", **ROUNDS_ONLY)
-    save = loop._Running.save
-
-    def stops(running):
-        save(running)
-        raise loop.Interrupted(signal.SIGINT)
-
     with monkeypatch.context() as patch, counted(patch) as counts:
-        patch.setattr(loop._Running, "save", stops)
-        with pytest.raises(loop.Interrupted):
-            experiment.Experiment(config, tmp_path).run()
+        running.stop_after(runner.Experiment(config, tmp_path), 1)
     check(counts, each=1)
     with counted(monkeypatch) as counts:
-        experiment.Experiment(config, tmp_path).run()
+        runner.Experiment(config, tmp_path).run()
     check(counts, each=2)
 
 
 def test_rounds_with_states_in_host_memory(monkeypatch, tmp_path):
     config = study("fedbn", **ROUNDS_ONLY, compute__client_state="host")
     with counted(monkeypatch) as (found, asked, chunks):
-        experiment.Experiment(config, tmp_path).run()
+        runner.Experiment(config, tmp_path).run()
     assert (asked, chunks) == ({"round": 1}, {"round": 3})
-    for name in ("group", "finish", "participants", "evaluate"):
+    for name in ("run_clients", "finish", "participants", "evaluate"):
         assert found["backend_compile_duration", name] == 1, name

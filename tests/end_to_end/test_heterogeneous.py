@@ -1,17 +1,17 @@
 """Clients with parts of a network, and with networks of their own, end to end."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, errors, experiment, trees
-from mosaic_jax.experiment import Experiment
-from mosaic_jax.stages.base import Stage
-from tests import tiny
-from tests.test_training import KEY, close, rounds_of
+from mosaic_jax.cli import launch
+from mosaic_jax.core import errors, prng, trees
+from mosaic_jax.run.runner import Experiment
+from tests import running, tiny
+
+KEY = prng.root(0)
 
 FIELDS = {
     "model__name": "cnn",
@@ -30,7 +30,7 @@ METHODS = ("fedavg@smallest", "heterofl", "mosaic+heterofl")
 def compared(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("heterogeneous")
     config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
-    assert cli.run(config, workdir) == 0
+    assert launch.run(config, workdir) == 0
     return workdir, json.loads((workdir / "comparison.json").read_text())
 
 
@@ -67,8 +67,8 @@ def test_generators_have_the_size_of_the_budget(compared):
     workdir, _ = compared
     config = tiny.study(init__method="heterofl", **FIELDS)
     study = Experiment(config, workdir / "mosaic+heterofl")
-    done = {one.name: one for one in study.finished()}
-    generators = done["generators"].artifacts()["client_generators"]
+    running.check_templates(study)
+    generators = running.artifacts(study)["generators"]["client_generators"]
     kernel = np.asarray(generators.model.params["convs_1"]["kernel"])
     # The client of rate 0.5 has the first half of the channels; kernels: [.., out, in].
     assert np.all(kernel[1][..., kernel.shape[-2] // 2 :, :] == 0)
@@ -76,54 +76,58 @@ def test_generators_have_the_size_of_the_budget(compared):
     assert np.all(kernel[0] != 0)
 
 
+# By its import path, as a user's own network: one convolution with batch-norm.
+OTHER = "tests.tiny:Net"
+
+
 @pytest.fixture(scope="module")
 def architectures(tmp_path_factory):
-    fields = FIELDS | {"model__others": ("resnet18",), "model__width": 2}
+    fields = FIELDS | {"model__others": (OTHER,), "model__width": 2}
     study = Experiment(tiny.study(**fields), tmp_path_factory.mktemp("architectures"))
     return study, study.run()
 
 
 def test_each_architecture_forms_experts_and_one_head_fuses_all(architectures):
     study, summary = architectures
-    done = {one.name: one for one in study.finished()}
-    teacher = done["meta"].artifacts()["teacher"]
-    assert set(teacher.experts) == {"cnn", "resnet18"}
+    running.check_templates(study)
+    made = running.artifacts(study)
+    teacher = made["meta"]["teacher"]
+    assert set(teacher.experts) == {"cnn", OTHER}
     num_classes = study.data.info.num_classes
     for experts in teacher.experts.values():
         assert experts.present.shape == (num_classes,)
     kernel = teacher.meta_params["fc"]["kernel"]
     assert kernel.shape == (2 * num_classes * num_classes, num_classes)
-    prototypes = done["prototypes"].artifacts()["prototypes"]
+    prototypes = made["prototypes"]["prototypes"]
     assert set(np.asarray(prototypes.client).tolist()) == {0, 1, 2}
     assert prototypes.logits.shape[1:] == (2 * num_classes, num_classes)
     # Clients 0 and 2 have the server's network, client 1 the other.
-    for name, count in (("client_models", 2), ("client_models@resnet18", 1)):
+    for name, count in (("client_models", 2), (f"client_models@{OTHER}", 1)):
         stage = "warmup" + name.removeprefix("client_models")
-        found = done[stage].artifacts()[name].model
+        found = made[stage][name].model
         assert found.params["fc"]["kernel"].shape[0] == count
-    assert {"teacher", "distilled", "final"} <= set(summary["test_accuracy"])
-    student = done["finetune"].artifacts()["final_model"]
+    assert {"teacher", "distilled", "final"} <= set(summary.test_accuracy)
+    student = made["finetune"]["final_model"]
     assert set(student.params) == set(teacher.gate.params)
 
 
 def test_clients_of_other_architectures_keep_their_images(architectures):
     """The split is that of a study with one network."""
     study, _ = architectures
-    alone = tiny.study(**FIELDS | {"model__width": 2, "model__name": "resnet18"})
+    alone = tiny.study(**FIELDS | {"model__width": 2, "model__name": OTHER})
     assert study.data.sha256 == Experiment(alone, study.workdir / "x").data.sha256
 
 
 def test_clients_of_other_architectures_keep_their_batches(architectures):
     """A round from one model leaves each client where a round of all clients does."""
     study, _ = architectures
-    stage = Stage("init", (), (), ("init.method",), run=lambda context: context)
-    everyone = study.start(stage, {})
+    everyone = study.placement.context(running.link_of(study, "init"))
     classifier = tiny.classifier(study.data.info.num_classes)
     model = classifier.init(KEY, study.data.info.image_shape)
 
     def first_round(context):
-        program = dataclasses.replace(
-            rounds_of(context.axis), classifier=classifier, augmentation="crop_flip"
+        program = tiny.rounds(
+            context.axis, network=classifier, augmentation="crop_flip"
         )
         state = program.initial_state(model, KEY)
         return jax.jit(program.run)(context.clients, KEY, state, 0)[0].client_model
@@ -133,16 +137,20 @@ def test_clients_of_other_architectures_keep_their_batches(architectures):
     assert not np.allclose(kernel[0], kernel[1]) and not np.allclose(
         kernel[0], kernel[2]
     )
-    for place, name in enumerate(study.networks):
+    for place, name in enumerate(study.study.networks):
         members = np.arange(3)[place::2]
-        close(first_round(everyone.of(name)), trees.take(expected, members))
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            first_round(everyone.for_network(name)),
+            trees.take(expected, members),
+        )
     assert place == 1
 
 
 def test_a_finished_study_of_architectures_runs_nothing(architectures):
     study, summary = architectures
-    again = experiment.Experiment(study.settings, study.workdir)
-    assert again.run()["test_accuracy"] == summary["test_accuracy"]
+    again = Experiment(study.settings, study.workdir)
+    assert again.run().test_accuracy == summary.test_accuracy
 
 
 @pytest.mark.parametrize(

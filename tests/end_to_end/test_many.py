@@ -8,17 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from mosaic_jax import cli, errors, experiment, processes
-from tests import tiny
-from tests.end_to_end import test_processes
+from mosaic_jax.cli import launch
+from mosaic_jax.core import errors
+from mosaic_jax.run import processes, runner
+from tests import running, several, tiny
 
 FIELDS = {"method": "federated", "init__rounds": 2, "evaluation__every": 1}
 ROUNDS = tiny.study(**FIELDS, warmup__rounds=0, finetune__rounds=0)
 
 
 def final(workdir, settings=ROUNDS):
-    study = experiment.Experiment(settings, workdir)
-    return study.finished()[-1].artifacts()["global_model"]
+    study = runner.Experiment(settings, workdir)
+    return running.artifacts(study)["init"]["global_model"]
 
 
 def close(found, expected, tolerance=1e-5):
@@ -32,25 +33,25 @@ def close(found, expected, tolerance=1e-5):
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("alone")
-    summary = experiment.Experiment(ROUNDS, workdir).run()
+    summary = runner.Experiment(ROUNDS, workdir).run()
     return workdir, summary
 
 
 def test_two_processes_equal_one(alone, tmp_path):
-    codes, output = test_processes.start([tmp_path / "run"] * 2, [[], []])
+    codes, output = several.start([tmp_path / "run"] * 2, [[], []])
     assert codes == [0, 0], output
     assert "accuracy" in output[0].splitlines()[-5]
     assert "report" not in output[1]
     close(final(tmp_path / "run"), final(alone[0]))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["device"].startswith("2 x")
-    assert summary["test_accuracy"] == alone[1]["test_accuracy"]
+    assert summary["test_accuracy"] == alone[1].test_accuracy
 
 
 def test_four_devices_equal_one(alone, tmp_path):
     compute = dataclasses.replace(ROUNDS.compute, devices=4)
     many = dataclasses.replace(ROUNDS, compute=compute)
-    experiment.Experiment(many, tmp_path).run()
+    runner.Experiment(many, tmp_path).run()
     close(final(tmp_path, many), final(alone[0]))
 
 
@@ -59,16 +60,16 @@ def test_states_in_host_memory_equal_those_on_the_device(tmp_path):
     summaries, states = [], []
     for place in ("device", "host"):
         study = tiny.study(**fields, init__method="fedbn", compute__client_state=place)
-        work = experiment.Experiment(study, tmp_path / place)
+        work = runner.Experiment(study, tmp_path / place)
         summaries.append(work.run())
-        states.append(work.finished()[-1].artifacts())
+        states.append(running.artifacts(work)["init"])
     close(states[0], states[1])
-    assert summaries[0]["test_accuracy"] == summaries[1]["test_accuracy"]
-    assert {"final", "personal"} <= summaries[0]["test_accuracy"].keys()
+    assert summaries[0].test_accuracy == summaries[1].test_accuracy
+    assert {"final", "personal"} <= summaries[0].test_accuracy.keys()
 
 
 def test_profile_of_a_stage(tmp_path):
-    experiment.Experiment(dataclasses.replace(ROUNDS, profile="init"), tmp_path).run()
+    runner.Experiment(dataclasses.replace(ROUNDS, profile="init"), tmp_path).run()
     assert list(tmp_path.glob("profile/init/round/**/perfetto_trace.json.gz"))
     assert list(tmp_path.glob("profile/init/round/**/*.xplane.pb"))
 
@@ -76,14 +77,14 @@ def test_profile_of_a_stage(tmp_path):
 def test_seeds(alone, tmp_path, capsys):
     fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
     config = tiny.config(**fields, seeds=2)
-    assert cli.run(config.to_dict(), tmp_path) == 0
+    assert launch.run(config.to_dict(), tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["seeds"] == [0, 1]
     finals = [
         json.loads((tmp_path / f"seed_{seed}" / "summary.json").read_text())
         for seed in (0, 1)
     ]
-    assert finals[0]["test_accuracy"] == alone[1]["test_accuracy"]
+    assert finals[0]["test_accuracy"] == alone[1].test_accuracy
     found = [one["test_accuracy"]["final"] for one in finals]
     expected = {"mean": np.mean(found), "spread": np.std(found, ddof=1)}
     assert summary["test_accuracy"]["final"] == pytest.approx(expected)
@@ -94,21 +95,20 @@ def together_equal_alone(study, workdir, tolerance):
     """The same records, and artifacts that are close, of every stage."""
     together, alone = (
         [
-            experiment.Experiment(
+            runner.Experiment(
                 dataclasses.replace(study, seed=seed), workdir / name / str(seed)
             )
             for seed in (0, 1)
         ]
         for name in ("together", "alone")
     )
-    experiment.run_together(together)
+    runner.run_together(together)
     for one, other in zip(together, alone, strict=True):
         other.run()
         for a, b in zip(one.finished(), other.finished(), strict=True):
-            assert [r["step"] for r in a.record["history"]] == [
-                r["step"] for r in b.record["history"]
-            ]
-            close(a.artifacts(), b.artifacts(), tolerance)
+            steps = [[r["step"] for r in stage.record.history] for stage in (a, b)]
+            assert steps[0] == steps[1]
+        close(running.artifacts(one), running.artifacts(other), tolerance)
 
 
 # Small steps: with two channels, rounding soon decides which of them die.
@@ -142,16 +142,16 @@ def test_seeds_together_equal_alone_in_every_stage(tmp_path):
 def test_seeds_together_on_several_devices(tmp_path):
     study = tiny.study(compute__devices=2, compute__seeds_at_once=2)
     with pytest.raises(errors.ConfigError, match="must be <= 1 on 2 devices"):
-        experiment.Experiment(study, tmp_path)
+        runner.Experiment(study, tmp_path)
 
 
 def test_one_seed_and_several_keep_apart(alone, tmp_path, capsys):
     fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
-    assert cli.run(tiny.config(**fields, seeds=2).to_dict(), alone[0]) == 2
+    assert launch.run(tiny.config(**fields, seeds=2).to_dict(), alone[0]) == 2
     assert "holds a study of one seed: must be" in capsys.readouterr().err
     (tmp_path / "seed_0").mkdir()
     (tmp_path / "seed_0" / "config.json").write_text("{}")
-    assert cli.run(tiny.config(**fields).to_dict(), tmp_path) == 2
+    assert launch.run(tiny.config(**fields).to_dict(), tmp_path) == 2
     assert "holds studies of several seeds: must be" in capsys.readouterr().err
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mosaic_jax import cli
-from mosaic_jax.data import __main__ as program
+from mosaic_jax.cli import data as program
+from mosaic_jax.cli import launch
 from tests import tiny
 
 
@@ -31,9 +31,11 @@ def test_study_of_own_images(folder, tmp_path):
         data__dir=str(folder),
         data__validation=0.0,
         meta__gate_experts=1,
-        finetune__rounds=1,
+        # Mosaic on other data than the library's: tests/run/test_study.py.
+        method="federated",
+        warmup__rounds=0,
     )
-    assert cli.run(config.to_dict(), tmp_path) == 0
+    assert launch.run(config.to_dict(), tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert np.array(summary["partition"]["label_counts"]).shape == (3, 3)
     assert np.array(summary["partition"]["label_counts"]).sum() == 3 * 48

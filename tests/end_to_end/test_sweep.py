@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from mosaic_jax import errors, sweep
+from mosaic_jax.cli import config_files, sweep
+from mosaic_jax.core import errors
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = str(ROOT / "tests" / "end_to_end" / "tiny_config.py")
-GRID = ["--grid", "distill.steps=2,4", "--grid", "finetune.rounds=1,2"]
+CONFIG = f"{ROOT}/tests/end_to_end/tiny_config.py:once"
+GRID = ["--grid", "warmup.rounds=1,2", "--grid", "finetune.rounds=1,2"]
 
 
 @pytest.fixture(scope="module")
@@ -33,16 +34,16 @@ def test_common_stages_are_computed_once(swept):
     workdir, _ = swept
     content = json.loads((workdir / "sweep.json").read_text())
     assert content["order"] == [
-        f"distill.steps={steps},finetune.rounds={rounds}"
-        for steps in (2, 4)
+        f"warmup.rounds={number},finetune.rounds={rounds}"
+        for number in (1, 2)
         for rounds in (1, 2)
     ]
     starts = {
         path.parts[-2]: set() for path in computed(workdir) if path.parts[-3] == "init"
     }
     assert len(starts) == 1
-    distilled = {p.parts[-2] for p in computed(workdir) if p.parts[-3] == "distill"}
-    assert len(distilled) == 2
+    trained = {p.parts[-2] for p in computed(workdir) if p.parts[-3] == "server"}
+    assert len(trained) == 2
     page = (workdir / "sweep.html").read_text()
     assert "finetune.rounds" in page
     assert all(name in page for name in content["order"])
@@ -50,12 +51,12 @@ def test_common_stages_are_computed_once(swept):
 
 def test_counts_of_shared_stages(swept, tmp_path):
     _, arguments = swept
-    config = sweep.load_config(CONFIG)
+    config = config_files.load(CONFIG).to_dict()
     grid = [sweep.parse_grid(one, config) for one in arguments[3:6:2]]
     fresh = sweep.build(config, grid, 1, tmp_path)
-    # Eight stages; then finetune alone; then distill and finetune; then finetune.
+    # Four stages; then finetune alone; then all but the first; then finetune.
     counts = list(sweep.shared(fresh.studies()).values())
-    assert counts == [(8, 0), (1, 7), (2, 6), (1, 7)]
+    assert counts == [(4, 0), (1, 3), (3, 1), (1, 3)]
 
 
 def test_again_computes_nothing(swept, capsys):
@@ -63,16 +64,16 @@ def test_again_computes_nothing(swept, capsys):
     before = [path.stat().st_mtime_ns for path in computed(workdir)]
     assert sweep.main(arguments) == 0
     assert [path.stat().st_mtime_ns for path in computed(workdir)] == before
-    assert "stages: 0 computed, 32 of 32 shared" in capsys.readouterr().out
+    assert "stages: 0 computed, 16 of 16 shared" in capsys.readouterr().out
 
 
 def test_cells_that_share_wait_for_each_other(tmp_path):
-    config = sweep.load_config(CONFIG)
-    grid = [("distill.steps", [2, 4]), ("data.alpha", [0.5, 1.0])]
+    config = config_files.load(CONFIG).to_dict()
+    grid = [("warmup.rounds", [1, 2]), ("data.alpha", [0.5, 1.0])]
     waves = sweep.waves(sweep.build(config, grid, 1, tmp_path).studies())
     assert waves == [
-        ["distill.steps=2,data.alpha=0.5", "distill.steps=2,data.alpha=1.0"],
-        ["distill.steps=4,data.alpha=0.5", "distill.steps=4,data.alpha=1.0"],
+        ["warmup.rounds=1,data.alpha=0.5", "warmup.rounds=1,data.alpha=1.0"],
+        ["warmup.rounds=2,data.alpha=0.5", "warmup.rounds=2,data.alpha=1.0"],
     ]
 
 
@@ -97,7 +98,7 @@ print("17")
 def test_the_script_for_slurm_runs_the_sweep(tmp_path):
     """With an sbatch that runs what it is given, at once."""
     script, workdir = tmp_path / "sweep.sh", tmp_path / "runs"
-    grid = ["--grid", "distill.steps=2,4"]
+    grid = ["--grid", "warmup.rounds=1,2"]
     arguments = ["--config", CONFIG, *grid, "--workdir", str(workdir)]
     assert sweep.main([*arguments, "--slurm", str(script)]) == 0
     assert not workdir.exists()
@@ -158,4 +159,4 @@ def test_values_take_the_type_of_the_field():
 
 def test_no_such_config():
     with pytest.raises(errors.ConfigError, match="must be a file"):
-        sweep.load_config("configs/none.py")
+        config_files.load("configs/none.py")

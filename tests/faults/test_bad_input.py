@@ -21,18 +21,23 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from mosaic_jax import algorithms, cli, distillation, errors, experiment, settings
+from mosaic_jax import server
+from mosaic_jax.cli import launch
+from mosaic_jax.core import errors
 from mosaic_jax.data import federated, formats, partition, sources
 from mosaic_jax.data.arrays import Arrays, Info
-from tests import test_sources, tiny
+from mosaic_jax.fl import algorithms
+from mosaic_jax.nn import meta, networks, norm
+from mosaic_jax.run import runner
+from tests import images, tiny
 
 FLAT = flax.traverse_util.flatten_dict(tiny.config().to_dict(), sep=".")
 # Where the cache goes: a random one would litter the disk.
 FIELDS = sorted(set(FLAT) - {"data.dir"})
 WORDS = sorted(
     {value for value in FLAT.values() if isinstance(value, str)}
-    | {*settings.NETWORKS, *settings.SPLITS, *settings.NORMS, *settings.HEADS}
-    | {*algorithms.ALGORITHMS, *distillation.METHODS, "none", "auto", "\0", "init"}
+    | {*networks.NETWORKS, *partition.MODES, *norm.NORMS, *meta.HEADS}
+    | {*algorithms.ALGORITHMS, *server.METHODS, "none", "auto", "\0", "init"}
 )
 
 
@@ -146,11 +151,11 @@ def stopping_before_work():
     def begin(works):
         raise Valid
 
-    whole, experiment.run_together = experiment.run_together, begin
+    whole, runner.run_together = runner.run_together, begin
     try:
         yield
     finally:
-        experiment.run_together = whole
+        runner.run_together = whole
 
 
 def told(call):
@@ -173,7 +178,7 @@ def check_settings(changes):
         mapping["data"]["dir"] = str(CACHE)
         workdir = pathlib.Path(folder) / "run"
         try:
-            code = told(lambda: cli.run(mapping, workdir))
+            code = told(lambda: launch.run(mapping, workdir))
         except Valid:
             return
         assert code == 2
@@ -210,13 +215,13 @@ def test_studies_that_pass_the_checks_run(tmp_path):
         mapping["data"]["dir"] = str(CACHE)
         with stopping_before_work():
             try:
-                told(lambda: cli.run(mapping, tmp_path / "checked"))
+                told(lambda: launch.run(mapping, tmp_path / "checked"))
                 return
             except Valid:
                 pass
         workdir = tmp_path / str(len(ran))
         ran.append(changes)
-        code = told(lambda: cli.run(mapping, workdir))
+        code = told(lambda: launch.run(mapping, workdir))
         assert code in (0, 2), changes
         if code == 0:
             assert (workdir / "report.html").exists() or mapping["seeds"] > 1
@@ -230,7 +235,7 @@ def test_studies_that_pass_the_checks_run(tmp_path):
 SPLIT = st.fixed_dictionaries(
     {
         "label": st.lists(st.integers(0, 6), min_size=1, max_size=200),
-        "mode": st.sampled_from(partition.MODES),
+        "mode": st.sampled_from(sorted(partition.MODES)),
         "num_clients": st.integers(1, 250),
         "alpha": st.floats(1e-4, 1e4),
         "validation": st.sampled_from([0.0, 0.3, 0.9]),
@@ -301,26 +306,26 @@ test_split_files, test_split_files_long = short_and_long(60, 100)(SPLIT_FILE)(
 
 
 def cifar(folder):
-    test_sources.cifar_archive(folder / "cifar-10-binary.tar.gz")
+    images.cifar_archive(folder / "cifar-10-binary.tar.gz")
 
 
 def tiny_imagenet(folder):
     with zipfile.ZipFile(folder / "tiny-imagenet-200.zip", "w") as archive:
-        for name, content in test_sources.tiny_imagenet_files().items():
+        for name, content in images.tiny_imagenet_files().items():
             archive.writestr(name, content)
 
 
 def food101(folder):
     with tarfile.open(folder / "food-101.tar.gz", "w:gz") as archive:
-        for name, content in test_sources.food101_files().items():
-            test_sources.add(archive, name, content)
+        for name, content in images.food101_files().items():
+            images.add(archive, name, content)
 
 
 def own(folder):
     for name in ("a", "b"):
         (folder / name).mkdir()
         for i in range(5):
-            (folder / name / f"{i}.png").write_bytes(test_sources.png(9 * i, 16, "L"))
+            (folder / name / f"{i}.png").write_bytes(images.png(9 * i, 16, "L"))
 
 
 def npz(folder):

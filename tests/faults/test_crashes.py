@@ -4,15 +4,15 @@ import contextlib
 import dataclasses
 import re
 import signal
-import subprocess
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from mosaic_jax import checkpoint, files, trees
-from tests.end_to_end import test_launch
+from mosaic_jax.core import files, trees
+from mosaic_jax.run import checkpoint
+from tests import launched
 
 DEMO = "configs/digits_mosaic.py"
 # Each run is killed once in each stage; there are as many runs as it takes.
@@ -33,16 +33,11 @@ class Start:
     options: tuple
 
     def __enter__(self):
-        environment = test_launch.environment()
+        environment = launched.environment()
         # As users run it: optimised, on one device.
         environment.pop("XLA_FLAGS", None)
-        self.process = subprocess.Popen(
-            test_launch.command(self.workdir, *self.options, config=DEMO),
-            cwd=test_launch.ROOT,
-            env=environment,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
+        self.process = launched.start(
+            self.workdir, *self.options, config=DEMO, env=environment
         )
         self.lines = []
         self._reader = threading.Thread(target=self._read)

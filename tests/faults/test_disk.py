@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,12 +9,12 @@ import time
 
 import pytest
 
-from mosaic_jax import checkpoint, files
-from tests.end_to_end.test_launch import command, environment, run
+from mosaic_jax.core import files
+from mosaic_jax.run import checkpoint
+from tests.launched import run, start
 
 # A study without GANs and students.
 SHORT = ("--config.method=federated", "--config.warmup.rounds=4")
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -80,14 +79,7 @@ def test_a_read_only_disk_is_one_line(small_disk):
 
 
 def started(workdir):
-    process = subprocess.Popen(
-        command(workdir, "--config.init.rounds=100000"),
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    process = start(workdir, "--config.init.rounds=100000")
     for line in process.stderr:
         if " init round " in line:
             return process
@@ -136,3 +128,4 @@ def test_the_signal_is_followed_within_seconds(tmp_path):
     assert process.returncode == 143
     progress = json.loads((tmp_path / "progress.json").read_text())
     assert progress["state"] == "interrupted"
+    assert list(tmp_path.glob("stages/init/*/checkpoints/round/[0-9]*"))

@@ -1,38 +1,52 @@
 """Training that is no longer finite stops, says where and who, and is not averaged."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaic_jax import checkpoint, errors, experiment, trees
-from mosaic_jax.loop import DIVERGED_STEP, repeat
-from mosaic_jax.stages import rounds
+from mosaic_jax.core import errors, trees
+from mosaic_jax.core.steps import DIVERGED_STEP, repeat
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.client_program import LocalSGD
+from mosaic_jax.fl.holdings import WholeNetwork
+from mosaic_jax.run import checkpoint, runner
 from tests import tiny
 
 
-def poison(monkeypatch, client, number):
-    """In round `number` the model of `client` gets one parameter that is no number."""
-    train = rounds.Rounds._train
+class PoisonedSGD(LocalSGD):
+    """In round 3 the model of client 1 gets one parameter that is no number."""
 
-    def poisoned(self, classifier, one, state, model, images, key, at):
-        trained, loss = train(self, classifier, one, state, model, images, key, at)
-        hit = (one.number == client) & (at == number)
+    def final(self, turn, carry, loss):
+        hit = (turn.client.number == 1) & (turn.number == 3)
         params = jax.tree.map(
             lambda leaf: leaf.at[(0,) * leaf.ndim].add(jnp.where(hit, jnp.nan, 0)),
-            trained.params,
+            carry[0].params,
         )
-        return trained.replace(params=params), loss
+        return super().final(turn, (carry[0].replace(params=params), carry[1]), loss)
 
-    monkeypatch.setattr(rounds.Rounds, "_train", poisoned)
+
+class PoisonedNetwork(WholeNetwork):
+    def program(self, rate, local):
+        return PoisonedSGD(self.classifier, self.algorithm, local)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisoned(Algorithm):
+    """FedAvg, but for `PoisonedSGD`."""
+
+    def holdings(self, classifier, num_clients, rates):
+        return PoisonedNetwork(classifier, self, num_clients)
 
 
 @pytest.mark.parametrize("client_state", ["device", "host"])
-def test_one_client_in_one_round_is_named(tmp_path, monkeypatch, client_state):
-    poison(monkeypatch, client=1, number=3)
-    study = experiment.Experiment(
+def test_one_client_in_one_round_is_named(tmp_path, client_state):
+    study = runner.Experiment(
         tiny.study(
             method="federated",
+            init__method="tests.faults.test_divergence:Poisoned",
             init__rounds=8,
             compute__client_state=client_state,
             evaluation__every=2,
@@ -52,10 +66,20 @@ def test_one_client_in_one_round_is_named(tmp_path, monkeypatch, client_state):
     assert "NaN" not in text and "diverged" not in text
 
 
+SHORT = {
+    "data__num_clients": 2,
+    "init__rounds": 1,
+    "warmup__rounds": 0,
+    "finetune__rounds": 0,
+    "evaluation__every": 1,
+    "experts__local_steps": 0,
+}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    experiment.Experiment(tiny.study(finetune__rounds=0), workdir).run()
+    runner.Experiment(tiny.study(**SHORT), workdir).run()
     return workdir
 
 
@@ -71,8 +95,8 @@ def finished(tmp_path_factory):
     ],
 )
 def test_every_loop_is_watched(finished, tmp_path, changes, expected):
-    study = experiment.Experiment(
-        tiny.study(finetune__rounds=0, **changes), tmp_path, reuse_from=[finished]
+    study = runner.Experiment(
+        tiny.study(**SHORT | changes), tmp_path, reuse_from=[finished]
     )
     with pytest.raises(errors.DivergedError, match=expected):
         study.run()
@@ -96,6 +120,13 @@ def test_a_state_that_no_metric_shows_is_seen_at_the_end_of_the_chunk():
 
     _, metrics = repeat(body, jnp.ones(()), 0, 6)
     assert int(metrics[DIVERGED_STEP]) == 5
+
+
+def test_a_loop_may_have_no_metrics():
+    state, metrics = repeat(lambda step, state: (state + step, {}), 1, 0, 4)
+    assert state == 7
+    assert int(metrics.pop(DIVERGED_STEP)) == -1
+    assert not metrics
 
 
 def test_sums_skip_no_one_silently():

@@ -6,16 +6,31 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
-from mosaic_jax import checkpoint, errors, experiment, files
-from tests import tiny
-from tests.faults.test_corruption import FIELDS, outcome, stop_after
+from mosaic_jax.core import errors, files, trees
+from mosaic_jax.report import runs as readers
+from mosaic_jax.run import checkpoint, runner
+from tests import running, tiny
 
-MINE = FIELDS | {"init__rounds": 8, "evaluation__every": 2}
+MINE = {
+    "method": "federated",
+    "model__norm": "group",
+    "init__rounds": 8,
+    "warmup__rounds": 2,
+    "evaluation__every": 2,
+}
 OTHERS = {
     "rate": MINE | {"local__learning_rate": 0.2},
     "seed": MINE | {"seed": 1},
     "images": MINE | {"data__validation": 0.5},
 }
+
+
+def outcome(workdir, changes):
+    """Accuracies and parameters of a run in `workdir`."""
+    study = runner.Experiment(tiny.study(**changes), workdir)
+    summary = study.run()
+    model = list(running.artifacts(study).values())[-1]
+    return summary.test_accuracy, trees.digest(model)
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +80,11 @@ def test_reused_only_if_it_says_so_itself(runs, tmp_path, caplog):
     shutil.copytree(workdir, tmp_path / "run")
     folder = stage_folder(tmp_path / "run")
     put(stage_folder(runs["rate"][0]), folder, ("done.json", "artifacts"))
-    study = experiment.Experiment(
+    study = runner.Experiment(
         tiny.study(**MINE), tmp_path / "new", reuse_from=[tmp_path / "run"]
     )
     with caplog.at_level(logging.INFO, "mosaic_jax"):
-        assert study.run()["test_accuracy"] == expected[0]
+        assert study.run().test_accuracy == expected[0]
     assert "belongs to another study" in caplog.text
     assert "init: running" in caplog.text
     assert (folder / "done.json").exists()
@@ -91,7 +106,8 @@ def test_artifacts_of_two_stages_swapped(runs, tmp_path, caplog):
 def test_a_checkpoint_of_another_study(runs, tmp_path, caplog):
     for name in ("mine", "rate"):
         changes = MINE if name == "mine" else OTHERS[name]
-        stop_after(experiment.Experiment(tiny.study(**changes), tmp_path / name), 2)
+        study = runner.Experiment(tiny.study(**changes), tmp_path / name)
+        running.stop_after(study, 2)
     mine, theirs = (stage_folder(tmp_path / name) for name in ("mine", "rate"))
     put(theirs, mine, ("checkpoints",))
     with caplog.at_level(logging.WARNING, "mosaic_jax"):
@@ -111,8 +127,6 @@ def test_checkpoints_tell_whose_they_are(tmp_path):
 
 
 def test_a_report_does_not_take_another_stage_for_its_own(runs, tmp_path):
-    from mosaic_jax.report import runs as readers
-
     shutil.copytree(runs["mine"][0], tmp_path / "run")
     put(stage_folder(runs["rate"][0]), stage_folder(tmp_path / "run"), ("done.json",))
     with pytest.raises(errors.DataError, match="belongs to another study"):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from mosaic_jax import environment, experiment, tracking
+from mosaic_jax.run import environment, runner, tracking
 from tests import tiny
 
 FIRST, LAST = 30, 300
@@ -35,7 +35,7 @@ def test_three_hundred_rounds_take_no_more_than_thirty(tmp_path, monkeypatch, ch
         evaluation__every=10,
         **changes,
     )
-    experiment.Experiment(study, tmp_path).run()
+    runner.Experiment(study, tmp_path).run()
     first, last = found[FIRST], found[LAST]
     assert last["arrays"] == first["arrays"]
     assert last["files"] == first["files"]

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax import prng
-from mosaic_jax.distillation import base
-from mosaic_jax.types import GeneratorState, ModelState, Teachers
+from mosaic_jax.core import prng, schema
+from mosaic_jax.core.types import GeneratorState, ModelState, Teachers
+from mosaic_jax.server import METHODS, base
 from tests import tiny
 
 PATH = pathlib.Path(__file__).with_suffix(".npz")
@@ -39,6 +39,11 @@ FIELDS = {
     | {"iterations": 1, "generator_steps": 1, "student_steps": 1, "temperature": 2.0},
 }
 MEAN, STD = 0.4, 0.3
+
+
+def method(name):
+    """The server method of `FIELDS[name]`."""
+    return schema.check(METHODS[name.partition("_")[0]], FIELDS[name], name)
 
 
 def filled(shapes, seed):
@@ -258,7 +263,7 @@ def work_out(name, server):
 def _dense(t, server, student, clients):
     torch, F = t.torch, t.F
     key = prng.named(KEY, "generator")
-    from mosaic_jax.models import conditional
+    from mosaic_jax.nn import conditional
 
     module = conditional.DenseGenerator(16, 1, server.width)
     shape = server.batch_size, server.latent_dim
@@ -400,11 +405,9 @@ def _dfrd(t, server, student, clients, tau, generator, average):
 
 def main() -> None:
     """Write the file."""
-    from tests.test_distillation import method
-
     found = {}
-    for name, fields in FIELDS.items():
-        server = method(name.partition("_")[0], **fields)
+    for name in FIELDS:
+        server = method(name)
         trees = work_out(name, server)
         flat, _ = jax.tree_util.tree_flatten_with_path(
             trees, is_leaf=lambda x: hasattr(x, "detach")

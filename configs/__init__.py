@@ -1,1 +1,0 @@
-"""One file per experiment; `get_config(variant)` returns a ConfigDict."""

@@ -1,0 +1,1 @@
+"""The console `mosaic` and its commands."""

@@ -1,0 +1,98 @@
+"""Prepare and look at a data set, and at how it would be split, without training.
+
+mosaic data cifar10 --data_dir data
+mosaic data digits --split dirichlet_unbalanced --alpha 0.1
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__":
+    from mosaic_jax.run import programs
+
+    programs.end_on_interrupt()
+
+import numpy as np
+
+from mosaic_jax.core import files
+from mosaic_jax.data import arrays, partition, sources
+from mosaic_jax.report import figures
+from mosaic_jax.run import programs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for a user's error."""
+    parser = argparse.ArgumentParser(
+        prog="mosaic data",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("name", help="as config.data.name, see mosaic list data")
+    parser.add_argument("--data_dir", default="data", help="as config.data.dir")
+    parser.add_argument(
+        "--split", choices=(*partition.MODES, "file"), help="draw label counts"
+    )
+    parser.add_argument("--split_file", default="", help="of --split file")
+    parser.add_argument("--num_clients", type=int, default=10)
+    parser.add_argument("--alpha", type=float, default=0.1)
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument(
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("label_counts.png"),
+        help="picture of --split",
+    )
+    args = parser.parse_args(arguments)
+    return programs.exit_code(lambda: _describe(args))
+
+
+def _describe(args: argparse.Namespace) -> None:
+    if args.split:
+        files.check_output("--output", args.output, figures.SUFFIXES)
+    info, found = sources.load(args.name, args.data_dir)
+    print(
+        f"{args.name}: {info.num_classes} classes, {info.image_size} x"
+        f" {info.image_size} x {info.channels}, augmentation {info.augmentation}"
+    )
+    print(f"mean {info.mean}, deviation {info.std} (black 0, white 1)")
+    counts = []
+    for part in ("train", "test"):
+        label = getattr(found, f"{part}_label")
+        count = np.bincount(label, minlength=info.num_classes)
+        print(
+            f"{part:5} {len(label):7} images, {count.min()} to {count.max()} of a class"
+        )
+        counts.append(count)
+    if told := arrays.absent(*counts):
+        print(told)
+    if args.split:
+        _draw(args, found.train_label, info.num_classes)
+
+
+def _draw(args: argparse.Namespace, label: np.ndarray, num_classes: int) -> None:
+    if args.split == "file":
+        parts = partition.read(
+            args.split_file, num_images=len(label), num_clients=args.num_clients
+        )
+    else:
+        parts = partition.split(
+            label,
+            mode=args.split,
+            num_clients=args.num_clients,
+            alpha=args.alpha,
+            seed=args.seed,
+        )
+    count = partition.label_counts(label, parts, num_classes)
+    size = count.sum(axis=1)
+    print(
+        f"{len(parts)} clients, {size.min()} to {size.max()} images, sha256"
+        f" {partition.digest(parts)[:16]}"
+    )
+    figures.save(figures.label_counts(count), args.output)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,59 @@
+"""Report of one run, or of several side by side.
+
+mosaic report runs/digits_mosaic
+mosaic report runs/a runs/b -o compare.html
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__":
+    from mosaic_jax.run import programs
+
+    programs.end_on_interrupt()
+
+from mosaic_jax.report import comparison, page, runs
+from mosaic_jax.run import programs
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, or 2 for a user's error."""
+    parser = argparse.ArgumentParser(
+        prog="mosaic report",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "run",
+        nargs="+",
+        type=pathlib.Path,
+        help="run directory; of several seeds, a comparison or a sweep: all in it",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=pathlib.Path,
+        default=pathlib.Path("compare.html"),
+        help="page over several runs; of a single run it is report.html beside it",
+    )
+    args = parser.parse_args(arguments)
+    return programs.exit_code(lambda: _write(args.run, args.output))
+
+
+def _write(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
+    groups = runs.collect(paths)
+    studies = [run for group in groups.values() for run in group]
+    if len(studies) == 1:
+        print(page.write(studies[0].path))
+        return
+    for run in studies:
+        page.write(run.path)
+    title = f"{len(groups)} studies compared"
+    print(comparison.table(comparison.write(groups, output, title=title)))
+    print(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

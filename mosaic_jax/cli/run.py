@@ -1,0 +1,156 @@
+"""Run a study: mosaic run --config digits_mosaic --workdir runs/digits_mosaic.
+
+--config takes a file, PATH.py or PATH.py:VARIANT, or the name of one that comes with
+the library; `mosaic list configs` names them. Running the same command again goes on
+where it stopped. Any field can be set on the command line, after --config:
+--config.distill.steps=200; `mosaic list fields` prints them. Those of your own
+algorithm, server method or stage too: --config.methods.CLASS.FIELD=VALUE.
+"""
+
+import itertools
+import pathlib
+import sys
+from collections.abc import Sequence
+
+if __name__ == "__main__":
+    from mosaic_jax.run import programs
+
+    programs.end_on_interrupt()
+
+from absl import flags
+from ml_collections import config_flags
+
+from mosaic_jax.cli import config_files, own_parts
+from mosaic_jax.core import errors
+from mosaic_jax.run import programs
+
+_HELP = {"--help", "--helpfull", "-h"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the study and report.
+
+    Args:
+      arguments: of the command line; None: of this process.
+
+    Returns:
+      The exit code: 0, 2 for a user's error, 128 + the signal that interrupted it.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if _HELP & set(words):
+        print(f"{__doc__}\n{_defined(flags.FlagValues()).get_help()}")
+        return 0
+    code = 0
+
+    def program() -> None:
+        nonlocal code
+        code = _run(parse(words), words)
+
+    return programs.exit_code(program) or code
+
+
+def parse(words: Sequence[str]) -> flags.FlagValues:
+    """The flags in `words`: `config`, a ConfigDict, `workdir` and the others.
+
+    Raises:
+      ConfigError: one of them is wrong, or the configuration is; one line says why.
+    """
+    config = config_files.load(config_argument(words))
+    found = _defined(flags.FlagValues())
+    others = [sys.argv[0], *_without_config(words)]
+    own = own_parts.add_defaults(config, own_parts.on_command_line(others))
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", config, flag_values=found, sys_argv=others
+        )
+        rest = found(others)
+    except Exception as error:  # absl, ml_collections and fields raise what they like
+        raise errors.ConfigError(_reason(error)) from error
+    if len(rest) > 1:
+        raise errors.ConfigError(f"{rest[1]}: must be a flag, such as --config")
+    with found.config.unlocked():
+        for group in own_parts.unused(found.config.to_dict(), own):
+            del found.config.methods[group]
+    return found
+
+
+def config_argument(words: Sequence[str]) -> str:
+    """The value of --config, "" if there is none."""
+    for word, after in itertools.pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name in ("--config", "-config"):
+            return value or after
+    return ""
+
+
+def default_workdir(config: str) -> str:
+    """runs/NAME or runs/NAME_VARIANT for path/NAME.py[:VARIANT]."""
+    path, *variants = config.split(":")
+    return "/".join(["runs", "_".join([pathlib.Path(path).stem, *variants])])
+
+
+def _run(given: flags.FlagValues, words: Sequence[str]) -> int:
+    # Imported here so that a wrong flag is answered at once.
+    from mosaic_jax.cli import launch
+
+    return launch.run(
+        given.config.to_dict(),
+        pathlib.Path(given.workdir or default_workdir(config_argument(words))),
+        reuse_from=given.reuse_from,
+        command=sys.argv,
+        dry_run=given.dry_run,
+        of_processes=(given.coordinator, given.num_processes, given.process_id),
+    )
+
+
+def _defined(found: flags.FlagValues) -> flags.FlagValues:
+    """`found` with all flags but those of the configuration."""
+    flags.DEFINE_string(
+        "workdir", "", "Run directory; by default runs/CONFIG.", flag_values=found
+    )
+    flags.DEFINE_multi_string(
+        "reuse_from",
+        [],
+        "Run directory whose finished stages may be used.",
+        flag_values=found,
+    )
+    flags.DEFINE_bool(
+        "dry_run",
+        False,
+        "Only tell what the study would cost, by a few steps of each.",
+        flag_values=found,
+    )
+    flags.DEFINE_string(
+        "coordinator",
+        "",
+        "HOST:PORT of process 0, where several run one study.",
+        flag_values=found,
+    )
+    flags.DEFINE_integer("num_processes", 1, "Processes in all.", flag_values=found)
+    flags.DEFINE_integer("process_id", 0, "Of this one, from 0.", flag_values=found)
+    return found
+
+
+def _without_config(words: Sequence[str]) -> list[str]:
+    """`words` without --config and its value."""
+    pairs = itertools.pairwise(["", *words])
+    names = ("--config", "-config")
+    return [
+        word
+        for before, word in pairs
+        if before not in names and word.partition("=")[0] not in names
+    ]
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with the flags, in one line."""
+    text = str(error.args[0] if error.args else error)
+    if not isinstance(error, KeyError | AttributeError):
+        return " ".join(text.split())
+    # ml_collections quotes a message, and its lines, within another.
+    lines = [line.strip("'\"\\") for line in text.replace("\\n", "\n").splitlines()]
+    return f"--config: unknown field {' '.join(lines)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

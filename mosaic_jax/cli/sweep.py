@@ -1,0 +1,335 @@
+r"""Many studies of one config, which share every stage that is the same.
+
+mosaic sweep --config digits_mosaic \
+    --grid distill.steps=100,200 --grid data.alpha=0.01,0.1 --seeds 3
+
+Each cell of the grid is a study in a folder of the workdir. The same command goes on
+where it stopped. With --slurm FILE nothing runs: FILE, a shell script, submits the
+cells as array jobs, those that need another's stages after it.
+"""
+
+import argparse
+import ast
+import contextlib
+import dataclasses
+import itertools
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+if __name__ == "__main__":
+    from mosaic_jax.run import programs
+
+    programs.end_on_interrupt()
+
+from mosaic_jax.cli import config_files, launch, own_parts
+from mosaic_jax.core import errors, files
+from mosaic_jax.report import comparison, runs
+from mosaic_jax.run import methods, programs, settings
+from mosaic_jax.run.runner import Experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Cells of a grid by name, each with its settings.
+
+    Attributes:
+      workdir: a folder for each cell lies in it.
+      cells: name to the nested settings.
+    """
+
+    workdir: pathlib.Path
+    cells: dict[str, dict[str, Any]]
+
+    def studies(self) -> dict[str, list[Experiment]]:
+        """Of each cell, one per seed. Errors in any cell show before work starts.
+
+        Raises:
+          MosaicError: a cell's settings or data are wrong.
+        """
+        return {
+            name: launch.studies(settings.from_mapping(config), self.workdir / name)
+            for name, config in self.cells.items()
+        }
+
+
+def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
+    """FIELD=VALUE,VALUE,... with values of the field's type.
+
+    Raises:
+      ConfigError: the field is unknown or a value is not of its type.
+    """
+    field, equals, text = argument.partition("=")
+    if not equals or not text:
+        raise errors.ConfigError(
+            f"--grid = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
+            " distill.steps=100,200"
+        )
+    default: Any = config
+    for name in field.split("."):
+        if not isinstance(default, dict) or name not in default:
+            raise errors.ConfigError(f"--grid: unknown field {field}")
+        default = default[name]
+    if isinstance(default, dict):
+        raise errors.ConfigError(f"--grid = {field}: must be a field, not a group")
+    if isinstance(default, tuple | list):
+        values = _literal(f"[{text}]") or []
+        if not values:
+            raise errors.ConfigError(
+                f"--grid: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
+                " or (VALUE,...),(VALUE,...),... for several"
+            )
+        return field, values if isinstance(values[0], tuple | list) else [values]
+    return field, [_value(field, word, default) for word in text.split(",")]
+
+
+def _value(field: str, word: str, default: Any) -> Any:
+    if isinstance(default, bool):
+        if word.lower() in ("true", "false"):
+            return word.lower() == "true"
+    elif isinstance(default, str):
+        return word
+    else:
+        value = _literal(word)
+        if isinstance(value, int) and not isinstance(value, bool):
+            with contextlib.suppress(OverflowError):
+                return type(default)(value)
+        if isinstance(value, float) and isinstance(default, float):
+            return value
+    raise errors.ConfigError(
+        f"--grid: {field} = {word[:40]!r}: must be of type {type(default).__name__}"
+    )
+
+
+def _literal(text: str) -> Any:
+    """A Python literal; None where `text` is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return None
+
+
+def build(
+    config: dict[str, Any],
+    grid: Sequence[tuple[str, list[Any]]],
+    seeds: int,
+    workdir: pathlib.Path,
+) -> Sweep:
+    """Every combination of the grid's values, in the order given.
+
+    Args:
+      config: nested settings of every field.
+      grid: fields by dotted name, each with its values.
+      seeds: of each cell.
+      workdir: the cells' run directories lie in it.
+    """
+    fields = [field for field, _ in grid]
+    cells = {}
+    for combination in itertools.product(*(found for _, found in grid)):
+        values = dict(zip(fields, combination, strict=True))
+        named = [
+            f"{field}={value}".replace("/", "_").replace(" ", "")
+            for field, value in values.items()
+        ]
+        cell = methods.changed(config, values | {"seeds": seeds})
+        cells[",".join(named) or "study"] = cell
+    return Sweep(workdir, cells)
+
+
+def shared(studies: dict[str, list[Experiment]]) -> dict[str, tuple[int, int]]:
+    """Of each cell, stages to compute and stages that others have computed before.
+
+    In the order of the cells; what is on disk counts as computed before.
+    """
+    seen = {
+        path.name
+        for works in studies.values()
+        for work in works
+        for path in work.workdir.glob("stages/*/*")
+        if (path / "done.json").exists()
+    }
+    result = {}
+    for name, works in studies.items():
+        plans = [fingerprint for work in works for _, fingerprint in work.plan()]
+        new = [fingerprint for fingerprint in plans if fingerprint not in seen]
+        seen.update(new)
+        result[name] = (len(new), len(plans) - len(new))
+    return result
+
+
+def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
+    """Cells that may run at the same time: none computes what another one does.
+
+    Later waves find what earlier ones computed.
+    """
+    left = {
+        name: {fingerprint for work in works for _, fingerprint in work.plan()}
+        for name, works in studies.items()
+    }
+    done: set[str] = set()
+    result = []
+    while left:
+        claimed: set[str] = set()
+        wave = []
+        for name, fingerprints in left.items():
+            needed = fingerprints - done
+            if not needed & claimed:
+                wave.append(name)
+                claimed |= needed
+        for name in wave:
+            del left[name]
+        done |= claimed
+        result.append(wave)
+    return result
+
+
+def slurm_script(sweep: Sweep, command: Sequence[str], groups: list[list[str]]) -> str:
+    """A shell script that submits each wave of cells as an array job.
+
+    Args:
+      sweep: all cells.
+      command: that a job runs, with the cell's number after it.
+      groups: names of cells by wave, see `waves`.
+    """
+    numbers = {name: i for i, name in enumerate(sweep.cells)}
+    run = " ".join(shlex.quote(word) for word in command)
+    lines = [
+        "#!/usr/bin/env bash",
+        "# Submits the sweep: bash FILE [options of sbatch]",
+        "set -euo pipefail",
+        f"mkdir -p {shlex.quote(str(sweep.workdir))}",
+        'wait=""',
+    ]
+    for wave in groups:
+        array = ",".join(str(numbers[name]) for name in wave)
+        wrapped = shlex.quote(f"{run} --cell $SLURM_ARRAY_TASK_ID")
+        lines += [
+            f'id=$(sbatch --parsable --array={array} $wait "$@" --wrap {wrapped})',
+            'wait="--dependency=afterok:$id"',
+        ]
+    lines.append(f'sbatch $wait "$@" --wrap {shlex.quote(f"{run} --report")}')
+    return "\n".join(lines) + "\n"
+
+
+def run(sweep: Sweep, only: int | None = None) -> None:
+    """Run all cells, or the one of number `only`; finished stages are found.
+
+    Raises:
+      MosaicError: a study fails.
+    """
+    studies = sweep.studies()
+    names = list(studies)
+    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    counts = shared(studies)
+    for name in names if only is None else [names[only]]:
+        print(f"{name}: {counts[name][0]} stages to run, {counts[name][1]} shared")
+        launch.run_sharing(studies, name, sweep.workdir)
+    if only is None:
+        report(sweep, counts)
+
+
+def report(sweep: Sweep, counts: dict[str, tuple[int, int]] | None = None) -> None:
+    """sweep.json, sweep.html and the table over all cells.
+
+    Raises:
+      DataError: a cell is not finished.
+    """
+    content: dict[str, Any] = {"order": list(sweep.cells)}
+    path = sweep.workdir / "sweep.json"
+    files.write_json(path, content)
+    page = sweep.workdir / "sweep.html"
+    rows = comparison.write(
+        runs.collect([sweep.workdir]), page, title=f"Sweep of {len(sweep.cells)} cells"
+    )
+    for name, (new, old) in (counts or {}).items():
+        rows[name] |= {"stages_computed": new, "stages_shared": old}
+    files.write_json(path, content | {"cells": rows})
+    print(comparison.table(rows))
+    if counts:
+        new, old = (sum(part) for part in zip(*counts.values(), strict=True))
+        print(f"stages: {new} computed, {old} of {new + old} shared")
+    print(page)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit code: 0, 2 for a user's error, 128 + signal."""
+    parser = argparse.ArgumentParser(
+        prog="mosaic sweep",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="as of mosaic run")
+    parser.add_argument(
+        "--grid", action="append", default=[], help="FIELD=VALUE,VALUE; repeatable"
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument(
+        "--workdir", type=pathlib.Path, default=pathlib.Path("runs/sweep")
+    )
+    parser.add_argument("--slurm", type=pathlib.Path, help="write this script instead")
+    parser.add_argument("--cell", type=int, help="run this cell only, from 0")
+    parser.add_argument("--report", action="store_true", help="of what is there")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(given)
+    launch.prepare()
+    return programs.exit_code(lambda: _sweep(args, given))
+
+
+def parse(config: str, grid: Sequence[str], seeds: int, workdir: pathlib.Path) -> Sweep:
+    """The sweep that the command line describes.
+
+    Args:
+      config: as of `mosaic run`.
+      grid: FIELD=VALUE,VALUE,... each.
+      seeds: of each cell.
+      workdir: the cells' run directories lie in it.
+
+    Raises:
+      ConfigError: there is no such configuration, a field is unknown, or a value is not
+        of its type.
+    """
+    found = config_files.load(config)
+    named = [(one.partition("=")[0], one.partition("=")[2]) for one in grid]
+    own = own_parts.add_defaults(found, named)
+    mapping = found.to_dict()
+    sweep = build(mapping, [parse_grid(one, mapping) for one in grid], seeds, workdir)
+    for cell in sweep.cells.values():
+        cell["compare"] = ""  # each cell is one study
+        for group in own_parts.unused(cell, own):
+            del cell["methods"][group]
+    return sweep
+
+
+def _sweep(args: argparse.Namespace, given: Sequence[str]) -> None:
+    sweep = parse(args.config, args.grid, args.seeds, args.workdir)
+    if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
+        raise errors.ConfigError(
+            f"--cell = {args.cell}: must be in [0, {len(sweep.cells) - 1}]"
+        )
+    if args.report:
+        report(sweep)
+    elif args.slurm:
+        _write_slurm(sweep, args.slurm, given)
+    else:
+        run(sweep, args.cell)
+
+
+def _write_slurm(sweep: Sweep, path: pathlib.Path, given: Sequence[str]) -> None:
+    files.check_output("--slurm", path)
+    groups = waves(sweep.studies())
+    kept, skip = [], False
+    for word in given:
+        if not skip and not word.startswith("--slurm"):
+            kept.append(word)
+        skip = word == "--slurm"
+    command = [sys.executable, "-m", "mosaic_jax", "sweep", *kept]
+    files.write_bytes(path, slurm_script(sweep, command, groups).encode())
+    for i, wave in enumerate(groups):
+        print(f"wave {i}: {len(wave)} cells")
+    print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

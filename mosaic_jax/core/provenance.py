@@ -1,0 +1,165 @@
+"""Digests of code: a study notices when the code behind a result has changed."""
+
+import ast
+import dataclasses
+import functools
+import importlib.machinery
+import importlib.util
+import inspect
+import pathlib
+import sys
+import sysconfig
+import textwrap
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from mosaic_jax.core import errors, files, schema
+
+_LIBRARY = __name__.partition(".")[0]
+# Where components of this library live, and what they are made of.
+_ROOMS = ("nn", "fl", "server")
+# Nodes of a syntax tree that may have a docstring.
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def library_digest() -> str:
+    """Hex sha256 over the source files of this library."""
+    root = pathlib.Path(__file__).parents[1]
+    paths = sorted(path.relative_to(root) for path in root.rglob("*.py"))
+    return schema.digest({str(path): (root / path).read_text() for path in paths})
+
+
+class Undeclared:
+    """Takes the place of a component that a stage did not declare; any use raises."""
+
+    def __init__(self, field: str) -> None:
+        """`field` names the component in the settings."""
+        self._field = field
+
+    def __getattr__(self, name: str) -> Any:
+        """Always raises UndeclaredError."""
+        raise schema.UndeclaredError(
+            f"{self._field} names a component that is used by a stage that does not"
+            " declare it: name it in the stage's `reads`"
+        )
+
+
+def of_component(component: Any) -> dict[str, Any]:
+    """Fields and code digest of an algorithm or server method, for a fingerprint."""
+    fields = dataclasses.asdict(component)
+    return {"fields": fields, "code": code_digest(type(component))}
+
+
+def is_users(cls: type) -> bool:
+    """Whether a class is not of this library."""
+    return _package(cls.__module__) != _LIBRARY
+
+
+@functools.cache
+def code_digest(component: Any) -> str:
+    """Hex sha256 of the code of a class or function.
+
+    Of a class the modules of its bases count as well as its own.
+
+    Modules that those import count too, if they belong to the class's own package, lie
+    in the user's folders, or in a room of this library where components live. Other
+    installed packages do not count, nor does the rest of this library: the version of
+    its file format stands for it. Comments, layout and docstrings do not count either.
+
+    Raises:
+      ConfigError: a module has no source file, so that changes would go unnoticed.
+    """
+    found: dict[str, str] = {}
+    package = _package(component.__module__)
+    for base in getattr(component, "__mro__", (component,)):
+        module = sys.modules.get(base.__module__)
+        if module is None or _is_installed(module, package):
+            continue
+        if getattr(module, "__file__", None):
+            _collect(module, package, found)
+        else:
+            found[f"{base.__module__}:{base.__qualname__}"] = _source(base)
+    return schema.digest({"class": component.__qualname__, "modules": found})
+
+
+def _collect(module: types.ModuleType, package: str, found: dict[str, str]) -> None:
+    """Add the code of `module`, and of what it imports of `package` or the user's."""
+    name = module.__name__
+    if name in found:
+        return
+    found[name] = _source(module)
+    for imported in _imports(module):
+        other = sys.modules.get(imported)
+        if other is None or _is_installed(other, package):
+            continue
+        if _package(imported) != _LIBRARY or _room(imported) in _ROOMS:
+            _collect(other, package, found)
+
+
+def _imports(module: types.ModuleType) -> Iterator[str]:
+    """Names of all that `module` imports, anywhere in it, as `sys.modules` has them."""
+    try:
+        tree = ast.parse(inspect.getsource(module))
+    except (OSError, TypeError):  # compiled
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            dots = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(dots, module.__package__ or "")
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _source(thing: Any) -> str:
+    """The code of a class, function or module, without comments; compiled: its hash."""
+    path = pathlib.Path(getattr(thing, "__file__", None) or "")
+    if path.name.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES)):
+        return files.sha256(path)
+    if path.is_file() and not path.stat().st_size:  # an __init__.py, say
+        return ""
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    except (OSError, TypeError, SyntaxError) as error:
+        raise errors.ConfigError(
+            f"{thing.__name__}: has no source file: must have one, so that a study"
+            " notices when it changes"
+        ) from error
+    for node in ast.walk(tree):
+        if not isinstance(node, _DOCUMENTED):
+            continue
+        if ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def _room(name: str) -> str:
+    """The part of this library that a module of it lies in; "" for the library."""
+    return name.partition(".")[2].partition(".")[0]
+
+
+def _package(name: str) -> str:
+    """The top-level package of a module."""
+    return name.partition(".")[0]
+
+
+def _is_installed(module: types.ModuleType, package: str) -> bool:
+    """Part of Python, or of an installed package but `package` and this library."""
+    if _package(module.__name__) in (_LIBRARY, package):
+        return False
+    if module.__name__ in sys.builtin_module_names:
+        return True
+    path = getattr(module, "__file__", None)
+    if not path:
+        # Notebooks and scripts on stdin have no file; packages without code neither.
+        return isinstance(
+            getattr(module, "__spec__", None), importlib.machinery.ModuleSpec
+        )
+    folders = ("stdlib", "platstdlib", "purelib", "platlib")
+    roots = [pathlib.Path(sysconfig.get_path(name)).resolve() for name in folders]
+    parents = pathlib.Path(path).resolve().parents
+    # Of other environments too, as PYTHONPATH or a .pth file may add them.
+    elsewhere = {"site-packages", "dist-packages"} & {one.name for one in parents}
+    return bool(elsewhere) or any(root in parents for root in roots)

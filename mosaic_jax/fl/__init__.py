@@ -1,0 +1,1 @@
+"""Federated learning: clients on devices, local training, algorithms."""

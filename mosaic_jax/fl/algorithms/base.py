@@ -1,0 +1,60 @@
+"""What a federated algorithm may change; every hook defaults to FedAvg.
+
+A new algorithm is a frozen dataclass in a file of its own that overrides what it needs;
+its fields are its hyper-parameters, set by `config.methods.NAME`. One whose clients do
+something else than local SGD returns another `holdings`, with programs of its own.
+"""
+
+import dataclasses
+
+from mosaic_jax.core import schema
+from mosaic_jax.core.types import Array, ModelState, Tree
+from mosaic_jax.fl import holdings
+from mosaic_jax.fl.client_program import Hooks
+from mosaic_jax.nn.classifier import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm(Hooks, schema.Group):
+    """Federated averaging (McMahan et al., 2017).
+
+    The hooks of `Hooks` are about one client; the ones here are about all of them.
+    """
+
+    # Clients keep a model of their own, to be judged beside the global one.
+    personal = False
+
+    def weight(self, size: Array) -> Array:
+        """Weights of clients with `size` images in every mean over clients."""
+        return size
+
+    def aggregate(
+        self, server_state: Tree, model: ModelState, mean_upload: Tree, share: float
+    ) -> tuple[Tree, ModelState]:
+        """New server state and global model from `sum_i n_i upload_i / sum_i n_i`.
+
+        Uploads are only ever summed, so that memory does not grow with the clients.
+        An algorithm that weighs parameters one by one uploads the weighted parameters
+        and the weights, and divides here.
+
+        Args:
+          server_state: of the round before.
+          model: global, of the round before.
+          mean_upload: weighted by `weight` over those who took part.
+          share: of all clients that take part in a round, in (0, 1].
+        """
+        del model, share
+        return server_state, mean_upload
+
+    def holdings(
+        self, classifier: Classifier, num_clients: int, rates: tuple[float, ...]
+    ) -> holdings.Holdings:
+        """Which part of the network each client holds, and the program that it runs.
+
+        Args:
+          classifier: of the global model.
+          num_clients: C.
+          rates: [C] budgets in (0, 1]; read by algorithms that cut the network.
+        """
+        del rates
+        return holdings.WholeNetwork(classifier, self, num_clients)

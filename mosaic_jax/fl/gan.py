@@ -1,0 +1,273 @@
+"""A client's GAN, whose generator a classifier shapes (Mosaic, stage 2)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mosaic_jax.core import flops, prng
+from mosaic_jax.core.schema import View
+from mosaic_jax.core.types import Array, GanState, ModelState, Tree
+from mosaic_jax.data import augment
+from mosaic_jax.data.arrays import Info
+from mosaic_jax.nn import dcgan, losses, networks
+from mosaic_jax.nn.classifier import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Gan:
+    """The networks, optimiser and loss weights of a client GAN.
+
+    Attributes:
+      generator: noise [B, latent_dim] to images in [-1, 1].
+      discriminator: images to logits [B].
+      classifier: of the losses that shape the generator.
+      tx: optimiser of generator and discriminator.
+      latent_dim: length of the noise.
+      entropy_weight: of the classifier's mean entropy on generated images.
+      diversity_weight: of `losses.diversity` of its predictions on them.
+      inversion_weight: of `losses.statistics_distance` of its batch-norm layers.
+      classifier_train_mode: whether the classifier normalises generated images by their
+        own moments.
+      normalised_range: whether the discriminator reads standardised images, and the
+        generator's output is taken as standardised too, as in the published code;
+        otherwise both are in [-1, 1].
+      ema_decay: of the running mean of the generator that is uploaded; 0: no mean.
+      translate: largest shift in pixels of the discriminator's input, so that it cannot
+        memorise a small client's images (Zhao et al., 2020).
+    """
+
+    generator: networks.Module
+    discriminator: networks.Module
+    classifier: Classifier
+    tx: optax.GradientTransformation
+    latent_dim: int
+    entropy_weight: float
+    diversity_weight: float
+    inversion_weight: float
+    classifier_train_mode: bool
+    normalised_range: bool
+    ema_decay: float
+    translate: int
+
+    def init(self, key: Array, image_shape: tuple[int, int, int]) -> GanState:
+        """Initial networks and optimiser states, for images (H, W, D)."""
+        keys = jax.random.split(key)
+        z = jnp.zeros((1, self.latent_dim))
+        generator = _model(self.generator.init(keys[0], z, train=False))
+        image = jnp.zeros((1, *image_shape))
+        discriminator = _model(self.discriminator.init(keys[1], image, train=False))
+        return GanState(
+            generator=generator,
+            discriminator=discriminator,
+            average=generator,
+            generator_opt=self.tx.init(generator.params),
+            discriminator_opt=self.tx.init(discriminator.params),
+        )
+
+    def sample(self, generator: ModelState, z: Array) -> Array:
+        """Signed images [B, H, W, D] of noise `z` [B, nz], by running statistics."""
+        output: Any = self.generator.apply(generator.variables, z, train=False)
+        return self.decode(output)
+
+    def decode(self, output: Array) -> Array:
+        """The generator's output as signed images."""
+        return self.classifier.denormalise(output) if self.normalised_range else output
+
+    def encode(self, image: Array) -> Array:
+        """Signed images in the range that the discriminator reads."""
+        return self.classifier.normalise(image) if self.normalised_range else image
+
+    def step(
+        self,
+        state: GanState,
+        key: Array,
+        image: Array,
+        mask: Array,
+        *,
+        client_model: ModelState,
+        class_share: Array,
+        inverts: Array,
+        statistics: ModelState,
+    ) -> tuple[GanState, dict[str, Array]]:
+        """One discriminator step, then one generator step on the same noise.
+
+        Args:
+          state: training state of this client's GAN.
+          key: random key of this step and client.
+          image: [B, H, W, D] training images in [-1, 1].
+          mask: [B] bool, False for entries that only pad the batch.
+          client_model: the client's classifier f_i, not trained here.
+          class_share: [K] float32, target frequencies of the classes, sums to 1.
+          inverts: [] bool, whether the inversion loss counts (n_i < tau).
+          statistics: the model whose running statistics the inversion loss matches.
+
+        Returns:
+          The new state and scalar metrics.
+        """
+        z = jax.random.normal(prng.named(key, "z"), (len(image), self.latent_dim))
+        fake, pull_back, updated = jax.vjp(
+            lambda params: self._generate(state.generator, params, z),
+            state.generator.params,
+            has_aux=True,
+        )
+        generator = state.generator.replace(batch_stats=updated)
+        discriminator, discriminator_opt, d_loss = self._discriminator_step(
+            state, key, image, mask, fake
+        )
+
+        def objective(fake):
+            return self._generator_loss(
+                discriminator,
+                key,
+                fake,
+                client_model=client_model,
+                class_share=class_share,
+                inverts=inverts,
+                statistics=statistics,
+            )
+
+        (_, metrics), on_fake = jax.value_and_grad(objective, has_aux=True)(fake)
+        (gradient,) = pull_back(on_fake)
+        update, generator_opt = self.tx.update(
+            gradient, state.generator_opt, generator.params
+        )
+        params = optax.apply_updates(generator.params, update)
+        generator = generator.replace(params=params)
+        average = jax.tree.map(
+            lambda old, new: self.ema_decay * old + (1 - self.ema_decay) * new,
+            state.average,
+            generator,
+        )
+        state = GanState(
+            generator, discriminator, average, generator_opt, discriminator_opt
+        )
+        return state, {"discriminator_loss": d_loss, **metrics}
+
+    def flops(self, image_shape: tuple[int, int, int]) -> tuple[float, float]:
+        """FLOPs of generating one image (H, W, D), and of the logit of it."""
+        state = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        z = jax.ShapeDtypeStruct((1, self.latent_dim), jnp.float32)
+
+        def judge(discriminator: ModelState, image: Array) -> Array:
+            variables = discriminator.variables
+            logits: Any = self.discriminator.apply(variables, image, train=False)
+            return logits
+
+        return (
+            flops.count(self.sample, state.generator, z),
+            flops.count(judge, state.discriminator, image),
+        )
+
+    def step_flops(self, image_shape: tuple[int, int, int]) -> float:
+        """FLOPs of `step` per image (H, W, D) of its batch."""
+        generator, discriminator = self.flops(image_shape)
+        shaping = self.entropy_weight or self.diversity_weight
+        judges = bool(shaping) + bool(self.inversion_weight)
+        # Real and generated images train the discriminator; then the gradient for the
+        # generator passes through the discriminator and the classifiers.
+        return (
+            flops.TRAINED * (generator + 2 * discriminator)
+            + flops.THROUGH * discriminator
+            + flops.THROUGH * judges * self.classifier.flops(image_shape)
+        )
+
+    def _generate(self, generator: ModelState, params: Tree, z: Array):
+        variables = generator.replace(params=params).variables
+        image, updated = self.generator.apply(
+            variables, z, train=True, mutable=["batch_stats"]
+        )
+        return image, updated["batch_stats"]
+
+    def _judge(self, model: ModelState, key: Array, image: Array, mask=None):
+        if self.translate:
+            black = self.encode(jnp.full(image.shape[-1], -1.0))
+            image = augment.translate(key, image, pixels=self.translate, black=black)
+        logits, updated = self.discriminator.apply(
+            model.variables, image, train=True, mask=mask, mutable=["batch_stats"]
+        )
+        return logits, model.replace(batch_stats=updated["batch_stats"])
+
+    def _discriminator_step(self, state: GanState, key, image, mask, fake):
+        real = self.encode(image)
+
+        def objective(params):
+            model = state.discriminator.replace(params=params)
+            on_real, model = self._judge(model, prng.named(key, "real"), real, mask)
+            on_fake, model = self._judge(model, prng.named(key, "fake"), fake)
+            loss = losses.adversarial(on_real, True, mask)
+            return loss + losses.adversarial(on_fake, False), model.batch_stats
+
+        (loss, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(
+            state.discriminator.params
+        )
+        update, opt_state = self.tx.update(
+            gradient, state.discriminator_opt, state.discriminator.params
+        )
+        params = optax.apply_updates(state.discriminator.params, update)
+        return ModelState(params, batch_stats), opt_state, loss
+
+    def _generator_loss(
+        self,
+        discriminator: ModelState,
+        key: Array,
+        fake: Array,
+        *,
+        client_model: ModelState,
+        class_share: Array,
+        inverts: Array,
+        statistics: ModelState,
+    ) -> tuple[Array, dict[str, Array]]:
+        judged, _ = self._judge(discriminator, prng.named(key, "generator"), fake)
+        adversarial = losses.adversarial(judged, True)
+        loss, metrics = adversarial, {"generator_loss": adversarial}
+        image = self.decode(fake)
+        if self.entropy_weight or self.diversity_weight:
+            if self.classifier_train_mode:
+                logits, _ = self.classifier.train_logits(client_model, image)
+            else:
+                logits = self.classifier.logits(client_model, image)
+            metrics["entropy"] = losses.entropy(logits)
+            metrics["diversity"] = losses.diversity(logits, class_share)
+            loss += self.entropy_weight * metrics["entropy"]
+            loss += self.diversity_weight * metrics["diversity"]
+        if self.inversion_weight:
+            _, moments = self.classifier.logits_and_moments(statistics, image)
+            distance = losses.statistics_distance(moments, statistics.batch_stats)
+            metrics["inversion"] = jnp.where(inverts, distance, 0)
+            loss += self.inversion_weight * metrics["inversion"]
+        return loss, metrics
+
+
+def build(study: View, info: Info, classifier: Classifier) -> Gan:
+    """The client GAN of a study.
+
+    Args:
+      study: a view of the settings with `generators`, `compat`, `model.dtype` and
+        `compute.convolution`.
+      info: properties of the data set.
+      classifier: whose losses shape the generator.
+    """
+    config, compat = study.generators, study.compat
+    size, kind = info.image_size, (study.model.dtype, study.compute.convolution)
+    return Gan(
+        generator=dcgan.Generator(size, info.channels, config.width, *kind),
+        discriminator=dcgan.Discriminator(size, config.width, *kind),
+        classifier=classifier,
+        tx=optax.adam(config.learning_rate, b1=0.5, b2=0.999),
+        latent_dim=config.latent_dim,
+        entropy_weight=config.entropy_weight,
+        diversity_weight=config.diversity_weight,
+        inversion_weight=config.inversion_weight,
+        classifier_train_mode=compat.classifier_batch_norm == "train",
+        normalised_range=compat.value_range == "normalised",
+        ema_decay=config.ema_decay,
+        translate=config.translate,
+    )
+
+
+def _model(variables: Tree) -> ModelState:
+    return ModelState(variables["params"], variables["batch_stats"])

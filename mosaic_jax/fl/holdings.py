@@ -1,0 +1,77 @@
+"""Which part of the network each client holds: all of it, or the same for everyone."""
+
+import dataclasses
+
+import numpy as np
+
+from mosaic_jax.core.types import ModelState, Tree
+from mosaic_jax.fl.client_program import ClientProgram, Hooks, LocalSGD
+from mosaic_jax.fl.training import Local
+from mosaic_jax.nn.classifier import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Clients `members` [m] int that hold networks of the same `rate`, in (0, 1]."""
+
+    rate: float
+    members: np.ndarray
+
+
+class Holdings:
+    """What the clients of a study hold of the global network.
+
+    Attributes:
+      classifier: of the global model.
+      recalibrates: batch-norm statistics of the global model are not averaged; clients
+        are asked for them before the model is used.
+    """
+
+    classifier: Classifier
+    recalibrates: bool = False
+
+    @property
+    def groups(self) -> list[Group]:
+        """Clients that are batched together, as networks of one size."""
+        raise NotImplementedError
+
+    def program(self, rate: float, local: Local) -> ClientProgram:
+        """What a client of the group of this `rate` does in a round, by `local` SGD."""
+        raise NotImplementedError
+
+    def combine(self, mean_upload: Tree, model: ModelState) -> Tree:
+        """The mean upload as the algorithm aggregates it.
+
+        Args:
+          mean_upload: weighted mean over clients of what their programs left.
+          model: global, of the round before.
+        """
+        del model
+        return mean_upload
+
+    def forward_flops(self, image_shape: tuple[int, int, int]) -> np.ndarray:
+        """[C] floating-point operations of one image through each client's network."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class WholeNetwork(Holdings):
+    """Every client holds, trains and sends all of it."""
+
+    classifier: Classifier
+    algorithm: Hooks
+    num_clients: int
+
+    @property
+    def groups(self) -> list[Group]:
+        """One, of all clients."""
+        return [Group(1.0, np.arange(self.num_clients))]
+
+    def program(self, rate: float, local: Local) -> ClientProgram:
+        """Local SGD with the algorithm's hooks; `rate` is 1."""
+        del rate
+        return LocalSGD(self.classifier, self.algorithm, local)
+
+    def forward_flops(self, image_shape: tuple[int, int, int]) -> np.ndarray:
+        """[C], all equal."""
+        return np.full(self.num_clients, self.classifier.flops(image_shape))

@@ -1,0 +1,1 @@
+"""Networks (flax linen), their losses, and classifiers."""

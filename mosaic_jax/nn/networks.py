@@ -1,0 +1,125 @@
+"""Networks of classifiers by name, and the settings of their shape."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flax.linen as nn
+
+from mosaic_jax.core import errors, schema
+from mosaic_jax.core.registry import Registry
+from mosaic_jax.nn import cnn, norm, resnet
+
+Module = nn.Module
+MAX_WIDTH = 4096
+# Fields of `build_classifier` that a user's network may lack, whatever they are.
+_OPTIONAL = ("width", "lowering")
+
+
+def _is_network(found: Any) -> bool:
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        return False
+    defined = {name for base in found.__mro__ for name in vars(base)}
+    required = {
+        one.name: one.default is one.default_factory is dataclasses.MISSING
+        for one in schema.settings_of(found)
+    }
+    has_classes = required.pop("num_classes", None) is not None
+    methods = {"features", "head", "__call__"}
+    return has_classes and not any(required.values()) and methods <= defined
+
+
+NETWORKS: Registry[Callable[..., Module]] = Registry(
+    "model.name",
+    {
+        **{
+            name: functools.partial(resnet.ResNet, depth=name) for name in resnet.DEPTHS
+        },
+        "cnn": cnn.CNN,
+    },
+    schema.Allowed(
+        "a flax.linen.Module with the field num_classes, defaults of all others, and"
+        " the methods features, head and __call__",
+        _is_network,
+    ),
+)
+
+
+def _are_networks(value: tuple) -> bool:
+    known = all(name in NETWORKS or ":" in str(name) for name in value)
+    return known and len(set(value)) == len(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(schema.Group):
+    """The classifier of server and clients, and further networks of clients."""
+
+    name: str = schema.component(
+        NETWORKS, default="resnet18", meaning="the network; ResNets have a CIFAR stem"
+    )
+    others: tuple = schema.field(
+        (),
+        f"different ones of {', '.join(NETWORKS)}",
+        _are_networks,
+        "further networks, dealt to the clients in turn with `name`",
+    )
+    width: int = schema.between(
+        1, MAX_WIDTH, default=64, meaning="channels of the first group of layers"
+    )
+    norm: str = schema.one_of(
+        norm.NORMS, default="batch", meaning="group-norm keeps no statistics"
+    )
+    dtype: str = schema.one_of(
+        ("float32", "bfloat16"),
+        default="float32",
+        meaning="of activations; parameters are float32",
+    )
+    rate: float = schema.field(
+        1.0,
+        "in (0, 1]",
+        lambda x: 0 < x <= 1,
+        "share of the channels of every hidden layer",
+    )
+
+    def problems(self, study: Any) -> Iterator[str]:
+        """Networks must be different, and no more than there are clients."""
+        if self.name in self.others:
+            yield (
+                f"model.others = {self.others}: must not have model.name ="
+                f" {self.name!r} again"
+            )
+        if self.others and 1 + len(self.others) > study.data.num_clients:
+            yield (
+                f"model.others = {self.others}: must be fewer than data.num_clients ="
+                f" {study.data.num_clients}"
+            )
+
+
+def build_classifier(name: str, num_classes: int, **fields: Any) -> Module:
+    """The network called `name`, or a user's own module "package.module:Class".
+
+    Args:
+      name: of `NETWORKS`, or an import path.
+      num_classes: K.
+      fields: `width`, `dtype`, `lowering`, `norm` and `rate`; a user's module is given
+        those of them that it declares.
+
+    Raises:
+      ConfigError: the network is unknown or cannot be imported, or lacks a field that
+        is set to something else than its default.
+    """
+    network: Any = NETWORKS.find(name)
+    if name not in NETWORKS:
+        own = {one.name for one in dataclasses.fields(network)}
+        defaults = schema.defaults(Model)
+        lacking = [
+            f"model.{key} = {value!r}: must be {defaults[key]!r} for the network"
+            f" {name!r}, which has no field {key!r}"
+            for key, value in fields.items()
+            if key not in (*own, *_OPTIONAL) and value != defaults[key]
+        ]
+        if lacking:
+            raise errors.ConfigError("\n".join(lacking))
+        fields = {key: value for key, value in fields.items() if key in own}
+    return network(num_classes=num_classes, **fields)

@@ -1,0 +1,191 @@
+"""How many clients and seeds fit on a device at once."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from mosaic_jax.core import trees
+from mosaic_jax.core.types import Batch, Client, LabelledImages, Tree
+from mosaic_jax.data.sources import Info
+from mosaic_jax.fl import gan, parallel, prototypes, training
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.run import environment, settings
+from mosaic_jax.run.settings import Settings
+from mosaic_jax.run.study import Study
+
+# Share of the free memory that clients may use at once; the rest is for models, images
+# and XLA.
+SHARE = 0.7
+# Share that the states of all clients may take; beyond it they stay in host memory.
+STATE_SHARE = 0.2
+
+
+def clients_at_once(study: Study) -> int:
+    """Number of clients that a device runs at once.
+
+    It is `compute.clients_at_once`, or as many as fit into free memory; 0 where the
+    device does not report its memory. The work of one client is compiled alone, and XLA
+    tells how much memory it needs; each client in a `vmap` needs as much.
+    """
+    config, info, classifier = study.settings, study.data.info, study.classifier
+    if config.compute.clients_at_once:
+        return config.compute.clients_at_once
+    free = environment.free_memory()
+    if free is None:
+        return 0
+    # The least over all processes, which must run the same program.
+    free = -environment.highest(-free)
+    needed = [classifier_bytes(config, info, classifier)]
+    if config.method == "mosaic":
+        longest = study.data.clients.client.index.shape[1]
+        needed.append(gan_bytes(config, info, classifier))
+        needed.append(prototypes_bytes(config, info, classifier, longest))
+    return max(1, int(SHARE * free) // max(needed))
+
+
+def seeds_at_once(study: Study) -> int:
+    """Number of seeds that run as one program.
+
+    It is `compute.seeds_at_once`, or as many as fit with all their clients. It is 1 on
+    several devices, to which each seed deals its clients differently, and where the
+    device does not report its memory: the cores of a CPU are busy with one client.
+    """
+    compute = study.settings.compute
+    if compute.seeds_at_once:
+        return compute.seeds_at_once
+    if len(parallel.first_devices(compute.devices)) > 1:
+        return 1
+    return max(1, clients_at_once(study) // study.data.clients.num_clients)
+
+
+def state_on_host(study: Study) -> bool:
+    """Whether the clients' states stay in host memory between rounds.
+
+    As `compute.client_state` says; with "auto", if they would take more than
+    `STATE_SHARE` of a device's free memory.
+    """
+    config, shape = study.settings, study.data.info.image_shape
+    if config.compute.client_state != "auto":
+        return config.compute.client_state == "host"
+    free = environment.free_memory()
+    if free is None:
+        return False
+    model = jax.eval_shape(lambda: study.classifier.init(jax.random.key(0), shape))
+    kept = trees.num_bytes(jax.eval_shape(study.algorithm.init_client, model))
+    if config.method == "mosaic":
+        kept += trees.num_bytes(model)
+    free = -environment.highest(-free)
+    return study.data.clients.num_clients * kept > STATE_SHARE * free
+
+
+def classifier_bytes(config: Settings, info: Info, classifier: Classifier) -> int:
+    """Bytes of memory that one client's step of local SGD needs.
+
+    Args:
+      config: settings of the study.
+      info: of the data set.
+      classifier: of the clients.
+    """
+    tx = training.sgd(config.local.learning_rate, config.local.weight_decay)
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+
+    def step(model: Tree, batch: Batch) -> Tree:
+        return training.sgd_step(classifier, tx, model, tx.init(model.params), batch)
+
+    return _program_bytes(step, model, _batch(info, config.local.batch_size))
+
+
+def gan_bytes(config: Settings, info: Info, classifier: Classifier) -> int:
+    """Bytes of memory that one client's GAN step needs.
+
+    Args:
+      config: settings of the study.
+      info: of the data set.
+      classifier: of the clients.
+    """
+    seen = settings.view(config, ("generators", "compat"))
+    model_gan = gan.build(seen, info, classifier)
+    state = jax.eval_shape(lambda: model_gan.init(jax.random.key(0), info.image_shape))
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+
+    def step(state: Tree, model: Tree, batch: Batch) -> Tree:
+        return model_gan.step(
+            state,
+            jax.random.key(0),
+            batch.image,
+            batch.mask,
+            client_model=model,
+            class_share=jnp.full(info.num_classes, 1 / info.num_classes),
+            inverts=jnp.array(True),
+            statistics=model,
+        )
+
+    return _program_bytes(
+        step, state, model, _batch(info, config.generators.batch_size)
+    )
+
+
+def prototypes_bytes(
+    config: Settings, info: Info, classifier: Classifier, num_images: int
+) -> int:
+    """Bytes of memory that one client's prototypes need, in one feature space.
+
+    Args:
+      config: settings of the study.
+      info: of the data set.
+      classifier: of the clients.
+      num_images: of the client.
+    """
+    model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
+    wanted, number = config.prototypes, trees.shape((), jnp.int32)
+    client = Client(
+        number=number,
+        index=trees.shape((num_images,), jnp.int32),
+        size=number,
+        label_count=trees.shape((info.num_classes,), jnp.int32),
+    )
+    images = LabelledImages(
+        image=trees.shape((num_images, *info.image_shape), jnp.uint8),
+        label=trees.shape((num_images,), jnp.int32),
+    )
+
+    def make(model: Tree, client: Client, images: LabelledImages) -> Tree:
+        size, label = config.evaluation.batch_size, images.label[client.index]
+        feature = prototypes.features(
+            classifier, model, client, images, batch_size=size
+        )
+        cluster, held = prototypes.cluster_classes(
+            jax.random.key(0),
+            feature,
+            client,
+            label,
+            num_clusters=wanted.clusters,
+            num_steps=wanted.iterations,
+        )
+        centre = prototypes.centres(
+            feature,
+            label,
+            cluster,
+            num_classes=info.num_classes,
+            num_clusters=wanted.clusters,
+        )
+        return classifier.head(model, centre), held
+
+    return _program_bytes(make, model, client, images)
+
+
+def _batch(info: Info, size: int) -> Batch:
+    """Shapes of a minibatch."""
+    return Batch(
+        image=trees.shape((size, *info.image_shape), jnp.float32),
+        label=trees.shape((size,), jnp.int32),
+        mask=trees.shape((size,), bool),
+    )
+
+
+def _program_bytes(function: Callable[..., Tree], *shapes: Tree) -> int:
+    """Bytes of temporary memory and results of `function`, as XLA reports them."""
+    memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
+    assert memory is not None  # every backend of this library has it
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)

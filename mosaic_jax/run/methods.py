@@ -1,0 +1,113 @@
+"""The methods that a study can be run with, each by one name."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from mosaic_jax.core import registry, schema
+from mosaic_jax.run import settings
+from mosaic_jax.run.settings import Settings
+from mosaic_jax.server import METHODS
+from mosaic_jax.server.base import ServerTraining
+
+# The methods of `compare` = "all", in the order of tables.
+COMPARED = (
+    "fedavg",
+    "fedprox",
+    "fedbn",
+    "fedrs",
+    "dense",
+    "fedftg",
+    "dfrd",
+    "mosaic",
+)
+# Those of "heterogeneous": clients hold networks of several sizes, by their budgets.
+HETEROGENEOUS = (
+    "fedavg@smallest",
+    "fedavg",
+    "heterofl",
+    "fedrolex",
+    "feddropout",
+    "mosaic+heterofl",
+    "mosaic+fedrolex",
+    "mosaic+feddropout",
+)
+LISTS = {"all": COMPARED, "heterogeneous": HETEROGENEOUS}
+
+
+def changes(study: Any, name: str) -> dict[str, Any]:
+    """The settings in which method `name` differs from Mosaic on equal terms.
+
+    Data, seed, model, local work and the total number of rounds stay the same. One-shot
+    methods train on the server after as many rounds as Mosaic, and fine-tune after that
+    as Mosaic does. A name that is neither "mosaic" nor a server method's is taken for a
+    federated algorithm's.
+
+    Args:
+      study: settings of a Mosaic study, or a ConfigDict of them.
+      name: of the method, or "package.module:Class"; "METHOD+ALGORITHM" trains the
+        clients by a federated algorithm, "METHOD@smallest" gives everyone the network
+        of the smallest budget.
+
+    Returns:
+      New values of fields by dotted name.
+
+    Raises:
+      ConfigError: an import path cannot be imported.
+    """
+    name, _, algorithm = name.partition("+")
+    name, _, size = name.partition("@")
+    result: dict[str, Any] = {}
+    if algorithm:
+        result["init.method"] = algorithm
+    if size == "smallest":
+        result["model.rate"] = float(min(study.budgets.rates))
+    if name == "mosaic":
+        return result
+    result["method"] = "federated"
+    method = _server_method(name)
+    if method is None:
+        result["init.method"] = name
+    else:
+        result |= {"server.method": name, "server.when": method.when}
+    if method is None or method.when != "once":
+        result["warmup.rounds"] = study.warmup.rounds + study.finetune.rounds
+        result["finetune.rounds"] = 0
+    return result
+
+
+def choose(config: Any, name: str) -> None:
+    """Change the ConfigDict of a Mosaic study into that of method `name`, in place."""
+    config.update_from_flattened_dict(changes(config, name))
+
+
+def with_method(study: Settings, name: str) -> Settings:
+    """The settings of method `name`, on equal terms with the Mosaic study `study`.
+
+    Raises:
+      ConfigError: the method is not known, or cannot be run in this study.
+    """
+    mapping = schema.to_mapping(study)
+    return settings.from_mapping(changed(mapping, changes(study, name)))
+
+
+def changed(mapping: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a nested mapping, with new `values` of fields by dotted name."""
+    result = copy.deepcopy(dict(mapping))
+    for field, value in values.items():
+        *groups, last = field.split(".")
+        group = result
+        for name in groups:
+            group = group[name]
+        group[last] = value
+    return result
+
+
+def _server_method(name: str) -> type[ServerTraining] | None:
+    """The server method called `name`, or at that import path; None: there is none."""
+    if ":" not in name:
+        return METHODS.get(name)
+    component = registry.load(name, "compare")
+    if isinstance(component, type) and issubclass(component, ServerTraining):
+        return component
+    return None

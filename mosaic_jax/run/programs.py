@@ -1,0 +1,66 @@
+"""What all command-line programs have in common: exit codes, errors, Ctrl-C."""
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from mosaic_jax.core import errors
+
+
+def end_on_interrupt() -> None:
+    """From now on, Ctrl-C ends this process with one line and exit code 130.
+
+    Programs call this before their slow imports. While a study runs, its own handler
+    saves the state first. All other files are written whole or not at all.
+    """
+    # A shell starts programs in the background with Ctrl-C ignored.
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(signum: int, _: object) -> None:
+    # No exception: it could be lost, or printed with its trace, within code such as
+    # Python's import of a module.
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os.write(2, b"interrupted\n")
+    os._exit(128 + signum)
+
+
+def exit_code(program: Callable[[], None]) -> int:
+    """Run `program`; errors that a user can fix become lines on stderr.
+
+    Returns:
+      The exit code: 0; 2 for a user's error; 128 + the number of a signal.
+    """
+    try:
+        program()
+    except errors.Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signum
+    except Exception as error:
+        lines = error_lines(error)
+        if not lines:
+            raise
+        print("\n".join(lines), file=sys.stderr)
+        return 2
+    return 0
+
+
+def error_lines(error: Exception) -> list[str]:
+    """Lines that tell a user what to fix; [] if the error is the program's own."""
+    lines = []
+    if isinstance(error, errors.MosaicError):
+        lines = str(error).splitlines()
+    elif isinstance(error, OSError):  # a full disk, missing permissions
+        lines = [str(error)]
+    elif isinstance(error, MemoryError):
+        lines = [f"out of memory: {errors.reason(error)}: what was saved is kept"]
+    elif isinstance(error, RuntimeError) and "out of memory" in str(error).lower():
+        lines = [
+            f"{errors.reason(error)}: lower model.width, a batch_size or"
+            " compute.clients_at_once; what was saved is kept"
+        ]
+    return [f"error: {line}" for line in lines]

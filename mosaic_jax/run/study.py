@@ -1,0 +1,348 @@
+"""A study as objects: the data, networks and algorithms that its settings name."""
+
+import dataclasses
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from clu import parameter_overview
+
+from mosaic_jax import server, stages
+from mosaic_jax.core import errors, provenance, registry, schema
+from mosaic_jax.core.types import Tree
+from mosaic_jax.data import federated
+from mosaic_jax.data.federated import StudyData
+from mosaic_jax.data.sources import Info
+from mosaic_jax.fl import algorithms
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.nn import losses, networks
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.run import settings as composed
+from mosaic_jax.run.settings import Settings
+from mosaic_jax.server.base import ServerTraining, Task
+from mosaic_jax.stages.base import Blueprint, Link
+
+# Raised whenever the same settings give another result; part of every fingerprint.
+FORMAT = 7
+# A stage and its fingerprint.
+Planned = tuple[Link, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A study before it runs, in host memory.
+
+    Attributes:
+      settings: of the study.
+      data: images and their split.
+      networks: classifiers by name; the server's is the first.
+      algorithm: of the federated rounds.
+      server: training on the server; None: there is none.
+      chain: the stages in their order.
+    """
+
+    settings: Settings
+    data: StudyData
+    networks: dict[str, Classifier]
+    algorithm: Algorithm
+    server: ServerTraining | None
+    chain: tuple[Link, ...]
+
+    @property
+    def classifier(self) -> Classifier:
+        """The server's network."""
+        return self.networks[self.settings.model.name]
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The properties of the study that training on the server depends on."""
+        info = self.data.info
+        return Task(
+            classifier=self.classifier,
+            image_shape=info.image_shape,
+            num_classes=info.num_classes,
+            augmentation=info.augmentation,
+            lowering=self.settings.compute.convolution,
+            batch_norm=self.settings.server.batch_norm,
+        )
+
+    @functools.cached_property
+    def num_parameters(self) -> int:
+        """Number of parameters of the server's network."""
+        params = self.blueprint(self.chain[0]).model.params
+        return int(parameter_overview.count_parameters(params))
+
+    def blueprint(self, link: Link) -> Blueprint:
+        """The study restricted to what the stage of `link` declares that it reads."""
+        reads = link.reads(self.settings)
+        return Blueprint(
+            settings=composed.view(self.settings, reads),
+            data=self.data,
+            networks=self.networks,
+            name=self.settings.model.name,
+            algorithm=_shown(self.algorithm, "init.method", reads),
+            server=_shown(self.server, "server.method", reads),
+            task=_shown(self.task, "server.method", reads),
+            provides=link.stage.provides(self.settings),
+            trains_every_round=self.settings.trains_every_round
+            and schema.is_covered("server.method", reads),
+        )
+
+    def template(self, link: Link) -> dict[str, Tree]:
+        """Shapes and types of each artifact that the stage of `link` provides.
+
+        Raises:
+          ConfigError: the stage tells none of one.
+        """
+        shapes, provides = (
+            link.template(self.blueprint(link)),
+            link.provides(self.settings),
+        )
+        for name in provides:
+            if name not in shapes:
+                raise errors.ConfigError(
+                    f"stage {link.name!r}: template has {list(shapes)}: must have"
+                    f" {name!r}, which the stage provides"
+                )
+        return {name: shapes[name] for name in provides}
+
+    @functools.cached_property
+    def flops(self) -> dict[str, float]:
+        """FLOPs of every stage by name; 0: not known."""
+        return {link.name: link.flops(self.blueprint(link)) for link in self.chain}
+
+    def plan(self) -> list[Planned]:
+        """The stages with their fingerprints.
+
+        A fingerprint is a digest of all that the stage can see: the settings that it
+        declares, the code of the components that these name, the data, and the
+        fingerprints of the stages whose artifacts it needs.
+
+        Raises:
+          ConfigError: a stage needs an artifact that no stage before it provides.
+        """
+        producer: dict[str, str] = {}
+        result = []
+        for link in self.chain:
+            needs = link.needs(self.settings)
+            missing = [name for name in needs if name not in producer]
+            if missing:
+                raise errors.ConfigError(
+                    f"stage {link.name!r} needs {missing[0]!r}: must be provided by a"
+                    f" stage before it, which provide {', '.join(producer)}"
+                )
+            visible = {
+                "format": FORMAT,
+                "stage": link.name,
+                "settings": self.blueprint(link).settings.content(),
+                "components": self._components(link),
+                "data": self.data.content_sha256,
+                "needs": {name: producer[name] for name in needs},
+            }
+            fingerprint = schema.digest(visible)[:16]
+            provides = link.provides(self.settings)
+            producer |= {name: fingerprint for name in provides}
+            result.append((link, fingerprint))
+        return result
+
+    def _components(self, link: Link) -> dict[str, Any]:
+        """Fields and code of the components that a stage may use, for a fingerprint."""
+        reads = link.reads(self.settings)
+        result: dict[str, Any] = {
+            name: provenance.code_digest(type(network.module))
+            for name, network in self.networks.items()
+        }
+        if schema.is_covered("init.method", reads):
+            result["algorithm"] = provenance.of_component(self.algorithm)
+        if schema.is_covered("server.method", reads) and self.server is not None:
+            result["server"] = provenance.of_component(self.server)
+        divergence = self.settings.distill.divergence
+        if ":" in divergence and schema.is_covered("distill.divergence", reads):
+            loss = losses.DIVERGENCES.find(divergence)
+            result["divergence"] = provenance.code_digest(loss)
+        if provenance.is_users(type(link.stage)):
+            result["stage"] = provenance.of_component(link.stage)
+        return result
+
+    def identity(self, link: Link, fingerprint: str) -> dict[str, Any]:
+        """What the files of a stage belong to; it is saved with them and checked."""
+        return {
+            "study": self.data.content_sha256[:16],
+            "stage": link.name,
+            "fingerprint": fingerprint,
+            "seed": self.settings.seed,
+        }
+
+
+def build(settings: Settings, data: StudyData | None = None) -> Study:
+    """The study that the settings describe.
+
+    Args:
+      settings: of the study.
+      data: images and split, in place of those that the settings name.
+
+    Raises:
+      ConfigError: a name is not known, or parts of the study contradict each other.
+      DataError: the data are missing or cannot be split.
+    """
+    _check_names(settings)
+    algorithm = registry.build(
+        algorithms.ALGORITHMS, settings.init.method, settings.methods
+    )
+    name, method = settings.server.method, None
+    if name != "none":
+        method = registry.build(server.METHODS, name, settings.methods)
+    chain = stages.chain(settings)
+    _check_problems(settings, [algorithm, method, *(link.stage for link in chain)])
+    data = data or federated.load(settings.data, settings.seed)
+    classifiers = build_networks(settings, data.info)
+    if settings.method == "mosaic":
+        _check_mosaic(settings, data.info, classifiers)
+    return Study(
+        settings=settings,
+        data=data,
+        networks=classifiers,
+        algorithm=algorithm,
+        server=method,
+        chain=chain,
+    )
+
+
+def build_networks(settings: Settings, info: Info) -> dict[str, Classifier]:
+    """The classifiers of a study by name; the server's is the first.
+
+    Args:
+      settings: of the study.
+      info: properties of its images.
+
+    Raises:
+      ConfigError: a network is unknown, or a user's own does not work on the images.
+    """
+
+    def build_network(name: str) -> Classifier:
+        module = networks.build_classifier(
+            name,
+            info.num_classes,
+            width=settings.model.width,
+            dtype=settings.model.dtype,
+            lowering=settings.compute.convolution,
+            norm=settings.model.norm,
+            rate=settings.model.rate,
+        )
+        classifier = Classifier(module, info.mean, info.std)
+        if ":" in name:
+            _check_network(name, classifier, info)
+        return classifier
+
+    return {name: build_network(name) for name in settings.networks}
+
+
+def _shown(component: Any, field: str, reads: tuple[str, ...]) -> Any:
+    """The component that `field` names, if the stage `reads` that field."""
+    if schema.is_covered(field, reads):
+        return component
+    return provenance.Undeclared(field)
+
+
+def components(settings: Settings) -> dict[str, type]:
+    """The library's components and the study's own ones, by their group in `methods`.
+
+    Raises:
+      ConfigError: one cannot be imported, is of another kind, or shares its group.
+    """
+    known = composed.components()
+    named = [
+        (algorithms.ALGORITHMS, settings.init.method),
+        (server.METHODS, settings.server.method),
+        *((stages.STAGES, path) for path in settings.stages),
+    ]
+    for kinds, path in named:
+        if ":" in path:
+            registry.add(known, path, kinds.find(path))
+    return known
+
+
+def _check_names(settings: Settings) -> None:
+    """Check what the settings name, and the fields of components that have no use here.
+
+    Raises:
+      ConfigError: a name is unknown or of the wrong kind, a field is wrong, or a group
+        of fields belongs to no component.
+    """
+    for name in settings.networks:
+        networks.NETWORKS.find(name)
+    if settings.method == "mosaic":
+        losses.DIVERGENCES.find(settings.distill.divergence)
+    known = components(settings)
+    for group, fields in settings.methods.items():
+        if group not in known:
+            hint = schema.near(str(group), list(known))
+            raise errors.ConfigError(f"methods.{group}: unknown method, {hint}")
+        schema.check(known[group], fields, f"methods.{group}")
+
+
+def _check_problems(settings: Settings, parts: Iterable[schema.Group | None]) -> None:
+    """Ask every part of a study what it cannot be combined with.
+
+    Raises:
+      ConfigError: something; one line for each.
+    """
+    found = [line for part in parts if part for line in part.problems(settings)]
+    if found:
+        # A stage is asked once for each network.
+        raise errors.ConfigError("\n".join(dict.fromkeys(found)))
+
+
+def _check_network(name: str, classifier: Classifier, info: Info) -> None:
+    """Check by shapes alone that a user's network works on the images.
+
+    Args:
+      name: of the network.
+      classifier: that has the network.
+      info: properties of the images.
+
+    Raises:
+      ConfigError: a method raises something, or returns other shapes.
+    """
+    try:
+        features, logits = classifier.outputs(info.image_shape)
+        shapes = [one.shape for one in (*features, *logits)]
+        fits = all(len(one.shape) == 2 for one in features)
+        fits &= all(one.shape == (2, info.num_classes) for one in logits)
+        why = f"not {', '.join(map(str, shapes))}"
+    except Exception as error:  # whatever the user's network raises
+        fits, why = False, f"{type(error).__name__}: {errors.reason(error)}"
+    if not fits:
+        raise errors.ConfigError(
+            f"model.name = {name!r}: features and logits of 2 images"
+            f" {info.image_shape} must be of shapes (2, F) and"
+            f" (2, {info.num_classes}): {why}"
+        )
+
+
+def _check_mosaic(
+    settings: Settings, info: Info, classifiers: Mapping[str, Classifier]
+) -> None:
+    """Check what stages of Mosaic need of data and networks.
+
+    Args:
+      settings: of the study.
+      info: properties of the images.
+      classifiers: by name of the network.
+
+    Raises:
+      ConfigError: the gate keeps more experts than there are classes, or there are no
+        moments to match by inversion.
+    """
+    if settings.meta.gate_experts > info.num_classes:
+        raise errors.ConfigError(
+            f"meta.gate_experts = {settings.meta.gate_experts}: must be <="
+            f" {info.num_classes}, the classes of {settings.data.name}"
+        )
+    weight = settings.generators.inversion_weight
+    for name, classifier in classifiers.items():
+        if weight and ":" in name and not classifier.sows_moments(info.image_shape):
+            raise errors.ConfigError(
+                f"generators.inversion_weight = {weight}: must be 0 for the network"
+                f" {name!r}, which has no batch-norm of mosaic_jax.nn.norm to match"
+            )

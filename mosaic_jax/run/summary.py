@@ -1,0 +1,239 @@
+"""The summary of a study: its results and its cost, as in `summary.json`."""
+
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mosaic_jax.core import errors, files, schema
+from mosaic_jax.data.federated import StudyData
+from mosaic_jax.run import environment
+from mosaic_jax.run.settings import Settings
+from mosaic_jax.run.store import FinishedStage, Record
+
+Accuracies = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """The summary of one study, that is of one seed.
+
+    Attributes:
+      method: "mosaic" or "federated".
+      dataset: name of the data set.
+      seed: of the study.
+      partition: of the images: mode, alpha, num_clients, label_counts, sha256.
+      test_accuracy: of each model that the stages trained, in [0, 1], in their order.
+      validation_accuracy: likewise on the validation images; {} if there are none.
+      collapsed_generators: numbers of the clients whose generators collapsed.
+      rounds: number of federated rounds of all stages.
+      headline: numbers of the stages by name, each with mean, low, high and meaning.
+      padding_waste: processed samples per training sample, >= 1, of stages whose
+        clients take unequal numbers of steps.
+      communication_bytes: {"up", "down"}, each by payload, of all clients together.
+      budgets: for each rate, what a client holds, sends and computes.
+      seconds: of each stage.
+      time: of each stage, seconds by kind: computing, compiling, waiting.
+      flops: of each stage, see `Stage.flops`.
+      compile_seconds: of all stages together.
+      peak_memory_bytes: the highest of all stages.
+      device: number and kind of the devices of the process that wrote the summary.
+      versions: of Python and the packages that results depend on.
+      stages: fingerprint of each finished stage.
+      config_sha256: of all settings.
+    """
+
+    method: str
+    dataset: str
+    seed: int
+    partition: dict[str, Any]
+    test_accuracy: Accuracies
+    validation_accuracy: Accuracies
+    collapsed_generators: list[int]
+    rounds: int
+    headline: dict[str, dict[str, Any]]
+    padding_waste: dict[str, float]
+    communication_bytes: dict[str, dict[str, int]]
+    budgets: list[dict[str, Any]]
+    seconds: dict[str, float]
+    time: dict[str, dict[str, float]]
+    flops: dict[str, float]
+    compile_seconds: float
+    peak_memory_bytes: int
+    device: str
+    versions: dict[str, str]
+    stages: dict[str, str]
+    config_sha256: str
+
+    @property
+    def accuracies(self) -> dict[str, Accuracies]:
+        """Accuracies by held-out set: "test", and "validation" if there is one."""
+        sets = {"test": self.test_accuracy, "validation": self.validation_accuracy}
+        return {name: values for name, values in sets.items() if values}
+
+
+@dataclasses.dataclass(frozen=True)
+class OverSeeds:
+    """The summary of studies that differ in their seed only.
+
+    Fields are as in `Summary`, but numbers that differ between seeds are replaced by
+    {"mean", "spread"}; the spread is the sample standard deviation. The numbers of
+    `headline` are merged without their intervals.
+    """
+
+    method: str
+    dataset: str
+    seeds: list[int]
+    test_accuracy: dict[str, Any]
+    validation_accuracy: dict[str, Any]
+    headline: dict[str, Any]
+    rounds: int
+    communication_bytes: dict[str, dict[str, int]]
+    seconds: dict[str, Any]
+    time: dict[str, Any]
+    flops: dict[str, Any]
+    compile_seconds: float
+    peak_memory_bytes: int
+    device: str
+    versions: dict[str, str]
+
+    @property
+    def accuracies(self) -> dict[str, dict[str, Any]]:
+        """Accuracies by held-out set: "test", and "validation" if there is one."""
+        sets = {"test": self.test_accuracy, "validation": self.validation_accuracy}
+        return {name: values for name, values in sets.items() if values}
+
+
+def build(
+    settings: Settings, data: StudyData, finished: Sequence[FinishedStage]
+) -> Summary:
+    """The summary of a study.
+
+    Args:
+      settings: of the study.
+      data: of the study.
+      finished: its finished stages in their order, at least one.
+    """
+    by_name = {stage.name: stage.record for stage in finished}
+    records = list(by_name.values())
+    return Summary(
+        method=settings.method,
+        dataset=settings.data.name,
+        seed=settings.seed,
+        partition={
+            "mode": settings.data.split,
+            "alpha": settings.data.alpha,
+            "num_clients": settings.data.num_clients,
+            "label_counts": data.label_count.tolist(),
+            "sha256": data.sha256,
+        },
+        test_accuracy=_accuracies(records, "test"),
+        validation_accuracy=_accuracies(records, "validation"),
+        collapsed_generators=sorted(
+            client
+            for record in records
+            for client in record.results.get("collapsed_clients", [])
+        ),
+        rounds=settings.total_rounds,
+        headline={
+            name: value for record in records for name, value in record.headline.items()
+        },
+        padding_waste={
+            name: record.results["padding_waste"]
+            for name, record in by_name.items()
+            if "padding_waste" in record.results
+        },
+        communication_bytes={
+            "up": _total([record.up for record in records]),
+            "down": _total([record.down for record in records]),
+        },
+        budgets=next(
+            (r.results["budgets"] for r in records if "budgets" in r.results), []
+        ),
+        seconds={name: record.seconds for name, record in by_name.items()},
+        time={name: record.time for name, record in by_name.items()},
+        flops={name: record.flops for name, record in by_name.items()},
+        compile_seconds=sum(record.time["compiling"] for record in records),
+        peak_memory_bytes=max(record.peak_memory_bytes for record in records),
+        device=environment.device(),
+        versions=environment.versions(),
+        stages={stage.name: stage.directory.name for stage in finished},
+        config_sha256=schema.digest(schema.to_mapping(settings)),
+    )
+
+
+def over_seeds(summaries: Sequence[Summary]) -> OverSeeds:
+    """The summary of two or more studies that differ in their seed only."""
+
+    def merge(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: merge([v[name] for v in values]) for name in values[0]}
+        return {"mean": statistics.mean(values), "spread": statistics.stdev(values)}
+
+    first = summaries[0]
+    return OverSeeds(
+        method=first.method,
+        dataset=first.dataset,
+        seeds=[summary.seed for summary in summaries],
+        test_accuracy=merge([summary.test_accuracy for summary in summaries]),
+        validation_accuracy=merge(
+            [summary.validation_accuracy for summary in summaries]
+        ),
+        headline={
+            name: merge([summary.headline[name]["mean"] for summary in summaries])
+            for name in first.headline
+            if all(name in summary.headline for summary in summaries)
+        },
+        rounds=first.rounds,
+        communication_bytes=first.communication_bytes,
+        seconds=merge([summary.seconds for summary in summaries]),
+        time=merge([summary.time for summary in summaries]),
+        flops=merge([summary.flops for summary in summaries]),
+        compile_seconds=sum(summary.compile_seconds for summary in summaries),
+        peak_memory_bytes=max(summary.peak_memory_bytes for summary in summaries),
+        device=first.device,
+        versions=first.versions,
+    )
+
+
+def write(path: pathlib.Path, summary: Summary | OverSeeds) -> None:
+    """Write a summary as JSON."""
+    files.write_json(path, dataclasses.asdict(summary))
+
+
+def read(path: pathlib.Path) -> Summary:
+    """Read the summary of one study.
+
+    Raises:
+      CheckpointError: the file is missing or damaged.
+      DataError: it is from another version of the library.
+    """
+    content = files.read_json(path)
+    names = {field.name for field in dataclasses.fields(Summary)}
+    if set(content) != names:
+        raise errors.DataError(
+            f"{path}: made by another version: its study must be run again, with its"
+            " command"
+        )
+    return Summary(**content)
+
+
+def _accuracies(records: Sequence[Record], held_out: str) -> Accuracies:
+    """Accuracy of each model; of models with the same name, the last counts."""
+    result: Accuracies = {}
+    for record in records:
+        for name, assessed in record.models.items():
+            if f"{held_out}_accuracy" in assessed:
+                result.pop(name, None)  # it moves to its later place
+                result[name] = assessed[f"{held_out}_accuracy"]
+    return result
+
+
+def _total(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """Bytes by payload, summed over stages."""
+    total: dict[str, int] = {}
+    for part in parts:
+        for payload, count in part.items():
+            total[payload] = total.get(payload, 0) + count
+    return total

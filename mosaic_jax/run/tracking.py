@@ -1,0 +1,355 @@
+"""Metrics on disk, TensorBoard, Weights & Biases, progress bars and log lines."""
+
+import hashlib
+import json
+import logging
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import absl.logging
+import numpy as np
+import tensorboardX
+import tqdm
+
+from mosaic_jax.core.types import Array
+
+_log = logging.getLogger(__name__)
+# Most rows of pictures that are shown.
+MOST_PICTURES = 40
+
+
+def to_python(metrics: dict[str, Any]) -> dict[str, float]:
+    """Scalars of any array type as Python floats."""
+    return {name: float(np.asarray(value)) for name, value in metrics.items()}
+
+
+class Tracker:
+    """Records of a run in `metrics.jsonl`, TensorBoard and Weights & Biases."""
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        tensorboard: bool,
+        wandb: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        writes: bool = True,
+    ) -> None:
+        """Continue the records in a run directory.
+
+        Args:
+          workdir: run directory.
+          tensorboard: whether to write events to workdir/tensorboard.
+          wandb: whether to write to Weights & Biases, as its environment variables say.
+          settings: of the study by dotted name, for both.
+          writes: whether this process writes; of several, one does.
+        """
+        self._path = workdir / "metrics.jsonl"
+        self._writes = writes
+        self._records = _read(self._path)
+        if writes and self._path.exists() and not _is_whole(self._path):
+            self._write_all()
+        self._settings = dict(settings or {})
+        self._writer = self._wandb = None
+        if tensorboard and writes:
+            self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
+        if wandb and writes:
+            self._wandb = _wandb_run(workdir, self._settings)
+
+    def history(self, stage: str, loop: str = "") -> list[dict[str, Any]]:
+        """All records of a stage, or of one loop in it, oldest first."""
+        return [record for record in self._records if _is_of(record, stage, loop)]
+
+    def replace(
+        self, stage: str, history: list[dict[str, Any]], *, loop: str = ""
+    ) -> None:
+        """Replace the records of a stage, or of one loop in it.
+
+        Args:
+          stage: name of the stage.
+          history: the new records.
+          loop: name of the loop; "": all loops of the stage.
+        """
+        if history == self.history(stage, loop):
+            return
+        kept = [row for row in self._records if not _is_of(row, stage, loop)]
+        self._records = kept + history
+        if self._writes:
+            self._write_all()
+
+    def _write_all(self) -> None:
+        partial = self._path.with_suffix(".partial")
+        lines = (json.dumps(record) + "\n" for record in self._records)
+        partial.write_text("".join(lines))
+        partial.replace(self._path)
+
+    def record(
+        self,
+        stage: str,
+        loop: str,
+        step: int,
+        metrics: dict[str, float],
+        note: str = "",
+    ) -> None:
+        """Append a record, and log it.
+
+        Args:
+          stage: name of the stage.
+          loop: name of the loop.
+          step: number of the step after the recorded ones.
+          metrics: scalars by name.
+          note: end of the log line.
+        """
+        entry = {"stage": stage, "loop": loop, "step": step, "time": time.time()}
+        self._records.append({**entry, **metrics})
+        if not self._writes:
+            return
+        with self._path.open("a") as file:
+            file.write(json.dumps(self._records[-1]) + "\n")
+        if self._writer:
+            for name, value in metrics.items():
+                self._writer.add_scalar(f"{stage}/{name}", value, step)
+        if self._wandb:
+            named = {f"{stage}/{name}": value for name, value in metrics.items()}
+            self._wandb.log(named | {f"{stage}/{loop}": step})
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        _log.info("%s %s %d  %s  %s", stage, loop, step, text, note)
+
+    def pictures(self, stage: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Show those of a stage's pictures that are images, uint8 [..., H, W, D]."""
+        for name, array in arrays.items():
+            if array.dtype != np.uint8 or array.ndim < 4:
+                continue
+            grid = _grid(array)
+            if self._writer:
+                self._writer.add_image(f"{stage}/{name}", grid, dataformats="HWC")
+            if self._wandb:
+                import wandb
+
+                self._wandb.log({f"{stage}/{name}": wandb.Image(grid)})
+
+    def histograms(self, stage: str, arrays: Mapping[str, Array]) -> None:
+        """Show the distribution of each array of parameters, by name."""
+        for name, array in arrays.items():
+            if self._writer:
+                self._writer.add_histogram(f"{stage}/{name}", np.asarray(array))
+
+    def results(self, numbers: Mapping[str, float]) -> None:
+        """Show the study's final results by name, beside its settings."""
+        if self._writer:
+            simple = (bool, int, float, str)
+            shown = {
+                name: value if isinstance(value, simple) else str(value)
+                for name, value in self._settings.items()
+            }
+            self._writer.add_hparams(shown, dict(numbers), name="hparams")
+        if self._wandb:
+            self._wandb.summary.update(dict(numbers))
+
+    def close(self) -> None:
+        """End TensorBoard's events and the run of Weights & Biases."""
+        if self._writer:
+            self._writer.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _is_of(record: Mapping[str, Any], stage: str, loop: str) -> bool:
+    """Whether a record is of `stage` and, unless `loop` is "", of that loop."""
+    return record["stage"] == stage and loop in ("", record["loop"])
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Records of earlier processes, without lines that are cut off or damaged."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+            if {"stage", "loop", "step"} <= record.keys():
+                records.append(record)
+        except (ValueError, AttributeError, RecursionError):
+            continue
+    return records
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether every line is a record; one that is cut off would spoil the next."""
+    content = path.read_bytes()
+    return not content or (
+        content.endswith(b"\n") and content.count(b"\n") == len(_read(path))
+    )
+
+
+def _grid(array: np.ndarray) -> np.ndarray:
+    """Images [..., n, H, W, D] as one image [H', W', 3] with rows of n images."""
+    rows = array.reshape(-1, *array.shape[-4:])
+    grid = np.concatenate(
+        [np.concatenate(list(row), axis=1) for row in rows[:MOST_PICTURES]]
+    )
+    return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
+
+
+def _wandb_run(workdir: pathlib.Path, settings: Mapping[str, Any]) -> Any:
+    """The run of this run directory in Weights & Biases, resumed if it is there."""
+    import wandb
+
+    name = str(workdir.resolve())
+    return wandb.init(
+        project="mosaic_jax",
+        dir=str(workdir),
+        id=hashlib.sha256(name.encode()).hexdigest()[:16],
+        name=workdir.name,
+        resume="allow",
+        config=dict(settings),
+        reinit="create_new",
+    )
+
+
+class Progress:
+    """The progress of a run: a bar on a terminal, log lines and `progress.json`.
+
+    The time left is estimated by FLOPs: those that are left, at the speed so far.
+    """
+
+    def __init__(
+        self, workdirs: Sequence[pathlib.Path], flops: dict[str, float], *, writes: bool
+    ) -> None:
+        """No stage is finished yet.
+
+        Args:
+          workdirs: run directories of studies that run together.
+          flops: of every stage by name, in order, over all these studies.
+          writes: whether this process writes files.
+        """
+        self._paths = [path / "progress.json" for path in workdirs] if writes else []
+        self._flops = flops
+        self._skipped = self._computed = 0.0
+        self._done: list[str] = []
+        self._start = time.monotonic()
+        self._now: dict[str, Any] = {}
+        self._bar: tqdm.tqdm | None = None
+
+    def begin(
+        self, stage: str, loop: str, step: int, num_steps: int, samples_per_step: int
+    ) -> None:
+        """Begin or resume a loop.
+
+        Args:
+          stage: name of the stage.
+          loop: name of the loop.
+          step: number of steps that are done.
+          num_steps: of the whole loop.
+          samples_per_step: training samples, over all studies.
+        """
+        self._now = {
+            "stage": stage,
+            "loop": loop,
+            "step": step,
+            "num_steps": num_steps,
+        }
+        self._first, self._samples_per_step = step, samples_per_step
+        self._loop_start = time.monotonic()
+        self._bar = tqdm.tqdm(
+            initial=step, total=num_steps, desc=f"{stage} {loop}", disable=None
+        )
+
+    def update(self, step: int, metrics: dict[str, float], memory: int) -> str:
+        """Report progress within the loop.
+
+        Args:
+          step: number of steps that are done.
+          metrics: of the last chunk, by name.
+          memory: bytes in use.
+
+        Returns:
+          A note on speed, time left and memory, for the log line.
+        """
+        now, total = time.monotonic(), self._now["num_steps"]
+        seconds = max(now - self._loop_start, 1e-9)
+        steps = step - self._first
+        rate = steps / seconds
+        stage_left = (total - step) / rate if steps else None
+        study_left = self._study_left(step, now)
+        samples = rate * self._samples_per_step
+        self._now["step"] = step
+        self._write(
+            state="running",
+            **self._now,
+            metrics=metrics,
+            samples_per_second=samples,
+            stage_seconds_left=stage_left,
+            study_seconds_left=study_left,
+            memory_bytes=memory,
+        )
+        note = (
+            f"{samples:.0f} samples/s, left: stage {_clock(stage_left)}, study"
+            f" {_clock(study_left)}, {memory / 1e9:.1f} GB"
+        )
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            shown = {name: f"{value:.3g}" for name, value in list(metrics.items())[:2]}
+            self._bar.set_postfix(shown | {"": note}, refresh=False)
+        return note
+
+    def end(self) -> None:
+        """End the loop, finished or not."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def finished(self, stage: str, *, reused: bool) -> None:
+        """Report a finished stage; `reused`: it did not run now."""
+        self._done.append(stage)
+        if reused:
+            self._skipped += self._flops[stage]
+            self._start = time.monotonic() if not self._computed else self._start
+        else:
+            self._computed += self._flops[stage]
+        over = len(self._done) == len(self._flops)
+        self._write(state="done" if over else "running", stage=stage)
+
+    def stopped(self, state: str) -> None:
+        """Report that the run ends early, as "interrupted" or "failed"."""
+        self._write(state=state, **self._now)
+
+    def _study_left(self, step: int, now: float) -> float | None:
+        """Estimated seconds of the study; a stage is taken to have one loop only."""
+        total, stage = self._now["num_steps"], self._flops[self._now["stage"]]
+        here = stage * (step - self._first) / total
+        done = self._computed + here
+        if not done:
+            return None
+        left = sum(self._flops.values()) - self._skipped - self._computed
+        left -= stage * step / total
+        return left * (now - self._start) / done
+
+    def _write(self, **content: Any) -> None:
+        content = {"time": time.time(), "stages_done": self._done, **content}
+        for path in self._paths:
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps(content))
+            partial.replace(path)
+
+
+def _clock(seconds: float | None) -> str:
+    """Seconds as H:MM:SS or M:SS; "?" if they are not known."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def configure_logging() -> None:
+    """Show the library's log lines on stderr."""
+    # Orbax would print the traces of errors that this library reports in one line.
+    absl.logging.set_verbosity(absl.logging.FATAL)
+    logger = logging.getLogger("mosaic_jax")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger.handlers = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)

@@ -1,0 +1,17 @@
+"""Distillation on the server: Mosaic's ensemble, and data-free methods by name."""
+
+from mosaic_jax.core.registry import Registry, subclass_of
+from mosaic_jax.server.base import ServerTraining
+from mosaic_jax.server.dense import Dense
+from mosaic_jax.server.dfrd import DFRD
+from mosaic_jax.server.fedftg import FedFTG
+
+METHODS: Registry[type[ServerTraining]] = Registry(
+    "server.method",
+    {
+        "dense": Dense,
+        "fedftg": FedFTG,
+        "dfrd": DFRD,
+    },
+    subclass_of(ServerTraining),
+)

@@ -1,0 +1,202 @@
+"""Stages of federated rounds: their program, settings, shapes and FLOPs."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax.core import flops, prng, trees
+from mosaic_jax.core.schema import View
+from mosaic_jax.core.types import Array, ClientModels, ModelState, ServerState, Tree
+from mosaic_jax.fl.algorithms import ALGORITHMS
+from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.holdings import Holdings
+from mosaic_jax.fl.parts import PartsOfNetwork
+from mosaic_jax.fl.training import Local
+from mosaic_jax.server.base import ServerTraining
+from mosaic_jax.stages import chain
+from mosaic_jax.stages.base import Blueprint, Context, Stage
+from mosaic_jax.stages.rounds import Rounds, initial_state
+
+if TYPE_CHECKING:
+    from mosaic_jax.run.settings import Settings
+
+
+def state_shapes(blueprint: Blueprint) -> ServerState:
+    """Shapes and types of the state between rounds, without the clients' models."""
+    count, task = blueprint.data.clients.num_clients, blueprint.task
+
+    def state(model: ModelState, key: jax.Array) -> ServerState:
+        initial = initial_state(blueprint.algorithm, model, count)
+        if not blueprint.trains_every_round:
+            return initial
+        return initial.replace(training=blueprint.server.init(task, model, key))
+
+    return jax.eval_shape(state, blueprint.model, jax.eval_shape(prng.root, 0))
+
+
+def build(
+    context: Context,
+    local: Local,
+    *,
+    keep_models: bool = False,
+    server: ServerTraining | None = None,
+) -> Rounds:
+    """The rounds of a study.
+
+    Args:
+      context: of the stage.
+      local: settings of the clients' SGD.
+      keep_models: whether the clients' trained models are kept.
+      server: training on the server after every aggregation; None: there is none.
+
+    Raises:
+      ConfigError: a group of clients that hold parts of one size has no participant.
+    """
+    return Rounds(
+        algorithm=context.algorithm,
+        holdings=holdings_of(context),
+        local=local,
+        axis=context.axis,
+        augmentation=context.data.info.augmentation,
+        keep_models=keep_models,
+        clients_per_round=context.settings.init.clients_per_round,
+        server=server,
+        task=context.task if server else None,
+    )
+
+
+def holdings_of(blueprint: Blueprint) -> Holdings:
+    """Which part of the network each client holds."""
+    return blueprint.algorithm.holdings(
+        blueprint.classifier, blueprint.data.clients.num_clients, blueprint.rates
+    )
+
+
+def reads_rounds(study: "Settings") -> tuple[str, ...]:
+    """Settings that a stage reads by `build`, for its `Stage.reads`."""
+    return ("init", "local", *reads_holdings(study))
+
+
+def reads_holdings(study: "Settings") -> tuple[str, ...]:
+    """Settings that a stage reads by `holdings_of`, for its `Stage.reads`."""
+    partial = is_partial(study)
+    return ("init.method", *(("init.rounds", "budgets") if partial else ()))
+
+
+def is_partial(study: "Settings") -> bool:
+    """Whether clients hold parts of the network, according to their budgets."""
+    return issubclass(ALGORITHMS.find(study.init.method), PartialTraining)
+
+
+def rounds_key(settings: View) -> jax.Array:
+    """The random key of all rounds of a study, whichever stage they belong to."""
+    return prng.named(prng.root(settings.seed), "init")
+
+
+def trained_masks(
+    context: Context, model: ModelState, number: int | Array
+) -> ModelState:
+    """The mask of the parameters that each client trains in a round.
+
+    Only for studies whose clients hold parts of the network.
+
+    Args:
+      context: of the stage.
+      model: the global model.
+      number: [] or [C] int32, number of the round, over the study; -1, of clients that
+        never trained, is taken for the latest of the others.
+
+    Returns:
+      [C, ...]: 1 for a parameter that the client trains, else 0, see `submodel.Part`.
+    """
+    parts = holdings_of(context)
+    assert isinstance(parts, PartsOfNetwork)
+    client, number = context.clients.client, jnp.asarray(number)
+    number = jnp.where(number < 0, jnp.max(number), number)
+    return parts.masks(model, client, rounds_key(context.settings), number)
+
+
+def query_flops(blueprint: Blueprint) -> float:
+    """FLOPs of recalibrating one model's batch-norm on all clients; 0 if not done."""
+    if not holdings_of(blueprint).recalibrates:
+        return 0.0
+    local = blueprint.settings.local
+    images = blueprint.data.clients.num_clients * local.steps * local.batch_size
+    return images * blueprint.classifier.flops(blueprint.data.info.image_shape)
+
+
+def participants(last_round: Array, which: str) -> np.ndarray:
+    """Which clients' models count, [C] bool.
+
+    Args:
+      last_round: [C] int32, the round that each client last took part in; -1: none.
+      which: "all" clients that ever took part, or those of the "latest" round.
+    """
+    last_round = np.asarray(last_round)
+    if which == "latest":
+        return last_round == last_round.max()
+    return last_round >= 0
+
+
+def round_artifacts(study: "Settings") -> tuple[str, ...]:
+    """Names of the artifacts that a stage of rounds provides for later stages."""
+    wanted = any(
+        "client_models" in link.stage.needs(study)
+        for link in chain(study)
+        if not isinstance(link.stage, FederatedStage)
+    )
+    kept = ("client_models",) if wanted else ()
+    return ("global_model", "round_state", *kept)
+
+
+def round_state(state: ServerState) -> Tree:
+    """The artifact "round_state": what later rounds need besides the global model."""
+    return {
+        "server": state.server,
+        "client": state.client,
+        "last_round": state.last_round,
+        "training": state.training,
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class FederatedStage(Stage):
+    """Base of the stages that consist of federated rounds."""
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """Settings of the rounds, and of training on the server within them."""
+        server = ("server.method", "server.batch_norm")
+        return (*reads_rounds(study), *(server if study.trains_every_round else ()))
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """Models and states after the rounds, whether or not a study keeps them all."""
+        model, count = blueprint.model, blueprint.data.clients.num_clients
+        state = state_shapes(blueprint)
+        each = jax.eval_shape(lambda model: trees.broadcast(model, count), model)
+        return {
+            "global_model": model,
+            "round_state": round_state(state),
+            "client_models": ClientModels(each, state.last_round),
+            "final_model": model,
+        }
+
+    def flops_of_rounds(self, blueprint: Blueprint, rounds: int) -> float:
+        """FLOPs of `rounds` rounds, with their evaluations."""
+        settings = blueprint.settings
+        count, local = blueprint.data.clients.num_clients, settings.local
+        clients = settings.init.clients_per_round or count
+        images = local.steps * local.batch_size
+        holdings = holdings_of(blueprint)
+        each = holdings.forward_flops(blueprint.data.info.image_shape).mean()
+        total = rounds * clients * images * flops.TRAINED * each
+        forward = blueprint.classifier.flops(blueprint.data.info.image_shape)
+        evaluations = -(-rounds // settings.evaluation.every) + 1
+        total += evaluations * (
+            blueprint.num_held_out * forward + query_flops(blueprint)
+        )
+        if blueprint.trains_every_round:
+            total += blueprint.server.flops(blueprint.task, clients, rounds)
+        return float(total)

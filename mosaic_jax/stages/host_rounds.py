@@ -1,0 +1,96 @@
+"""Rounds of studies whose clients' states and models do not fit on the devices."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mosaic_jax.core import trees
+from mosaic_jax.core.steps import DIVERGED_CLIENT
+from mosaic_jax.core.types import Array, FederatedDataset, ServerState, Tree
+from mosaic_jax.stages.rounds import Metrics, Rounds, first_diverged
+
+
+class HostRounds:
+    """`Rounds` whose client states and models stay in host memory, as NumPy arrays.
+
+    One batch of clients is on the devices at a time; its results are read back while
+    the next batch computes. Every device must hold all images.
+    """
+
+    def __init__(self, rounds: Rounds) -> None:
+        """Compile, on first use, the parts of `rounds` that run on the devices."""
+        self._rounds = rounds
+        self._participants = jax.jit(rounds.participants)
+        self._finish = jax.jit(rounds.finish)
+
+        @functools.partial(jax.jit, static_argnames="rate")
+        def run_clients(data, key, sent, client_state, rows, number, total, rate):
+            client = trees.take(data.client, rows)
+            axis = rounds.axis.of(len(rows))
+            return rounds.clients(
+                axis, data, key, sent, client, client_state, number, total, rate
+            )
+
+        self._run_clients = run_clients
+
+    def run(
+        self, data: FederatedDataset, key: jax.Array, state: ServerState, number: int
+    ) -> tuple[ServerState, np.ndarray, Metrics]:
+        """Round `number`, as `Rounds.run`, but changing the clients' states in place.
+
+        Args:
+          data: of all clients, on every device.
+          key: random key of all rounds.
+          state: after the round before; `client` and `client_model` are NumPy arrays,
+            which this call overwrites.
+          number: of the round, over the study.
+
+        Returns:
+          As `Rounds.run`, the losses [m] as NumPy array.
+        """
+        axis = self._rounds.axis
+        participants = self._participants(key, number)
+        total = self._rounds.total_weight(data, participants)
+        size = axis.at_once * axis.num_devices
+        batches = [
+            (np.asarray(who)[first : first + size], group.rate)
+            for group, who in zip(self._rounds.groups, participants, strict=True)
+            for first in range(0, len(who), size)
+        ]
+        sent = (state.model, self._rounds.sent_state(state))
+        mean_upload, loss, teachers = None, [], []
+        waiting: tuple[np.ndarray, Tree, Array] | None = None
+        for rows, rate in batches:
+            client_state = axis.replicate(trees.take(state.client, rows))
+            results, batch_loss, batch_teachers, upload = self._run_clients(
+                data, key, sent, client_state, rows, number, total, rate
+            )
+            teachers.append(batch_teachers)
+            if waiting is not None:
+                loss.append(_store(state, *waiting))
+                upload = trees.add(mean_upload, upload)
+            mean_upload, waiting = upload, (rows, results, batch_loss)
+        assert waiting is not None  # every group has clients in every round
+        loss.append(_store(state, *waiting))
+        teachers = trees.concatenate(teachers)
+        on_device = state.replace(client=(), client_model=())
+        on_device, metrics = self._finish(on_device, mean_upload, teachers, key, number)
+        state = on_device.replace(client=state.client, client_model=state.client_model)
+        loss, who = np.concatenate(loss), np.concatenate(participants)
+        last_round = jnp.asarray(state.last_round).at[who].set(number)
+        state = state.replace(last_round=last_round)
+        return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
+
+
+def _store(
+    state: ServerState, rows: np.ndarray, results: Tree, loss: Array
+) -> np.ndarray:
+    """Write the results of clients `rows` into `state`; returns their losses."""
+
+    def put(old: np.ndarray, new: np.ndarray) -> None:
+        old[rows] = new
+
+    jax.tree.map(put, (state.client, state.client_model), jax.device_get(results))
+    return np.asarray(loss)

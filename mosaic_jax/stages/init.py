@@ -1,0 +1,68 @@
+"""Stage 1: federated rounds from a random global model."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import jax
+from clu import parameter_overview
+
+from mosaic_jax.core import prng, schema
+from mosaic_jax.core.steps import Run
+from mosaic_jax.fl.algorithms import ALGORITHMS
+from mosaic_jax.stages import federation, run_rounds
+from mosaic_jax.stages.base import Blueprint, Context
+
+if TYPE_CHECKING:
+    from mosaic_jax.run.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Init(federation.FederatedStage):
+    """Stage 1: federated rounds from a random global model."""
+
+    name = "init"
+
+    method: str = schema.component(
+        ALGORITHMS, default="fedavg", meaning="federated algorithm of every round"
+    )
+    rounds: int = schema.at_least(1, default=300, meaning="federated rounds")
+    clients_per_round: int = schema.at_least(
+        0, default=0, meaning="clients drawn anew for each round; 0: all"
+    )
+
+    def problems(self, study: "Settings") -> Iterator[str]:
+        """Partial participation needs enough clients, and one network."""
+        if self.clients_per_round > study.data.num_clients:
+            yield (
+                f"init.clients_per_round = {self.clients_per_round}: must be <="
+                f" data.num_clients = {study.data.num_clients}"
+            )
+        if self.clients_per_round and study.model.others:
+            yield (
+                f"init.clients_per_round = {self.clients_per_round!r}: must be 0 where"
+                f" clients have different networks, model.others = {study.model.others}"
+            )
+
+    def provides(self, study: "Settings") -> tuple[str, ...]:
+        """The models and states after the rounds."""
+        return federation.round_artifacts(study)
+
+    def run(self, context: Context) -> Run:
+        """Train all rounds."""
+        key = prng.named(context.key, "model")
+        init = jax.jit(context.classifier.init, static_argnums=1)
+        model = init(key, context.data.info.image_shape)
+        outcome = yield from run_rounds.train(
+            context, self.name, model, self.rounds, context.settings.local, first=0
+        )
+        outcome.results["num_parameters"] = int(
+            parameter_overview.count_parameters(model.params)
+        )
+        # Label histograms are sent once: experts and methods on the server use them.
+        outcome.up["label_counts"] = context.data.label_count.size * 4
+        return dataclasses.replace(outcome, sent_before=("label_counts",))
+
+    def flops(self, blueprint: Blueprint) -> float:
+        """FLOPs of all rounds."""
+        return self.flops_of_rounds(blueprint, self.rounds)

@@ -1,0 +1,88 @@
+"""mosaic run: flags and configuration files; what a user gets wrong is one line."""
+
+import pathlib
+
+import pytest
+
+from mosaic_jax.cli import config_files, launch, run
+from mosaic_jax.core import errors
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def wrong(*words):
+    """The line that tells what is wrong with `words`."""
+    with pytest.raises(errors.ConfigError) as caught:
+        run.parse(words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--config", "digits_mosaic"],
+        ["--config=digits_mosaic:default"],
+        ["-config", str(ROOT / "configs" / "digits_mosaic.py")],
+        [f"--config={ROOT / 'configs' / 'digits_mosaic.py'}:default"],
+    ],
+)
+def test_a_file_or_a_name(words):
+    given = run.parse([*words, "--config.distill.steps=7", "--workdir=here"])
+    assert given.config.data.name == "digits"
+    assert given.config.distill.steps == 7
+    assert given.workdir == "here" and given.reuse_from == []
+
+
+def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_files.find("digits_mosaic").endswith("configs/digits_mosaic.py")
+    (tmp_path / "digits_mosaic").write_text("")
+    assert config_files.find("digits_mosaic") == "digits_mosaic"
+
+
+def test_the_library_has_the_files_of_the_clone():
+    names = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"base"}
+    assert config_files.shipped().keys() == names
+    for name in names:
+        assert config_files.load(name) == config_files.load(f"{ROOT}/configs/{name}.py")
+
+
+def test_what_is_wrong():
+    config = ["--config", "digits_mosaic"]
+    assert wrong().startswith("--config = '': must be a file, such as")
+    assert wrong("--config", "nope:x").startswith("--config = 'nope': must be a file")
+    assert "nope: unknown variant; known: " in wrong("--config", "digits_mosaic:nope")
+    assert 'Did you mean "temperature"' in wrong(
+        *config, "--config.distill.tempreature=1.0"
+    )
+    assert "many" in wrong(*config, "--config.distill.steps=many")
+    assert "confg" in wrong(*config, "--confg.seed=1")
+    assert wrong(*config, "more") == "more: must be a flag, such as --config"
+
+
+def test_exit_codes(monkeypatch, capsys):
+    assert run.main(["--config", "nope"]) == 2
+    assert capsys.readouterr().err.startswith("error: --config = 'nope'")
+    given = {}
+    monkeypatch.setattr(launch, "run", lambda *_, **found: given.update(found) or 7)
+    words = ["--config=digits_mosaic", "--process_id=1", "--num_processes=2"]
+    assert run.main([*words, "--dry_run", "--reuse_from=a", "--reuse_from=b"]) == 7
+    assert given["of_processes"] == ("", 2, 1)
+    assert given["dry_run"] is True and given["reuse_from"] == ["a", "b"]
+
+
+def test_default_workdir():
+    def at(*words):
+        return run.default_workdir(run.config_argument(words))
+
+    assert at("--config", "configs/digits_mosaic.py") == "runs/digits_mosaic"
+    assert at("--config=configs/a.py:b", "--config.seed=1") == "runs/a_b"
+    assert at("--config=baselines:digits:fedavg") == "runs/baselines_digits_fedavg"
+
+
+def test_help_names_every_flag(capsys):
+    assert run.main(["--help"]) == 0
+    told = capsys.readouterr().out
+    for flag in ("workdir", "reuse_from", "dry_run", "coordinator", "process_id"):
+        assert flag in told

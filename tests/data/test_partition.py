@@ -1,0 +1,253 @@
+"""Splits: the published table, and what every split must keep."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mosaic_jax.core import errors, files
+from mosaic_jax.data import partition
+from tests import golden
+
+LABELS = np.repeat(np.arange(10), 100)
+
+
+def test_published_cifar10_table():
+    known = golden.PARTITION
+    labels = np.repeat(np.arange(10), 5000)
+    parts = partition.split(
+        labels,
+        mode=known["mode"],
+        num_clients=known["num_clients"],
+        alpha=known["alpha"],
+        seed=known["seed"],
+    )
+    counts = partition.label_counts(labels, parts, 10)
+    np.testing.assert_array_equal(counts, known["label_counts"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    mode=st.sampled_from(list(partition.MODES)),
+    num_clients=st.integers(1, 20),
+    alpha=st.floats(0.05, 100),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_parts_are_disjoint_and_reproducible(mode, num_clients, alpha, seed):
+    args = {"mode": mode, "num_clients": num_clients, "alpha": alpha, "seed": seed}
+    parts = partition.split(LABELS, **args)
+    together = np.concatenate(parts)
+    assert len(parts) == num_clients
+    assert len(np.unique(together)) == len(together)
+    if mode != "dirichlet_balanced":
+        assert len(together) == len(LABELS)
+    if mode == "dirichlet_unbalanced":
+        assert min(map(len, parts)) >= partition.MIN_SIZE
+    if mode == "dirichlet_balanced":
+        assert {len(part) for part in parts} == {len(LABELS) // num_clients}
+    assert partition.digest(parts) == partition.digest(partition.split(LABELS, **args))
+
+
+def test_small_alpha_concentrates_classes():
+    def held(alpha):
+        parts = partition.split(
+            LABELS, mode="dirichlet_balanced", num_clients=5, alpha=alpha, seed=0
+        )
+        return (partition.label_counts(LABELS, parts, 10) > 0).sum()
+
+    assert held(0.01) < held(100.0)
+
+
+def test_an_alpha_whose_dirichlet_draw_rounds_to_nothing():
+    labels = np.arange(40) % 2
+    parts = partition.split(
+        labels, mode="dirichlet_balanced", num_clients=4, alpha=1e-4, seed=0
+    )
+    counts = partition.label_counts(labels, parts, 2)
+    # Each class fills two clients.
+    np.testing.assert_array_equal(
+        np.sort(counts, 0), [[0, 0], [0, 0], [10, 10], [10, 10]]
+    )
+
+
+def test_impossible_splits_name_the_setting():
+    def split(**changes):
+        args = {"mode": "iid", "num_clients": 3, "alpha": 1.0, "seed": 0} | changes
+        return partition.split(LABELS[::100], **args)
+
+    with pytest.raises(errors.DataError, match=r"data.num_clients = 11: must be <= 10"):
+        split(num_clients=11)
+    with pytest.raises(errors.DataError, match=r"data.num_clients = 3: must be <= 1 "):
+        split(mode="dirichlet_unbalanced")
+    with pytest.raises(errors.DataError, match=r"data.split = 'other': must be one of"):
+        split(mode="other")
+
+
+def test_tries_are_bounded(monkeypatch):
+    monkeypatch.setattr(partition, "MAX_TRIES", 3)
+    labels = np.repeat(np.arange(2), 500)
+    with pytest.raises(errors.DataError, match=r"data.alpha = 0.0001: .* in 3 tries"):
+        partition.split(
+            labels, mode="dirichlet_unbalanced", num_clients=90, alpha=1e-4, seed=0
+        )
+
+
+def drawn(labels=LABELS, **changes):
+    args = {"mode": "iid", "num_clients": 5, "alpha": 1.0, "seed": 0} | changes
+    return partition.split(labels, **args)
+
+
+def test_one_image_for_each_client():
+    assert [len(part) for part in drawn(LABELS[::100], num_clients=10)] == [1] * 10
+
+
+def test_smallest_client_of_many_splits():
+    """Redrawn until each has ten images, not nine and not eleven."""
+    labels = np.repeat(np.arange(5), 20)
+    smallest = [
+        min(map(len, drawn(labels, mode="dirichlet_unbalanced", seed=seed)))
+        for seed in range(60)
+    ]
+    assert min(smallest) == 10
+
+
+def test_a_fair_share_of_ten_images_can_be_met():
+    labels = np.zeros(20, int)
+    parts = drawn(labels, mode="dirichlet_unbalanced", num_clients=2, alpha=1e6)
+    assert [len(part) for part in parts] == [10, 10]
+
+
+def test_a_client_that_holds_its_share_gets_no_more(monkeypatch):
+    """Either class goes to one client, and the second to the other: the first try."""
+    monkeypatch.setattr(partition, "MAX_TRIES", 1)
+    labels, met = np.repeat(np.arange(2), 50), 0
+    for seed in range(20):
+        try:
+            parts = drawn(
+                labels,
+                mode="dirichlet_unbalanced",
+                num_clients=2,
+                alpha=0.01,
+                seed=seed,
+            )
+        except errors.DataError:
+            continue  # All mass on the full client, or a class in two parts.
+        counts = partition.label_counts(labels, parts, 2)
+        met += sorted(counts.max(1)) == [50, 50]
+    assert met > 5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_all_mass_on_full_clients_is_drawn_again(seed):
+    labels = np.repeat(np.arange(2), 50)
+    parts = drawn(
+        labels, mode="dirichlet_unbalanced", num_clients=2, alpha=1e-4, seed=seed
+    )
+    counts = partition.label_counts(labels, parts, 2)
+    assert sorted(counts.tolist()) == [[0, 50], [50, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("num_clients", 0, r"data.num_clients = 0: must be in \[1, inf\]"),
+        ("alpha", 0.0, r"data.alpha = 0.0: must be in \["),
+        ("alpha", np.inf, r"data.alpha = inf: must be in \["),
+        ("alpha", np.nan, r"data.alpha = nan: must be in \["),
+        ("seed", -1, r"seed of the split = -1: must be in \[0, 4294967295\]"),
+        ("seed", 2**32, r"seed of the split = 4294967296: must be in \["),
+    ],
+)
+def test_numbers_out_of_range(name, value, told):
+    with pytest.raises(errors.DataError, match=told):
+        drawn(**{name: value})
+
+
+def test_numbers_at_the_ends_of_their_ranges():
+    for changes in ({"num_clients": 1}, {"seed": 0}, {"seed": 2**32 - 1}):
+        assert len(np.concatenate(drawn(**changes))) == len(LABELS)
+
+
+def test_balanced_clients_weigh_classes_not_images():
+    labels = np.repeat(np.arange(2), [900, 100])
+    parts = drawn(labels, mode="dirichlet_balanced", num_clients=20, alpha=1e6)
+    first = partition.label_counts(labels, parts, 2)[0]
+    # Half of 50 each, within four standard deviations.
+    assert abs(first[1] - 25) < 4 * 12.5**0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_balanced_clients_fill_up_from_classes_of_no_weight(seed):
+    labels = np.repeat(np.arange(2), [30, 10])
+    parts = drawn(
+        labels, mode="dirichlet_balanced", num_clients=2, alpha=1e-3, seed=seed
+    )
+    assert [len(part) for part in parts] == [20, 20]
+
+
+@pytest.mark.parametrize(
+    ("mode", "num_clients", "alpha", "expected"),
+    [
+        ("iid", 3, 1.0, "ce470152e66d6b16"),
+        ("dirichlet_unbalanced", 10, 0.1, "973e5a1f4dca1da4"),
+        ("dirichlet_unbalanced", 20, 0.5, "583a7a0b1b40c9ac"),
+        ("dirichlet_balanced", 10, 0.1, "b734693887eb8b2c"),
+    ],
+)
+def test_a_seed_keeps_its_split(mode, num_clients, alpha, expected):
+    """Saved studies rely on it."""
+    parts = drawn(mode=mode, num_clients=num_clients, alpha=alpha, seed=7)
+    assert partition.digest(parts)[:16] == expected
+
+
+def read(tmp_path, content, num_clients=2):
+    path = tmp_path / "split.csv"
+    path.write_text(content)
+    return partition.read(path, num_images=12, num_clients=num_clients)
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (("10", "9", "2"), [2, 1, 0]),
+        (("b", "a", "c"), [1, 0, 2]),
+        (("10", "9", "x"), [0, 1, 2]),
+    ],
+)
+def test_clients_of_a_csv_in_the_order_of_their_names(tmp_path, names, order):
+    rows = [f"{name},{i}" for i, name in enumerate(names)]
+    parts = read(tmp_path, "\n".join(["client,index", *rows]), num_clients=3)
+    assert [int(part[0]) for part in parts] == order
+
+
+@pytest.mark.parametrize(
+    "content", ["", "client,index\n", "client,number\n0,1\n", "a,b\n0,1\n1,2\n"]
+)
+def test_a_csv_without_its_columns(tmp_path, content):
+    with pytest.raises(
+        errors.DataError, match="must have the columns client and index"
+    ):
+        read(tmp_path, content)
+
+
+def test_a_csv_of_one_row(tmp_path):
+    assert read(tmp_path, "index,client\n11,0\n", num_clients=1)[0].tolist() == [11]
+
+
+@pytest.mark.parametrize(("index", "told"), [(-1, "-1..3"), (12, "3..12")])
+def test_image_numbers_out_of_range(tmp_path, index, told):
+    with pytest.raises(errors.DataError, match=rf"{told}: must be 0\.\.11"):
+        read(tmp_path, f"client,index\n0,3\n1,{index}\n")
+
+
+def test_a_split_of_a_run_tells_when_it_was_changed(tmp_path):
+    path = tmp_path / "split.json"
+    files.write_json(path, {"clients": [[4, 1], [2]]})
+    parts = partition.read(path, num_images=5, num_clients=2)
+    assert [part.tolist() for part in parts] == [[4, 1], [2]]
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"clients": [[4, 1], [3]]}))
+    with pytest.raises(errors.DataError, match="the checksum does not match"):
+        partition.read(path, num_images=5, num_clients=2)

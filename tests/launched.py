@@ -1,0 +1,47 @@
+"""Studies in processes of their own, as users start them."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = "tests/end_to_end/tiny_config.py"
+
+
+def command(workdir, *more, config=CONFIG):
+    """The words that start a study of `config`."""
+    start = [sys.executable, "launch.py", "--config", config]
+    return [*start, "--workdir", workdir, *more]
+
+
+def environment():
+    """Of such a process: it finds the tests' modules and compiled programs."""
+    cache = ROOT / ".pytest_cache" / "xla"
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+    }
+
+
+def run(workdir, *more, config=CONFIG):
+    """The study's process, ended."""
+    return subprocess.run(
+        command(workdir, *more, config=config),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def start(workdir, *more, config=CONFIG, **changes):
+    """The study's process, under way; `changes` as of `subprocess.Popen`."""
+    given = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
+    return subprocess.Popen(
+        command(workdir, *more, config=config),
+        cwd=ROOT,
+        text=True,
+        **{"env": environment()} | given | changes,
+    )

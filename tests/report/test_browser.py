@@ -1,0 +1,59 @@
+"""Pages looked at by a real browser: they stand alone, and everyone can read them."""
+
+import pathlib
+import shutil
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright import sync_api
+
+from mosaic_jax.report import comparison, page, runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+
+
+def written(folder, which):
+    """Where the page is, after it is written."""
+    if which in ("few", "many"):
+        return page.write(folder / which)
+    path = folder / which / "compare.html"
+    groups = runs.collect([folder / "few", folder / "seeds"])
+    if which == "several":
+        comparison.write(groups, path, title="x")
+    else:
+        term = {"seed": 0, "split_sha256": 64 * "a", "model": {"others": ()}}
+        comparison.write({"few": groups["few"]}, path, title="x", terms={"0": term})
+    return path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("which", ["few", "many", "several", "methods"])
+def test_in_a_browser(folder, which):
+    path = written(folder, which)
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        for width, scheme in ((400, "light"), (1200, "light"), (1200, "dark")):
+            size = {"width": width, "height": 900}
+            view = browser.new_page(viewport=size, color_scheme=scheme)
+            told, asked = [], []
+            view.on("console", lambda message, told=told: told.append(message.text))
+            view.on("pageerror", lambda error, told=told: told.append(str(error)))
+            view.on("request", lambda one, asked=asked: asked.append(one.url))
+            view.goto(pathlib.Path(path).as_uri())
+            assert told == []
+            # Nothing but the page itself.
+            assert [url for url in asked if not url.startswith("data:")] == [view.url]
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            for details in view.locator("summary").all():
+                details.click()
+            violations = Axe().run(view)
+            assert violations.violations_count == 0, violations.generate_report()
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            if which == "many":
+                assert view.locator("#clients-rows tr").count() == 50
+                view.keyboard.press("Tab")
+                view.fill("#clients-search", "777")
+                assert view.locator("#clients-rows th").first.inner_text() == "777"
+            view.close()
+        browser.close()

@@ -1,0 +1,96 @@
+"""Several run directories side by side."""
+
+import re
+
+import pytest
+
+from mosaic_jax.report import comparison, runs
+from tests.report import saved
+
+
+@pytest.fixture(scope="module")
+def compared(folder):
+    """Text of the page and what was found."""
+    for run in (folder / "few", *(folder / "seeds").iterdir()):
+        (run / "report.html").touch()
+    groups = runs.collect([folder / "few", folder / "seeds"])
+    path = folder / "compare.html"
+    rows = comparison.write(groups, path, title="Two studies")
+    return path.read_text(), rows
+
+
+def test_differences_in_settings_are_told(compared):
+    text, rows = compared
+    fields = re.findall(r'<th scope="row">([\w.]+)</th>', text)
+    assert "data.alpha" in fields
+    assert "seed" not in fields
+    assert 'href="few/report.html"' in text
+    assert "| seeds | 80.0 |" in comparison.table(rows)
+
+
+def test_rows_have_means_and_spreads(compared):
+    row = compared[1]["seeds"]
+    assert row["seeds"] == [0, 1]
+    assert row["test_accuracy"] == {"mean": 0.8, "spread": 0.0}
+    assert row["validation_accuracy"]["mean"] == 0.75
+    assert row["teacher_test_accuracy"]["mean"] == 0.7
+    assert "personal_test_accuracy" not in row
+    assert row["headline"]["coverage"] == {"mean": 0.9, "spread": 0.0}
+
+
+def test_only_what_some_study_has_is_a_column(compared):
+    head, cells = comparison.columns(compared[1])
+    assert head[:4] == [
+        "study",
+        "test accuracy, %",
+        "teacher, %",
+        "membership-inference AUC",
+    ]
+    assert cells[1][3] == "0.512"
+    assert "coverage" not in head
+
+
+def test_figures_are_in_files_too(folder, compared):
+    names = {path.stem for path in (folder / "figures").glob("*.png")}
+    assert names == {
+        "methods",
+        "rounds",
+        "bytes",
+        "classes",
+        "seconds",
+        "mb_up",
+        "mb_down",
+    }
+
+
+@pytest.mark.parametrize(
+    "server, methods, expected",
+    [
+        ({"method": "none"}, {}, "none"),
+        ({"method": "dense", "when": "once", "rounds": 2}, {}, "once, 2 rounds"),
+        ({"method": "dfrd", "when": "every_round"}, {}, "every round, 10 iterations"),
+        (
+            {"method": "dfrd", "when": "every_round"},
+            {"dfrd": {"iterations": 1}},
+            "every round, 1 iterations",
+        ),
+        ({"method": "mine:Method", "when": "every_round"}, {}, "every round"),
+    ],
+)
+def test_work_of_the_server(server, methods, expected):
+    settings = {
+        "method": "federated",
+        "model": {"rate": 1.0},
+        "server": server,
+        "methods": methods,
+    }
+    assert comparison.server_work(settings) == expected
+
+
+def test_rates_are_drawn(tmp_path):
+    run = runs.read(saved.write_run(tmp_path / "run"))
+    run.records["finetune"].results["rate_accuracy"] = {"1.0": 0.8, "0.5": 0.7}
+    path = tmp_path / "compare" / "compare.html"
+    rows = comparison.write({"run": [run]}, path, title="One")
+    assert "its part of rate 0.5, %" in comparison.table(rows)
+    assert (path.parent / "figures" / "rates.png").exists()

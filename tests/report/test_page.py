@@ -1,0 +1,128 @@
+"""Pages of run directories that this test writes."""
+
+import json
+import re
+
+import numpy as np
+
+from mosaic_jax.core import files
+from mosaic_jax.report import html, page
+from mosaic_jax.stages import sections
+from tests.report import saved
+
+
+def headings(text):
+    return re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+
+
+def add_stage(run, name, content, pictures=()):
+    """A further stage of the run."""
+    saved.write_stage(run, name, content, pictures)
+    summary = files.read_json(run / "summary.json")
+    summary["stages"][name] = saved.FINGERPRINT
+    files.write_json(run / "summary.json", summary)
+
+
+def test_sections_stand_in_order_and_once(folder):
+    assert headings(page.write(folder / "few").read_text()) == [
+        "Accuracy",
+        "Classes",
+        "Clients",
+        "Generators",
+        "Experts and teacher",
+        "Audit",
+        "Costs",
+        "Settings and environment",
+    ]
+
+
+def test_everything_is_drawn(folder):
+    page.write(folder / "few")
+    names = {path.stem for path in (folder / "few" / "figures").glob("*.png")}
+    assert names == {
+        "accuracy",
+        "accuracy_bytes",
+        "audit",
+        "communication",
+        "confusion",
+        "experts",
+        "generated",
+        "label_counts",
+        "per_class",
+        "reliance",
+        "seconds",
+    }
+
+
+def test_a_stage_nobody_knows_has_its_section(tmp_path):
+    run = saved.write_run(tmp_path / "run")
+    own = saved.section("My own", sections.Text("What it found."))
+    more = saved.section("Costs", sections.Text("It was dear."))
+    add_stage(run, "mine", saved.record(section=own))
+    add_stage(run, "yours", saved.record(section=more))
+    text = page.write(run).read_text()
+    assert headings(text)[-3:] == ["My own", "Costs", "Settings and environment"]
+    assert "<p>What it found.</p>" in text
+    assert text.index("It was dear.") > text.index('id="costs"')
+
+
+def test_headline_numbers(folder):
+    text = page.write(folder / "few").read_text()
+    cards = dict(
+        (name, value)
+        for value, name in re.findall(
+            r"<li><strong>(.*?)</strong><span>(.*?)</span>", text
+        )
+    )
+    assert cards == {
+        "test accuracy of the final model": "80.00 %",
+        "MB sent by clients": "0.0",
+        "seconds": "24",
+        "membership-inference AUC": "0.512",
+    }
+    assert '<th scope="row">coverage</th><td>0.900 [0.500, 0.525]</td>' in text
+
+
+def test_findings_on_clients_are_columns(folder):
+    text = page.write(folder / "few").read_text()
+    for column in ("own model after init", "generator", "membership AUC"):
+        assert f'<th scope="col">{column}</th>' in text
+
+
+def test_thousand_clients_are_searched_not_listed(folder):
+    text = page.write(folder / "many").read_text()
+    assert len(text) < 10_000_000
+    assert text.count("<tr>") < 200
+    data = re.search(r'id="clients-data">(.*?)</script>', text)[1]
+    assert len(json.loads(data)) == 1000
+
+
+def test_every_string_is_escaped(tmp_path):
+    name = '</script><img src=x onerror="alert(1)">'
+    run = saved.write_run(tmp_path / "bad", name=name, num_clients=100)
+    own = saved.section(
+        name,
+        sections.Text(name),
+        sections.Table((name, name), [(name, name)], name),
+        sections.Scatter("own", [1], [1], name, name, 0.5, name),
+        sections.Strips("pictures", (name, name), (name,), ("x",), name),
+    )
+    image = {"x": np.zeros((1, 4, 4, 1), np.uint8)}
+    clients = {name: {"0": name}}
+    add_stage(run, "mine", saved.record(section=own, clients=clients), image)
+    text = page.write(run).read_text()
+    assert name not in text
+    assert "<img src=x" not in text
+    assert "&lt;/script&gt;" in text
+    assert html.searchable(["a"], [[name]], "b").count("</script>") == 2
+
+
+def test_damaged_pictures_are_left_out(tmp_path, caplog):
+    run = saved.write_run(tmp_path / "run")
+    assert "after 50 %" in page.write(run).read_text()
+    path = run / "stages" / "generators" / saved.FINGERPRINT / "pictures.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    text = page.write(run).read_text()
+    assert "after 50 %" not in text
+    assert "Collapsed generators" in text
+    assert "is damaged; the report is without it" in caplog.text

@@ -1,0 +1,90 @@
+"""FLOPs by hand, and a dry run that promises what a study then costs."""
+
+import json
+
+import jax
+import pytest
+
+from mosaic_jax.cli import launch
+from mosaic_jax.run import estimate, runner
+from tests import tiny
+
+
+def test_federated_rounds_by_hand(tmp_path):
+    study = runner.Experiment(
+        tiny.study(method="federated", warmup__rounds=0), tmp_path
+    )
+    forward = study.study.classifier.flops(study.data.info.image_shape)
+    held_out = sum(len(images.label) for images in study.data.held_out.values())
+    # 4 rounds of 3 clients, 2 steps of 16 images; evaluated twice, and at the end.
+    trained = 4 * 3 * 2 * 16 * 3 * forward
+    assert study.study.flops == {"init": trained + 3 * held_out * forward}
+
+
+@pytest.mark.parametrize("name", ["dense", "fedftg", "dfrd"])
+def test_training_on_the_server_grows_with_what_it_does(tmp_path, name):
+    changes = {"method": "federated", "server__method": name, "server__when": "once"}
+    study = runner.Experiment(tiny.study(**changes), tmp_path)
+
+    def total(teachers, rounds):
+        return study.study.server.flops(study.study.task, teachers, rounds)
+
+    assert total(3, 0) == 0
+    assert 0 < total(3, 1) < total(3, 4) < total(6, 4)
+    assert total(3, 4) >= 4 * total(3, 1)
+
+
+def test_every_stage_of_mosaic_costs_something(tmp_path):
+    study = runner.Experiment(tiny.study(audit__images=8), tmp_path)
+    assert list(study.study.flops) == [stage.name for stage, _ in study.plan()]
+    assert min(study.study.flops.values()) > 0
+    few = runner.Experiment(tiny.study(generators__steps=3), tmp_path / "few")
+    assert study.study.flops["generators"] == pytest.approx(
+        2 * few.study.flops["generators"]
+    )
+
+
+def test_smaller_clients_cost_less(tmp_path):
+    fields = {"method": "federated", "init__method": "heterofl", "model__width": 8}
+    fields |= {"init__rounds": 400, "evaluation__every": 400}
+    small = runner.Experiment(
+        tiny.study(**fields, budgets__rates=(0.5,)), tmp_path / "small"
+    )
+    large = runner.Experiment(
+        tiny.study(**fields, budgets__rates=(1.0,)), tmp_path / "large"
+    )
+    assert small.study.flops["init"] < 0.5 * large.study.flops["init"]
+
+
+def test_a_dry_run_tells_and_leaves_nothing(tmp_path, capsys):
+    fields = {"method": "federated", "init__rounds": 2, "warmup__rounds": 2}
+    config = tiny.config(**fields).to_dict()
+    assert launch.run(config, tmp_path / "dry", dry_run=True) == 0
+    output = capsys.readouterr().out
+    assert not (tmp_path / "dry").exists()
+    study = runner.Experiment(tiny.study(**fields), tmp_path / "run")
+    assert len(study.plan()) == 2
+    for stage, _ in study.plan():
+        assert f"\n{stage.name} " in f"\n{output}"
+    shape = study.data.info.image_shape
+    model = study.study.classifier.init(jax.random.key(0), shape)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    assert f"parameters of the classifier: {parameters}" in output
+    assert "peak memory: " in output
+
+
+def test_what_is_promised_is_what_is_sent(tmp_path):
+    fields = {"audit__images": 8, "audit__reference_steps": 4}
+    study = runner.Experiment(tiny.study(**fields), tmp_path / "run")
+    costs = {cost.stage: cost for cost in estimate.estimate(study)}
+    study.run()
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (
+        sum(c.up.get("models", 0) for c in costs.values())
+        == (summary["communication_bytes"]["up"]["models"])
+    )
+    assert costs["generators"].up == {
+        "generators": summary["communication_bytes"]["up"]["generators"]
+    }
+    assert summary["flops"] == {name: cost.flops for name, cost in costs.items()}
+    assert all(cost.seconds > 0 for cost in costs.values())

@@ -1,0 +1,48 @@
+"""One study in several processes on this machine."""
+
+import contextlib
+import resource
+import socket
+import subprocess
+
+from tests import launched
+
+FIELDS = [
+    "--config.method=federated",
+    "--config.init.rounds=2",
+    "--config.evaluation.every=1",
+    "--config.warmup.rounds=0",
+    "--config.finetune.rounds=0",
+    "--config.compute.devices=0",
+]
+FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def start(workdirs, more, count=2, largest_file=None):
+    """Exit code and output of each process; process i gets `more[i]`.
+
+    The first cannot write files larger than `largest_file` bytes.
+    """
+
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = [*FIELDS, f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    processes = [
+        launched.start(
+            workdirs[i],
+            *shared,
+            *more[i],
+            f"--process_id={i}",
+            env=launched.environment() | {"XLA_FLAGS": FLAGS},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=limited if largest_file and i == 0 else None,
+        )
+        for i in range(count)
+    ]
+    output = [process.communicate(timeout=300)[0] for process in processes]
+    return [process.returncode for process in processes], output

@@ -1,0 +1,229 @@
+"""What every federated algorithm and every method of the server must hold to.
+
+The tests go over the registries, with the fields' own defaults: a new method is covered
+by being registered.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mosaic_jax import server
+from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.fl import algorithms, parallel
+from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.training import Local
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.nn.cnn import CNN
+from mosaic_jax.run import checkpoint, methods
+from mosaic_jax.server.base import Task
+from mosaic_jax.stages.host_rounds import HostRounds
+from tests import tiny
+
+KEY = prng.root(0)
+SHAPE = (16, 16, 1)
+NUM_CLASSES = 4
+SIZES = [10, 19, 8, 13]
+# By the client's number, where an algorithm deals out parts of the network.
+RATES = np.array([1.0, 0.5, 1.0, 0.5])
+NUM_ROUNDS = 2
+# Sizes and counts of a method's fields are cut to this: tests compile, not train.
+SMALL = 3
+# Of clients that hold parts of it; all others have one that compiles sooner.
+SLICED = Classifier(CNN(NUM_CLASSES, width=2), (0.4,), (0.3,))
+WHEN = {"once", "every_round"}
+NAMES = [*algorithms.ALGORITHMS, *server.METHODS]
+every_method = pytest.mark.parametrize("name", NAMES)
+
+
+def classifier_of(name):
+    if issubclass(algorithms.ALGORITHMS.get(name, object), PartialTraining):
+        return SLICED
+    return tiny.classifier(NUM_CLASSES)
+
+
+def component(registry, name):
+    """The method with its default fields, no larger than a test can pay for."""
+    small = {
+        key: min(value, SMALL) if type(value) is int else value
+        for key, value in schema.defaults(registry[name]).items()
+    }
+    return schema.check(registry[name], small, f"methods.{name}")
+
+
+def build(name, data, **layout):
+    """Rounds of algorithm `name`, or of FedAvg with method `name` on the server."""
+    fields = {"clients_per_round": layout.pop("clients_per_round", 0)}
+    if name in server.METHODS:
+        algorithm = algorithms.FedAvg()
+        fields["server"] = component(server.METHODS, name)
+        fields["task"] = Task(
+            classifier_of(name), SHAPE, NUM_CLASSES, "none", "auto", batch_norm="eval"
+        )
+    else:
+        algorithm = component(algorithms.ALGORITHMS, name)
+    return tiny.rounds(
+        parallel.build(
+            np.asarray(data.client.size), **{"at_once": 1, "num_devices": 1} | layout
+        ),
+        algorithm,
+        classifier_of(name),
+        RATES[data.client.number].tolist(),
+        local=Local(steps=2, batch_size=8, learning_rate=0.01, weight_decay=1e-3),
+        **fields,
+    )
+
+
+@functools.cache
+def start(name):
+    """The state before the first round."""
+    model = jax.jit(classifier_of(name).init, static_argnums=1)(
+        prng.named(KEY, "model"), SHAPE
+    )
+    return build(name, tiny.dataset(SIZES)).initial_state(model, KEY)
+
+
+@functools.cache
+def program(name, count):
+    """A compiled round of `count` clients, one at a time."""
+    return jax.jit(build(name, tiny.dataset(SIZES[:count])).run)
+
+
+def run(name, data, state, numbers=range(NUM_ROUNDS), step=None):
+    """State after rounds `numbers`, and the losses and metrics of the last."""
+    step = step or program(name, data.num_clients)
+    for number in numbers:
+        state, loss, metrics = step(data, KEY, state, number)
+    return state, (loss, metrics)
+
+
+@functools.cache
+def expected(name):
+    return run(name, tiny.dataset(SIZES), start(name))
+
+
+def of_clients(state, rows):
+    """`state` with the clients `rows` only, in this order."""
+    names = ("client", "client_model", "last_round")
+    return state.replace(**{n: trees.take(getattr(state, n), rows) for n in names})
+
+
+def close(found, wanted, tolerance=1e-5):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance),
+        found,
+        wanted,
+    )
+
+
+def same(found, wanted):
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@every_method
+def test_everything_is_finite_and_moves(name):
+    state, found = expected(name)
+    assert trees.all_finite((state, found))
+    assert trees.digest(state.model.params) != trees.digest(start(name).model.params)
+
+
+@every_method
+def test_rounds_keep_the_types_of_their_state(name):
+    """So that a loop of rounds is traced and compiled once."""
+    data = tiny.dataset(SIZES)
+    state, number = start(name), jnp.asarray(0)
+    after, _, _ = jax.eval_shape(build(name, data).run, data, KEY, state, number)
+
+    def types(leaf):
+        leaf = jax.eval_shape(lambda x: x, leaf)
+        return leaf.shape, leaf.dtype, leaf.weak_type
+
+    assert jax.tree.map(types, after) == jax.tree.map(types, state)
+
+
+@every_method
+def test_order_of_clients_does_not_matter(name):
+    data, order = tiny.dataset(SIZES), np.array([2, 3, 0, 1])
+    turned = data.replace(client=trees.take(data.client, order))
+    state, _ = run(name, turned, of_clients(start(name), order))
+    close(state, of_clients(expected(name)[0], order))
+
+
+@every_method
+def test_a_client_of_weight_0_changes_nothing(name):
+    """Be what it holds finite or not."""
+    data = tiny.dataset(SIZES)
+    last = len(SIZES) - 1
+    nobody = dataclasses.replace(
+        data.client,
+        size=data.client.size.at[last].set(0),
+        label_count=data.client.label_count.at[last].set(0),
+    )
+    broken = jax.tree.map(lambda x: x.at[last].set(jnp.nan), start(name).client)
+    state, _ = run(
+        name, data.replace(client=nobody), start(name).replace(client=broken)
+    )
+    rows = np.arange(last)
+    alone = data.replace(client=trees.take(data.client, rows))
+    without, _ = run(name, alone, of_clients(start(name), rows))
+    close(of_clients(state, rows), without)
+
+
+@every_method
+def test_resume_is_bit_for_bit(name, tmp_path):
+    data = tiny.dataset(SIZES)
+    state, _ = run(name, data, start(name), range(1))
+    saved = checkpoint.Checkpoints(tmp_path)
+    saved.save(1, state)
+    _, restored, _ = saved.latest()
+    saved.close()
+    state = trees.restore_into(start(name), restored)
+    same(run(name, data, state, range(1, NUM_ROUNDS)), expected(name))
+
+
+@every_method
+def test_batched_equals_one_by_one(name):
+    data = tiny.dataset(SIZES)
+    step = jax.jit(build(name, data, at_once=len(SIZES)).run)
+    close(run(name, data, start(name), step=step), expected(name))
+
+
+@every_method
+def test_some_take_part_and_states_may_be_in_host_memory(name):
+    data = tiny.dataset(SIZES)
+    some = build(name, data, clients_per_round=2)
+    state, (loss, _) = run(name, data, start(name), range(1), jax.jit(some.run))
+    assert len(loss) == 2
+    who = np.concatenate(some.participants(KEY, 0))
+    others = np.setdiff1d(np.arange(len(SIZES)), who)
+    same(
+        trees.take((state.client, state.client_model), others),
+        trees.take((start(name).client, start(name).client_model), others),
+    )
+    moved = jax.tree.map(
+        lambda new, old: jnp.any(new != old, axis=range(1, new.ndim)),
+        state.client_model.params,
+        start(name).client_model.params,
+    )
+    assert jnp.all(jnp.any(jnp.stack(jax.tree.leaves(moved)), axis=0)[who])
+    on_host = start(name).replace(
+        client=jax.tree.map(np.array, start(name).client),
+        client_model=jax.tree.map(np.array, start(name).client_model),
+    )
+    host, _, _ = HostRounds(some).run(data, KEY, on_host, 0)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host.client_model))
+    close(host, state)
+
+
+def test_server_methods_say_when_they_train():
+    assert {method.when for method in server.METHODS.values()} <= WHEN
+
+
+def test_lists_of_comparisons_name_what_there_is():
+    known = {"mosaic", *NAMES}
+    for name in (*methods.COMPARED, *methods.HETEROGENEOUS):
+        assert set(name.partition("@")[0].split("+")) <= known

@@ -1,0 +1,80 @@
+"""Collapse of generators, and how many steps each client trains its own."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mosaic_jax.core import prng
+from mosaic_jax.fl import gan
+from mosaic_jax.nn import dcgan
+from mosaic_jax.run import study
+from mosaic_jax.stages import generators
+from tests import tiny
+from tests.tiny import KEY
+
+SIZE = np.array([64, 65, 3])
+
+
+def test_constant_output_is_found_collapsed():
+    model_gan = gan.Gan(
+        generator=dcgan.Generator(16, 1, 2),
+        discriminator=dcgan.Discriminator(16, 2),
+        classifier=tiny.classifier(),
+        tx=optax.sgd(1.0),
+        latent_dim=5,
+        entropy_weight=0.0,
+        diversity_weight=0.0,
+        inversion_weight=0.0,
+        classifier_train_mode=False,
+        normalised_range=False,
+        ema_decay=0.5,
+        translate=0,
+    )
+    generator = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1)).generator
+    z = jax.random.normal(prng.named(KEY, "z"), (64, model_gan.latent_dim))
+    spread = jax.jit(lambda g: generators.deviation(model_gan, g, z))
+    constant = jax.tree.map(jnp.zeros_like, generator)
+    assert spread(constant) == 0
+    assert spread(generator) > 0
+
+
+def test_class_shares():
+    count = jnp.array([[30, 10, 0, 0]])
+    share = generators.class_targets(count, "labels")[0]
+    np.testing.assert_allclose(share, [0.75, 0.25, 0, 0], atol=2e-3)
+    assert share.min() > 0
+    np.testing.assert_allclose(generators.class_targets(count, "uniform"), 0.25)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"epochs": 2}, [2, 4, 2]),
+        ({"epochs": 2, "min_steps": 3}, [3, 4, 3]),
+        ({"epochs": 2, "max_steps": 3}, [2, 3, 2]),
+        ({"epochs": 2, "min_steps": 3, "max_steps": 3}, [3, 3, 3]),
+        # The bounds are on what epochs come to.
+        ({"steps": 7, "min_steps": 9}, [7, 7, 7]),
+    ],
+)
+def test_steps_of_unequal_clients(fields, expected):
+    whole = {"epochs": 0, "steps": 0, "min_steps": 0, "max_steps": 0, "batch_size": 64}
+    changes = {f"generators__{name}": value for name, value in (whole | fields).items()}
+    steps = generators.num_steps(tiny.study(**changes).generators, SIZE)
+    assert steps.tolist() == expected
+
+
+def test_the_bound_is_what_a_study_runs_and_promises():
+    def built(min_steps):
+        fields = {"epochs": 1, "steps": 0, "min_steps": min_steps}
+        changes = {f"generators__{name}": value for name, value in fields.items()}
+        return study.build(tiny.study(**changes))
+
+    few, many = built(0), built(1000)
+    sizes = few.data.clients.client.size
+    free = generators.num_steps(few.settings.generators, sizes).sum()
+    assert free < 1000
+    ratio = many.flops["generators"] / few.flops["generators"]
+    assert ratio == pytest.approx(1000 * len(sizes) / free)
