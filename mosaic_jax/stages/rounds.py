@@ -226,9 +226,7 @@ class Rounds:
             turn = Turn(model, server, client, client_state, number, key, self.local)
             result, loss = client_program.run(program, turn, batch_at, self.local.steps)
             # The loss of a client whose model is not finite marks it as diverged.
-            loss = jnp.where(
-                trees.all_finite((result.model, result.upload)), loss, jnp.nan
-            )
+            loss = jnp.where(trees.all_finite(result.model), loss, jnp.nan)
             kept = result.model if self.keep_models else ()
             teachers = ()
             if self.server is not None:
