@@ -3,7 +3,8 @@ PYTHON ?= python3
 WORKDIR ?= runs/digits_mosaic
 # Tests that train next to nothing and start few processes.
 SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
-	report/test_browser.py test_benchmarks.py test_documentation.py \
+	cli/test_own_parts.py \
+	report/test_browser.py test_benchmarks.py test_documentation.py test_programs.py \
 	test_package.py
 FAST ?= $(SLOWER:%=--ignore=tests/%)
 
