@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax import server, stages
-from mosaic_jax.configs import base
+from mosaic_jax.configs import base, cifar10_mosaic
 from mosaic_jax.core import registry, schema
 from mosaic_jax.data import federated, partition, sources
 from mosaic_jax.data.arrays import Arrays
@@ -365,3 +365,9 @@ def test_operations_of_the_cifar10_study():
         chain=stages.chain(study),
     ).flops
     assert f"{sum(found.values()):.0e}".replace("+", "") == told
+
+
+def test_published_studies_count_epochs_alone():
+    assert cifar10_mosaic.get_config().generators.min_steps == 2000
+    published = cifar10_mosaic.get_config("published").generators
+    assert (published.min_steps, published.max_steps) == (0, 0)
