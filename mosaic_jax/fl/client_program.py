@@ -57,7 +57,7 @@ class Turn(Struct):
 
 
 class Result(Struct):
-    """What is left of a client's turn.
+    """What a client has at the end of its turn.
 
     Attributes:
       upload: what it sends; only the weighted mean over clients is ever formed.
@@ -74,7 +74,7 @@ class ClientProgram:
     """The work of one client: pure functions, batched over clients by the caller."""
 
     def init(self, turn: Turn) -> Tree:
-        """What goes from step to step, before the first one."""
+        """The state that steps hand on, such as model and optimiser, at the start."""
         raise NotImplementedError
 
     def step(
@@ -114,7 +114,7 @@ def run(
     batch_at: Callable[[Array], Batch],
     num_steps: int,
 ) -> tuple[Result, Array]:
-    """A client's turn.
+    """Run a client's turn: `init`, `num_steps` steps, `final`.
 
     Args:
       program: of the client.
@@ -123,7 +123,7 @@ def run(
       num_steps: >= 0.
 
     Returns:
-      What is left of the turn, and the mean loss [].
+      The result of the turn, and the mean loss [] over its steps.
     """
 
     def body(step: Array, carry: tuple[Tree, Array]) -> tuple[Tree, Array]:

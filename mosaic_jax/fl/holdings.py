@@ -1,4 +1,7 @@
-"""Which part of the network each client holds: all of it, or the same for everyone."""
+"""Which part of the global network each client holds, and what it does in a round.
+
+Here every client holds all of it; in `fl/parts.py` clients hold parts of it.
+"""
 
 import dataclasses
 
@@ -50,7 +53,7 @@ class Holdings:
         return mean_upload
 
     def forward_flops(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """[C] floating-point operations of one image through each client's network."""
+        """FLOPs of one image's logits in each client's network, [C]."""
         raise NotImplementedError
 
 
@@ -64,7 +67,7 @@ class WholeNetwork(Holdings):
 
     @property
     def groups(self) -> list[Group]:
-        """One, of all clients."""
+        """A single group: all clients, at rate 1."""
         return [Group(1.0, np.arange(self.num_clients))]
 
     def program(self, rate: float, local: Local) -> ClientProgram:
@@ -73,5 +76,5 @@ class WholeNetwork(Holdings):
         return LocalSGD(self.classifier, self.algorithm, local)
 
     def forward_flops(self, image_shape: tuple[int, int, int]) -> np.ndarray:
-        """[C], all equal."""
+        """The same number for every client: FLOPs of the whole network."""
         return np.full(self.num_clients, self.classifier.flops(image_shape))

@@ -94,10 +94,8 @@ class Study:
         Raises:
           ConfigError: the stage tells none of one.
         """
-        shapes, provides = (
-            link.template(self.blueprint(link)),
-            link.provides(self.settings),
-        )
+        shapes = link.template(self.blueprint(link))
+        provides = link.provides(self.settings)
         for name in provides:
             if name not in shapes:
                 raise errors.ConfigError(

@@ -168,8 +168,8 @@ class FederatedStage(Stage):
 
     def reads(self, study: "Settings") -> tuple[str, ...]:
         """Settings of the rounds, and of training on the server within them."""
-        server = ("server.method", "server.batch_norm")
-        return (*reads_rounds(study), *(server if study.trains_every_round else ()))
+        server = ("server.method",) if study.trains_every_round else ()
+        return (*reads_rounds(study), *server)
 
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """Models and states after the rounds, whether or not a study keeps them all."""
