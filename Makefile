@@ -8,7 +8,7 @@ SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
 	test_package.py
 FAST ?= $(SLOWER:%=--ignore=tests/%)
 
-.PHONY: run test check lint types requirements faults rivals
+.PHONY: run test check lint types requirements faults rivals ahead
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
@@ -38,6 +38,16 @@ faults: $(VENV)/installed-test
 # What benchmarks measure against, each in .rivals/NAME.
 rivals:
 	$(PYTHON) -m benchmarks.environments
+
+# Compilers for accelerators that are not here, in .ahead, and a small study by each.
+ahead: .ahead/installed
+	.ahead/bin/python -m pytest -n 0 tests/test_ahead.py
+
+.ahead/installed: requirements-ahead.txt requirements-test.txt
+	$(PYTHON) -m venv .ahead
+	.ahead/bin/python -m pip install --quiet -r requirements-ahead.txt \
+	  -r requirements-test.txt
+	touch $@
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -7,7 +7,8 @@ Prints milliseconds per client-step (median, low to high over the repeats) and t
 of each rival to `mosaic_jax`; writes benchmarks/results/client_step_NETWORK_WIDTH.json.
 The rivals:
 
-    mosaic_jax       what this library runs on this backend
+    mosaic_jax       what this library runs on this backend, on one device
+    mosaic_jax, N devices   the same, clients dealt to a device for each core
     vmap, LOWERING   all clients in one `vmap`, by each lowering of the convolution
     naive vmap       the same with plain lax convolutions: grouped ones
     naive loop       a Python loop over jitted steps of one client, plain convolutions
@@ -18,6 +19,7 @@ The rivals:
 
 import argparse
 import functools
+import os
 from collections.abc import Callable
 from unittest import mock
 
@@ -147,6 +149,14 @@ def jax_rivals(network: str, width: int, data: tuple, only: set[str]) -> dict:
             for i, state in enumerate(states)
         ]
 
+    cores = os.cpu_count() or 1
+    many = parallel.build(np.ones(clients, int), num_devices=cores)
+    rivals[f"mosaic_jax, {cores} devices"] = _keeping(
+        jax.jit(functools.partial(many.map, step), donate_argnums=0),
+        many.replicate(trees.broadcast(state, clients)),
+        many.replicate(data),
+        "auto",
+    )
     copies = [jax.tree.map(jnp.copy, state) for _ in range(clients)]
     rivals["naive loop"] = _keeping(loop, copies, data, None)
     return {name: run for name, run in rivals.items() if not only or name in only}
@@ -205,6 +215,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names of rivals, by ;")
     args = parser.parse_args()
     launch.prepare()
+    parallel.make_devices(os.cpu_count() or 1)
     np_rng = np.random.RandomState(0)
     shape = (args.clients, args.batch)
     data = (

@@ -2,6 +2,7 @@
 
     python -m benchmarks.lowerings --width 16
     python -m benchmarks.lowerings --width 64 --repeats 3
+    python -m benchmarks.lowerings --width 4 --batch 16
 
 The table behind the choices in mosaic_jax/nn/conv.py. For every layer shape of a
 CIFAR ResNet-18 and of a 32-pixel DCGAN discriminator it times ways to compute the
@@ -20,10 +21,11 @@ from jax import lax
 
 from benchmarks import timing
 from mosaic_jax.cli import launch
+from mosaic_jax.core import programs
 from mosaic_jax.core.types import Array
 from mosaic_jax.nn import conv
 
-BATCH, LOOPS = 64, 4
+LOOPS = 4
 DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # A linear map of the convolution: takes its geometry and two of the input x, the kernel
 # and the gradient g of the output; returns an array of the shape of the third.
@@ -60,6 +62,11 @@ def by_patches(geometry: conv.Geometry, x: Array, kernel: Array) -> Array:
     return conv._patches(geometry, x) @ kernel.reshape(-1, kernel.shape[-1])
 
 
+def one_product(geometry: conv.Geometry, x: Array, kernel: Array) -> Array:
+    """Windows of several pixels, and a kernel placed at each of them."""
+    return conv._product(x, kernel, geometry.stride, geometry.padding, geometry.out)
+
+
 def by_shifts(geometry: conv.Geometry, x: Array, kernel: Array) -> Array:
     """A matrix product for each tap of the kernel, summed."""
     shifts = jnp.split(conv._patches(geometry, x), geometry.size**2, axis=-1)
@@ -92,6 +99,18 @@ def input_patches(geometry: conv.Geometry, g: Array, kernel: Array) -> Array:
     shape = (len(g), *geometry.side, kernel.shape[2])
     x = jax.ShapeDtypeStruct(shape, g.dtype)
     return jax.linear_transpose(lambda x: by_patches(geometry, x, kernel), x)(g)[0]
+
+
+def input_phases(geometry: conv.Geometry, g: Array, kernel: Array) -> Array:
+    """A convolution for each position modulo the stride."""
+    return conv._by_phases(geometry, g, kernel.swapaxes(2, 3))
+
+
+def kernel_product(geometry: conv.Geometry, x: Array, g: Array) -> Array:
+    """The transpose of `one_product`."""
+    shape = (geometry.size, geometry.size, x.shape[-1], g.shape[-1])
+    kernel = jax.ShapeDtypeStruct(shape, g.dtype)
+    return jax.linear_transpose(lambda k: one_product(geometry, x, k), kernel)(g)[0]
 
 
 def kernel_automatic(geometry: conv.Geometry, x: Array, g: Array) -> Array:
@@ -131,6 +150,7 @@ FORMS: dict[str, dict[str, Map]] = {
         "chosen": conv._forward,
         "native": native,
         "patches": by_patches,
+        "one product": one_product,
         "shifted products": by_shifts,
         "batch last": batch_last,
         "native, bfloat16": in_bfloat16,
@@ -138,14 +158,16 @@ FORMS: dict[str, dict[str, Map]] = {
     "on input": {
         "chosen": conv._on_input,
         "automatic": input_automatic,
-        "phases": conv._by_phases,
+        "phases": input_phases,
         "patches": input_patches,
+        "one product": conv._phases_at_once,
     },
     "on kernel": {
         "chosen": conv._on_kernel,
         "automatic": kernel_automatic,
         "a convolution": kernel_convolution,
         "patches, whole batch": kernel_patches,
+        "one product": kernel_product,
     },
 }
 
@@ -177,17 +199,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=5)
     args = parser.parse_args()
     launch.prepare()
     np_rng = np.random.RandomState(0)
     result: dict[str, dict[str, dict[str, float]]] = {}
     for layer, (side, into, out, size, stride, padding) in layers(args.width).items():
-        geometry = conv.Geometry((side, side), size, stride, padding, "auto")
+        form = "auto", programs.platform()
+        geometry = conv.Geometry((side, side), size, stride, padding, *form)
         arrays = {
-            "x": np_rng.randn(BATCH, side, side, into),
+            "x": np_rng.randn(args.batch, side, side, into),
             "kernel": np_rng.randn(size, size, into, out),
-            "g": np_rng.randn(BATCH, *geometry.out, out),
+            "g": np_rng.randn(args.batch, *geometry.out, out),
         }
         arrays = {name: jnp.asarray(v, jnp.float32) for name, v in arrays.items()}
         pairs = {"forward": "x kernel", "on input": "g kernel", "on kernel": "x g"}

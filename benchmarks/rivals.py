@@ -22,8 +22,9 @@ from benchmarks import torch_models
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """Network, "batch" or "group" norm of it, and plain SGD."""
+    """Network (of `torch_models.build`) and plain SGD."""
 
+    network: str
     norm: str
     width: int
     batch_size: int
@@ -31,8 +32,8 @@ class Training:
     weight_decay: float
 
     def net(self) -> torch.nn.Module:
-        """A fresh ResNet-18."""
-        return torch_models.ResNet18(self.width, self.norm)
+        """A fresh network."""
+        return torch_models.build(self.network, self.width, self.norm)
 
     def local_steps(
         self, net: torch.nn.Module, image: torch.Tensor, label: torch.Tensor
@@ -70,8 +71,13 @@ def run_torch(
     return seconds, weights
 
 
-class _ForPfl(torch_models.ResNet18):
-    """With the two methods that pfl calls."""
+class _ForPfl(torch.nn.Module):
+    """The two methods that pfl calls, for any network."""
+
+    @classmethod
+    def of(cls, net: torch.nn.Module) -> torch.nn.Module:
+        net.__class__ = type(cls.__name__, (cls, type(net)), {})
+        return net
 
     def loss(self, image, label, eval=False):
         self.eval() if eval else self.train()
@@ -112,7 +118,7 @@ def run_pfl(
             times.append(time.perf_counter())
             return False, Metrics()
 
-    net = _ForPfl(training.width, training.norm)
+    net = _ForPfl.of(training.net())
     net.load_state_dict(weights)
     model = PyTorchModel(
         net,

@@ -9,35 +9,38 @@ initial weights, images, batch order and number of samples, and their final weig
 compared with those of the PyTorch loop. Each rival runs in an environment and a process
 of its own, which the first command makes. Flower and pfl run as their documentation
 advises for one machine: pfl in one process with its simulated back end, Flower with one
-actor per core and one thread each, data kept by the actors. Prints seconds per round
-(median, low to high, after one round that is not counted) and the ratio to
-`mosaic_jax`; writes benchmarks/results/round_NORM.json.
+actor per core and one thread each, data kept by the actors. We run on one device, and
+on as many as there are cores (`compute.devices`). Prints seconds per round (median, low
+to high, after one round that is not counted) and the ratio to `mosaic_jax`; writes
+benchmarks/results/round_NORM.json.
 """
 
 import argparse
+import dataclasses
+import os
 import time
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import random_data, timing, worker
+from benchmarks import environments, random_data, timing, worker
 from benchmarks.random_data import CLASSES, DEPTH, SIDE
 from mosaic_jax.cli import launch
-from mosaic_jax.core import prng, trees
+from mosaic_jax.core import prng
 from mosaic_jax.core.types import Client, FederatedDataset, ModelState
 from mosaic_jax.data import augment
 from mosaic_jax.fl import algorithms, parallel, training
 from mosaic_jax.fl.training import Local
 from mosaic_jax.interop import torch as interop
-from mosaic_jax.nn import resnet
+from mosaic_jax.nn import networks
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.stages.rounds import Rounds
 
 CLIENTS, STEPS, BATCH, WIDTH = 10, 10, 64, 16
-SIZE = STEPS * BATCH
 LOCAL = Local(steps=STEPS, batch_size=BATCH, learning_rate=0.01, weight_decay=1e-4)
-KEY = prng.root(0)
+SEED = 0
 # Names in the table to environments.
 RIVALS = {"PyTorch loop": "torch", "pfl": "pfl", "Flower": "flower"}
 WEIGHTS = "weights/"
@@ -45,84 +48,126 @@ WEIGHTS = "weights/"
 MAX_DISTANCE = 0.01
 
 
-def batch_order(data: FederatedDataset, rounds: int) -> np.ndarray:
-    """Image numbers [rounds, clients, SIZE] in the order in which we use them."""
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What every rival trains.
 
-    @jax.jit
-    def order(client: Client) -> jax.Array:
-        rows, _ = training.client_rows(
-            client, 0, rounds * STEPS, key=KEY, batch_size=BATCH
-        )
-        return rows.reshape(rounds, SIZE)
+    Attributes:
+      network: of `torch_models.build`, which is also its name here.
+      width: of it.
+      norm: "batch" or "group".
+      local: the clients' SGD.
+      data: of the clients, each with the images of one round.
+      model: global, before the first round.
+      rounds: number of rounds; the first is not counted.
+      state_dict: from a model to its weights by the names of `torch_models`.
+    """
 
-    clients = [trees.take(data.client, i) for i in range(CLIENTS)]
-    return np.stack([np.asarray(order(client)) for client in clients], axis=1)
+    network: str
+    width: int
+    norm: str
+    local: Local
+    data: FederatedDataset
+    model: ModelState
+    rounds: int
+    state_dict: Callable[[ModelState], dict[str, np.ndarray]]
+
+    @property
+    def classifier(self) -> Classifier:
+        """Of the clients."""
+        return classifier_of(self.network, self.width, self.norm)
 
 
-def run_ours(
-    classifier: Classifier, model: ModelState, data: FederatedDataset, rounds: int
-) -> tuple[list[float], ModelState]:
-    """Run the rounds by this library.
+def classifier_of(network: str, width: int, norm: str) -> Classifier:
+    """That of a case.
 
     Args:
-      classifier: of the clients.
-      model: global, before the first round.
-      data: of the clients.
-      rounds: how many.
+      network: of `networks.NETWORKS`.
+      width: of it.
+      norm: of it; one without norms ignores it.
+    """
+    norm = {} if network == "mlp" else {"norm": norm}
+    module = networks.build_classifier(network, CLASSES, width=width, **norm)
+    return Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH)
+
+
+def initial(classifier: Classifier) -> ModelState:
+    """The global model before the first round."""
+    init = jax.jit(classifier.init, static_argnums=1)
+    return init(jax.random.key(1), (SIDE, SIDE, DEPTH))
+
+
+def batch_order(case: Case) -> np.ndarray:
+    """Image numbers [rounds, clients, images] in the order in which we use them."""
+    local = case.local
+
+    @jax.jit
+    @jax.vmap
+    def order(client: Client) -> jax.Array:
+        rows, _ = training.client_rows(
+            client,
+            0,
+            case.rounds * local.steps,
+            key=prng.root(SEED),
+            batch_size=local.batch_size,
+        )
+        return rows.reshape(case.rounds, -1)
+
+    return np.asarray(order(case.data.client)).swapaxes(0, 1)
+
+
+def run_ours(case: Case, num_devices: int) -> tuple[list[float], ModelState]:
+    """Run the rounds by this library.
 
     Returns:
       Seconds of each round, and the final global model.
     """
-    algorithm = algorithms.FedAvg()
-    axis = parallel.build(data.client.size, num_devices=1)
-    placed = axis.place(data)
+    algorithm, size = algorithms.FedAvg(), case.data.client.size
+    axis = parallel.build(size, num_devices=num_devices)
     rounds_of = Rounds(
         algorithm=algorithm,
-        holdings=algorithm.holdings(classifier, CLIENTS, ()),
-        local=LOCAL,
+        holdings=algorithm.holdings(case.classifier, len(size), ()),
+        local=case.local,
         axis=axis,
         augmentation="none",
         keep_models=False,
     )
     program = jax.jit(rounds_of.run, donate_argnames="state")
-    state = jax.tree.map(jnp.copy, rounds_of.initial_state(model, KEY))
+    state = jax.tree.map(jnp.copy, rounds_of.initial_state(case.model, prng.root(SEED)))
+    placed = axis.place(case.data)
+    key, state = axis.replicate((prng.root(SEED), state))
     seconds = []
-    for number in range(rounds):
+    for number in axis.replicate(list(np.arange(case.rounds))):
         start = time.perf_counter()
-        state, _, _ = jax.block_until_ready(program(placed, KEY, state, number))
+        state, _, _ = jax.block_until_ready(program(placed, key, state, number))
         seconds.append(time.perf_counter() - start)
     return seconds, state.model
 
 
-def for_rivals(
-    model: ModelState, data: FederatedDataset, order: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What `rivals.run` takes: images are normalised as the classifier does.
-
-    Args:
-      model: global, before the first round.
-      data: of the clients.
-      order: of `batch_order`.
-    """
+def for_rivals(case: Case) -> dict[str, np.ndarray]:
+    """What `rivals.run` takes: images are normalised as the classifier does."""
+    data = case.data
     image = np.asarray(augment.to_signed(data.images.image))
     image = ((image + 1) / 2 - 0.5) / 0.25
     return {
         "image": np.ascontiguousarray(np.moveaxis(image, -1, 1)),
         "label": data.images.label,
-        "order": order,
-        **{WEIGHTS + name: value for name, value in state_dict(model).items()},
+        "order": batch_order(case),
+        **{
+            WEIGHTS + name: value for name, value in case.state_dict(case.model).items()
+        },
     }
 
 
 def run_rival(
-    environment: str, arrays: dict[str, np.ndarray], norm: str
+    environment: str, arrays: dict[str, np.ndarray], case: Case
 ) -> tuple[list[float], dict[str, np.ndarray]]:
     """Run the rounds by a rival.
 
     Args:
       environment: of `RIVALS`.
       arrays: of `for_rivals`.
-      norm: of the network.
+      case: that they are of.
 
     Returns:
       Seconds of each round, and the final weights.
@@ -132,11 +177,12 @@ def run_rival(
             "run",
             arrays,
             rival=environment,
-            norm=norm,
-            width=WIDTH,
-            batch_size=LOCAL.batch_size,
-            learning_rate=LOCAL.learning_rate,
-            weight_decay=LOCAL.weight_decay,
+            network=case.network,
+            norm=case.norm,
+            width=case.width,
+            batch_size=case.local.batch_size,
+            learning_rate=case.local.learning_rate,
+            weight_decay=case.local.weight_decay,
         )
     seconds = found.pop("seconds").tolist()
     return seconds, {n.removeprefix(WEIGHTS): value for n, value in found.items()}
@@ -167,6 +213,42 @@ def distance(a: dict, b: dict) -> float:
     return gap / max(float(np.abs(np.asarray(a[n])).max()) for n in names)
 
 
+def measure(case: Case, repeats: int) -> dict[str, dict]:
+    """Seconds of a round (their `timing.spread`) and final weights' distance, by rival.
+
+    Rivals take turns. Those whose environment is missing are left out.
+
+    Raises:
+      AssertionError: the weights of one are not those of the PyTorch loop.
+    """
+    cores = os.cpu_count() or 1
+    ours = {"mosaic_jax": 1, f"mosaic_jax, {cores} devices": cores}
+    rivals = {n: one for n, one in RIVALS.items() if environments.is_ready(one)}
+    arrays = for_rivals(case)
+    seconds: dict[str, list[float]] = {name: [] for name in (*ours, *rivals)}
+    final = {}
+    for _ in range(repeats):
+        for name, num_devices in ours.items():
+            found, model = run_ours(case, num_devices)
+            seconds[name] += found[1:]
+            final[name] = case.state_dict(model)
+        for name, environment in rivals.items():
+            found, final[name] = run_rival(environment, arrays, case)
+            seconds[name] += found[1:]
+    truth = final.get("PyTorch loop", final["mosaic_jax"])
+    gaps = {name: distance(truth, weights) for name, weights in final.items()}
+    for name, gap in gaps.items():
+        if not gap < MAX_DISTANCE:
+            raise AssertionError(f"{name}: weights differ from PyTorch's by {gap:.1e}")
+    return {
+        name: {
+            "seconds": timing.spread(values),
+            "distance_from_pytorch_loop": gaps[name],
+        }
+        for name, values in seconds.items()
+    }
+
+
 def main() -> None:
     """Measure, compare, print, save."""
     parser = argparse.ArgumentParser(
@@ -177,35 +259,24 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     args = parser.parse_args()
     launch.prepare()
-    rounds = args.rounds + 1
-    data = random_data.dataset(CLIENTS, SIZE)
-    classifier = Classifier(
-        resnet.ResNet(CLASSES, width=WIDTH, norm=args.norm),
-        (0.5,) * DEPTH,
-        (0.25,) * DEPTH,
+    parallel.make_devices(os.cpu_count() or 1)
+    case = Case(
+        network="resnet18",
+        width=WIDTH,
+        norm=args.norm,
+        local=LOCAL,
+        data=random_data.dataset(CLIENTS, STEPS * BATCH),
+        model=initial(classifier_of("resnet18", WIDTH, args.norm)),
+        rounds=args.rounds + 1,
+        state_dict=state_dict,
     )
-    init = jax.jit(classifier.init, static_argnums=1)
-    model = init(jax.random.key(1), (SIDE, SIDE, DEPTH))
-    arrays = for_rivals(model, data, batch_order(data, rounds))
-    seconds: dict[str, list[float]] = {name: [] for name in ("mosaic_jax", *RIVALS)}
-    final = {}
-    for _ in range(args.repeats):
-        found, ours = run_ours(classifier, model, data, rounds)
-        seconds["mosaic_jax"] += found[1:]
-        final["mosaic_jax"] = state_dict(ours)
-        for name, environment in RIVALS.items():
-            found, final[name] = run_rival(environment, arrays, args.norm)
-            seconds[name] += found[1:]
-    ours = timing.spread(seconds["mosaic_jax"])["median"]
-    result, rows = {}, []
-    for name, values in seconds.items():
-        found = timing.spread(values)
-        gap = distance(final["PyTorch loop"], final[name])
-        if not gap < MAX_DISTANCE:
-            raise AssertionError(f"{name}: weights differ from PyTorch's by {gap:.1e}")
-        result[name] = {"seconds": found, "distance_from_pytorch_loop": gap}
-        shown = f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
-        rows.append((name, shown, f"{ours / found['median']:.2f}", f"{gap:.1e}"))
+    result = measure(case, args.repeats)
+    ours = result["mosaic_jax"]["seconds"]["median"]
+    rows = []
+    for name, found in result.items():
+        time_, gap = found["seconds"], found["distance_from_pytorch_loop"]
+        shown = f"{time_['median']:.2f} ({time_['low']:.2f} to {time_['high']:.2f})"
+        rows.append((name, shown, f"{ours / time_['median']:.2f}", f"{gap:.1e}"))
     header = ["", "s per round", "mosaic_jax / this", "weights differ by"]
     print(timing.table(header, rows))
     timing.save(f"round_{args.norm}", result)

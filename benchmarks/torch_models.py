@@ -59,6 +59,47 @@ class ResNet18(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
+class CNN(nn.Module):
+    """Four convolutions with norms; all but the first halve the map."""
+
+    def __init__(self, width: int, norm: str = "batch", channels: int = 3) -> None:
+        super().__init__()
+        widths = [channels, *(width * 2**i for i in range(4))]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, b, 3, 2 if i else 1, 1, bias=False)
+            for i, (a, b) in enumerate(itertools.pairwise(widths))
+        )
+        self.norms = nn.ModuleList(_norm(norm, width) for width in widths[1:])
+        self.fc = nn.Linear(widths[-1], 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = functional.relu(norm(conv(x)))
+        return self.fc(x.mean((2, 3)))
+
+
+class MLP(nn.Module):
+    """Two hidden layers."""
+
+    def __init__(self, width: int, inputs: int = 3 * 32 * 32) -> None:
+        super().__init__()
+        self.hidden = nn.ModuleList([nn.Linear(inputs, width), nn.Linear(width, width)])
+        self.fc = nn.Linear(width, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.flatten(1)
+        for layer in self.hidden:
+            x = functional.relu(layer(x))
+        return self.fc(x)
+
+
+def build(network: str, width: int, norm: str) -> nn.Module:
+    """A classifier: "resnet18", "cnn" or "mlp", which has no norm."""
+    if network == "mlp":
+        return MLP(width)
+    return {"resnet18": ResNet18, "cnn": CNN}[network](width, norm)
+
+
 class Generator(nn.Module):
     """DCGAN for 32 pixels."""
 

@@ -42,8 +42,13 @@ def for_two_cores() -> config_dict.ConfigDict:
     fields = config.methods
     fields.fedprox.mu = 1.0
     fields.fedrs.alpha = 0.9
+    fields.feddf.steps = 7
+    fields.feddf.samples_per_generator = 16
     fields.dense.batch_size = 64
     fields.dense.width = 16
+    fields.coboosting.batch_size = 64
+    fields.coboosting.width = 16
+    fields.coboosting.student_learning_rate = 0.002
     fields.fedftg.iterations = 3
     fields.fedftg.width = 16
     fields.fedftg.student_steps = 2

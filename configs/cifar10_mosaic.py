@@ -3,7 +3,7 @@
     python launch.py --config configs/cifar10_mosaic.py
     python launch.py --config configs/cifar10_mosaic.py:published
 
-About 6e16 floating-point operations: meant for a GPU or TPU. Needs the archive
+About 4e16 floating-point operations: meant for a GPU or TPU. Needs the archive
 cifar-10-binary.tar.gz, downloaded when missing. No accuracy has been measured yet.
 """
 

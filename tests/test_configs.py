@@ -10,7 +10,7 @@ import pytest
 
 from mosaic_jax import server, stages
 from mosaic_jax.configs import base, cifar10_mosaic
-from mosaic_jax.core import registry, schema
+from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.data import federated, partition, sources
 from mosaic_jax.data.arrays import Arrays
 from mosaic_jax.fl import algorithms
@@ -41,8 +41,13 @@ TWO_CORES = {
     "audit.reference_steps": 100,
     "methods.fedprox.mu": 1.0,
     "methods.fedrs.alpha": 0.9,
+    "methods.feddf.steps": 7,
+    "methods.feddf.samples_per_generator": 16,
     "methods.dense.batch_size": 64,
     "methods.dense.width": 16,
+    "methods.coboosting.batch_size": 64,
+    "methods.coboosting.width": 16,
+    "methods.coboosting.student_learning_rate": 0.002,
     "methods.fedftg.iterations": 3,
     "methods.fedftg.width": 16,
     "methods.fedftg.student_steps": 2,
@@ -235,7 +240,11 @@ def test_commands_in_docstrings_name_known_variants(name):
 @pytest.mark.parametrize("config", STUDIES)
 def test_every_study_is_valid(config):
     mapping = get(config).to_dict()
-    assert schema.to_mapping(settings.from_mapping(mapping)) == mapping
+    found = schema.to_mapping(settings.from_mapping(mapping))
+    assert mapping["model"]["dtype"] == "auto"
+    assert found["model"].pop("dtype") == "float32"  # on a CPU
+    del mapping["model"]["dtype"]
+    assert found == mapping
 
 
 @pytest.mark.parametrize("name", COMPARISONS)
@@ -281,6 +290,7 @@ def test_a_method_changes_settings_as_it_changes_a_config(method):
     ("method", "expected"),
     [
         ("fedavg", ("federated", "fedavg", "none", "every_round", 1.0)),
+        ("fedavg_decay", ("federated", "fedavg", "none", "every_round", 1.0)),
         ("fedprox", ("federated", "fedprox", "none", "every_round", 1.0)),
         ("dense", ("federated", "fedavg", "dense", "once", 1.0)),
         ("dfrd+heterofl", ("federated", "heterofl", "dfrd", "every_round", 1.0)),
@@ -299,6 +309,34 @@ def test_methods(method, expected):
         study.server.when,
         study.model.rate,
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "told"),
+    [
+        ("fedavg@smallest_decay", "'@smallest_decay' must be '@smallest'"),
+        ("fedavg@largest", "'@largest' must be '@smallest'"),
+        ("mosaic_decay", "must be without '_decay'"),
+        ("dense_decay", "must be without '_decay'"),
+    ],
+)
+def test_names_of_methods_that_say_nothing(method, told):
+    study = settings.from_mapping(get("digits_mosaic").to_dict())
+    with pytest.raises(errors.ConfigError, match=re.escape(told)):
+        methods.changes(study, method)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "dfrd"])
+def test_a_decaying_method_ends_as_mosaic_does(method):
+    mosaic = settings.from_mapping(get("fashion_mnist_mosaic").to_dict())
+    plain, decaying = (
+        settings.from_mapping(get(f"baselines:fashion_mnist:{name}").to_dict())
+        for name in (method, f"{method}_decay")
+    )
+    assert decaying.finetune == mosaic.finetune
+    assert decaying.warmup == mosaic.warmup
+    assert plain.finetune.rounds == 0
+    assert [link.name for link in stages.chain(decaying)][-1] == "finetune"
 
 
 @pytest.mark.parametrize("dataset", DATASETS)

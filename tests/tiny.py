@@ -55,8 +55,13 @@ FIELDS = {
 
 
 def config(**changes):
-    """ConfigDict of the tiny study; changes as group__field=value."""
+    """ConfigDict of the tiny study; changes as group__field=value.
+
+    Without fine-tuning where `method` is "federated".
+    """
     result = digits_mosaic.get_config()
+    if changes.get("method") == "federated":
+        changes = {"finetune__rounds": 0} | changes
     fields = FIELDS | {
         name.replace("__", "."): value for name, value in changes.items()
     }

@@ -1,36 +1,52 @@
 """What `mosaic run` does once its flags are parsed."""
 
+import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import pathlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from mosaic_jax import report
 from mosaic_jax.core import errors, files
+from mosaic_jax.core import programs as traced
+from mosaic_jax.data.federated import Data, StudyData
+from mosaic_jax.fl import parallel
 from mosaic_jax.report import comparison, runs
 from mosaic_jax.run import (
+    devices,
     environment,
     estimate,
     fairness,
+    forecast,
     methods,
     processes,
     programs,
+    rehearsal,
     runner,
     settings,
     summary,
     tracking,
 )
 from mosaic_jax.run import study as studied
+from mosaic_jax.run.devices import Device
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.summary import OverSeeds, Summary
 
 _log = logging.getLogger(__name__)
+
+# Data of a seed that take the place of those that the settings name; None: none do.
+DataOf = Callable[[Data, int], StudyData | None]
+
+
+def _as_named(config: Data, seed: int) -> None:
+    del config, seed
 
 
 def run(
@@ -40,7 +56,8 @@ def run(
     reuse_from: Sequence[str] = (),
     command: Sequence[str] = (),
     of_processes: tuple[str, int, int] = ("", 1, 0),
-    dry_run: bool = False,
+    dry_run: str = "",
+    target: str = "",
 ) -> int:
     """Run a study, of one or more seeds, or a comparison of several methods.
 
@@ -50,7 +67,10 @@ def run(
       reuse_from: run directories whose finished stages may be used.
       command: by which the study was started, for the records.
       of_processes: the arguments of `processes.join`.
-      dry_run: only tell what the study would cost.
+      dry_run: only tell what the study would cost: "count", from the shapes of its
+        programs, or "measure", by running a few steps of each loop; "": run it.
+      target: with "count", the device to tell it for, see `run.devices`; "": those
+        that are here.
 
     Returns:
       The exit code: 0, 2 for a user's error, 128 + the signal that interrupted it.
@@ -58,13 +78,20 @@ def run(
     prepare()
 
     def program() -> None:
+        with _device(target, dry_run) as device:
+            program_for(device)
+
+    def program_for(device: Device | None) -> None:
         processes.join(*of_processes)
         with processes.fail_together():
+            make_devices(config)
             study = settings.from_mapping(config)
             # What each does next depends on it.
             processes.agree({"command": {"--dry_run": dry_run}})
-            if dry_run:
-                _estimate(study, workdir, reuse_from)
+            if dry_run == "measure":
+                _measure(study, workdir, reuse_from)
+            elif dry_run:
+                _forecast(study, workdir, reuse_from, device or devices.here())
             elif study.compare:
                 _compare(study, workdir, reuse_from, command)
             else:
@@ -73,6 +100,19 @@ def run(
                 _finish(*_run_all(works, workdir), workdir)
 
     return programs.exit_code(program)
+
+
+def make_devices(*configs: Mapping[str, Any]) -> None:
+    """As many as `compute.devices` asks for, before settings see which there are.
+
+    Args:
+      configs: nested settings of the studies that are about to run, not yet checked.
+    """
+    groups = [config.get("compute") for config in configs]
+    asked = [group.get("devices") for group in groups if isinstance(group, Mapping)]
+    numbers = [number for number in asked if isinstance(number, int)]
+    if numbers and not processes.several():
+        parallel.make_devices(max(numbers))
 
 
 def agree(works: Sequence[Experiment], workdir: pathlib.Path) -> None:
@@ -103,6 +143,7 @@ def studies(
     workdir: pathlib.Path,
     reuse_from: Sequence[str | pathlib.Path] = (),
     command: Sequence[str] = (),
+    data: DataOf = _as_named,
 ) -> list[Experiment]:
     """One of each seed. All are made before the first runs: errors show at once.
 
@@ -111,6 +152,7 @@ def studies(
       workdir: run directory; of several seeds each has a folder `seed_N` in it.
       reuse_from: run directories whose finished stages may be used.
       command: by which the study was started, for the records.
+      data: makes the data of a seed; None from it: those that the settings name.
 
     Raises:
       ConfigError: `workdir` holds something else, or the study contradicts itself.
@@ -128,6 +170,7 @@ def studies(
             folder,
             reuse_from=_same_seed(reuse_from, seed),
             command=command,
+            data=data(study.data, seed),
         )
         for seed, folder in folders.items()
     ]
@@ -162,24 +205,95 @@ def _compare(
         print(path)
 
 
-def _estimate(
-    study: Settings, workdir: pathlib.Path, reuse_from: Sequence[str]
-) -> None:
-    """Print what a study, each method of a comparison, would cost.
+@contextlib.contextmanager
+def _device(target: str, dry_run: str) -> Iterator[Device | None]:
+    """The device that programs are traced for in this context; None: those here.
 
-    All are made and checked before the first is tried, which takes minutes.
+    Raises:
+      ConfigError: it is not known, or the study would be run.
+    """
+    if not target:
+        # Nothing may look for devices before the processes have joined.
+        yield None
+        return
+    if dry_run != "count":
+        raise errors.ConfigError(f"--target = {target}: must come with --dry_run")
+    device = devices.find(target)
+    with traced.traced_for(devices.target(device)):
+        yield device
+
+
+def _forecast(
+    study: Settings,
+    workdir: pathlib.Path,
+    reuse_from: Sequence[str],
+    device: Device | None,
+) -> None:
+    """Print what a study, each method of a comparison, would cost, by its shapes.
+
+    Args:
+      study: settings.
+      workdir: run directory; nothing is written there.
+      reuse_from: run directories whose finished stages may be used.
+      device: that programs are traced for; None: those that are here.
+    """
+    if traced.target() is not None:
+        # It is told for one device: those of this machine say nothing of the target's.
+        compute = dataclasses.replace(study.compute, devices=1)
+        study = dataclasses.replace(study, compute=compute)
+        # What is finished here is no part of a study that runs elsewhere.
+        workdir = workdir / "elsewhere"
+
+    def tell(work: Experiment) -> None:
+        print(forecast.table(forecast.forecast(work.study, device), work.study, device))
+
+    made_up = functools.cache(rehearsal.made_up)
+    if made_up(study.data, study.seed) is not None:
+        print(
+            f"{study.data.name} is not prepared in {study.data.dir}: labels are made"
+            " up, balanced and split as configured"
+        )
+    _tell_each(study, workdir, reuse_from, tell, made_up)
+
+
+def _measure(study: Settings, workdir: pathlib.Path, reuse_from: Sequence[str]) -> None:
+    """Print what a study, each method of a comparison, would cost, by trying it."""
+
+    def tell(work: Experiment) -> None:
+        costs = estimate.estimate(work)
+        print(estimate.table(costs, work.study.num_parameters))
+
+    _tell_each(study, workdir, reuse_from, tell)
+
+
+def _tell_each(
+    study: Settings,
+    workdir: pathlib.Path,
+    reuse_from: Sequence[str],
+    tell: Callable[[Experiment], None],
+    data: DataOf = _as_named,
+) -> None:
+    """Tell the cost of a study, or of each method of a comparison.
+
+    All are made and checked before the first is told, which may take minutes.
+
+    Args:
+      study: settings.
+      workdir: run directory; nothing is written there.
+      reuse_from: run directories whose finished stages may be used.
+      tell: prints the cost of a study.
+      data: see `studies`.
     """
     if study.compare:
-        works = _studies_by_method(study, workdir, reuse_from)
+        works = _studies_by_method(study, workdir, reuse_from, data=data)
         fairness.check_fair(works)
     else:
-        works = {"": studies(study, workdir, reuse_from)}
+        works = {"": studies(study, workdir, reuse_from, data=data)}
     done = {name: seeds[0].finished() for name, seeds in works.items()}
     for name, seeds in works.items():
         if name:
             print(f"\n{name}")
-        costs = estimate.estimate(seeds[0])
-        print(estimate.table(costs, seeds[0].study.num_parameters))
+        tell(seeds[0])
         if done[name]:
             print(f"finished already: {', '.join(one.name for one in done[name])}")
         if len(seeds) > 1:
@@ -191,10 +305,13 @@ def _studies_by_method(
     workdir: pathlib.Path,
     reuse_from: Sequence[str],
     command: Sequence[str] = (),
+    data: DataOf = _as_named,
 ) -> dict[str, list[Experiment]]:
     """The studies of each method of a comparison, one per seed."""
     return {
-        name: studies(study_of_method(study, name), workdir / name, reuse_from, command)
+        name: studies(
+            study_of_method(study, name), workdir / name, reuse_from, command, data
+        )
         for name in _compared(study)
     }
 

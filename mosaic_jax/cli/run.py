@@ -99,6 +99,7 @@ def _run(given: flags.FlagValues, words: Sequence[str]) -> int:
         reuse_from=given.reuse_from,
         command=sys.argv,
         dry_run=given.dry_run,
+        target=given.target,
         of_processes=(given.coordinator, given.num_processes, given.process_id),
     )
 
@@ -114,10 +115,19 @@ def _defined(found: flags.FlagValues) -> flags.FlagValues:
         "Run directory whose finished stages may be used.",
         flag_values=found,
     )
-    flags.DEFINE_bool(
-        "dry_run",
-        False,
-        "Only tell what the study would cost, by a few steps of each.",
+    flags.DEFINE_flag(
+        _DryRun(
+            "dry_run",
+            "Only tell what the study would cost, at once by the shapes of its"
+            " programs; --dry_run=measure: by a few steps of each loop.",
+        ),
+        flag_values=found,
+    )
+    flags.DEFINE_string(
+        "target",
+        "",
+        "With --dry_run: the device to tell it for, such as h100 or v5e; by default"
+        " those of this machine.",
         flag_values=found,
     )
     flags.DEFINE_string(
@@ -129,6 +139,26 @@ def _defined(found: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_integer("num_processes", 1, "Processes in all.", flag_values=found)
     flags.DEFINE_integer("process_id", 0, "Of this one, from 0.", flag_values=found)
     return found
+
+
+class _HowToTell(flags.ArgumentParser):
+    """Values of --dry_run: none, or how."""
+
+    syntactic_help = "[measure]"
+
+    def parse(self, argument: str) -> str:
+        """The word for `launch.run`: "" for --nodry_run, "count" for no value."""
+        known = {"": "", "false": "", "true": "count", "measure": "measure"}
+        if argument not in known:
+            raise ValueError("must be measure, or no value")
+        return known[argument]
+
+
+class _DryRun(flags.Flag):
+    """A flag that needs no value."""
+
+    def __init__(self, name: str, help_text: str) -> None:
+        super().__init__(_HowToTell(), None, name, "", help_text, boolean=True)
 
 
 def _without_config(words: Sequence[str]) -> list[str]:

@@ -49,6 +49,7 @@ class Sweep:
         Raises:
           MosaicError: a cell's settings or data are wrong.
         """
+        launch.make_devices(*self.cells.values())
         return {
             name: launch.studies(settings.from_mapping(config), self.workdir / name)
             for name, config in self.cells.items()

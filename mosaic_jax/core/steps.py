@@ -15,6 +15,10 @@ Chunk = Callable[[Tree, Tree, Any, Any], tuple[Tree, dict[str, Any]]]
 # A stage in progress: yields `Steps`, is sent their final states, returns its outcome.
 Run = Generator["Steps", Tree, Any]
 
+# Scope of the loops over training steps: what is told of a program, traced or compiled,
+# names them by it.
+TRAINING = "training"
+
 # Metrics of a chunk that are not plotted: where training stopped being finite.
 DIVERGED_STEP, DIVERGED_CLIENT = "diverged_step", "diverged_client"
 
@@ -51,6 +55,24 @@ class Steps:
     layout: str = ""
 
 
+def train(
+    first: int | Array,
+    end: int | Array,
+    body: Callable[[Array, Tree], Tree],
+    start: Tree,
+) -> Tree:
+    """`jax.lax.fori_loop` over training steps, which costs are told of by the step.
+
+    Args:
+      first: [] int32, number of the first step.
+      end: [] int32, number after the last step.
+      body: `body(step, state) -> state`.
+      start: state before step `first`.
+    """
+    with jax.named_scope(TRAINING):
+        return jax.lax.fori_loop(first, end, body, start)
+
+
 def repeat(
     body: Callable[[Array, Tree], tuple[Tree, dict[str, Array]]],
     state: Tree,
@@ -74,6 +96,7 @@ def repeat(
       [] int32: the first step with metrics that are not finite, else -1. If `body`
       reports `DIVERGED_CLIENT`, that of this step is kept.
     """
+    body = jax.jit(body, inline=True)  # traced once for its shapes and for the loop
     shapes = jax.eval_shape(body, first, state)[1]
     zeros = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in shapes.items()}
     nowhere = jnp.full((), -1, jnp.int32)
@@ -93,9 +116,7 @@ def repeat(
             found = trees.add(metrics, found)
         return state, found, at, client
 
-    state, metrics, at, client = jax.lax.fori_loop(
-        first, end, one, (state, zeros, nowhere, client)
-    )
+    state, metrics, at, client = train(first, end, one, (state, zeros, nowhere, client))
     if mean:
         metrics = jax.tree.map(lambda total: total / (end - first), metrics)
     at = jnp.where((at < 0) & ~trees.all_finite(state), end - 1, at)

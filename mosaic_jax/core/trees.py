@@ -43,6 +43,21 @@ def broadcast(tree: Tree, size: int) -> Tree:
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (size, *leaf.shape)), tree)
 
 
+@jax.custom_batching.custom_vmap
+def any_entry(flag: Array) -> Array:
+    """Whether `flag` [] holds for any of the entries that `vmap` runs together.
+
+    The result is the same for all of them, so that a `lax.cond` on it stays a branch.
+    """
+    return flag
+
+
+@any_entry.def_vmap
+def _(count: int, batched: list[bool], flag: Array) -> tuple[Array, bool]:
+    del count, batched
+    return any_entry(jnp.any(flag, axis=0)), False
+
+
 def zeros(shapes: Tree) -> Tree:
     """Zeros with the shapes and types of the leaves of `shapes`."""
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

@@ -90,12 +90,14 @@ class Teachers(Struct):
 
     `client_model` [m, ...] are their models, `label_count` int [m, K] the labels that
     they trained on, and `number` int32 [m] identifies them: a loop over clients goes in
-    its order.
+    its order. `generators` are a `Generators` of all clients, for methods that ask for
+    them, else empty.
     """
 
     client_model: ModelState
     label_count: Array
     number: Array
+    generators: Tree = ()
 
 
 class GeneratorState(Struct):
@@ -122,6 +124,28 @@ class DenseState(Struct):
     image: Array
     count: Array
     opt_state: Tree
+
+
+class CoBoostingState(Struct):
+    """State of Co-Boosting.
+
+    `image` uint8 [P, B, H, W, D] and `label` int32 [P, B] are the pool of synthetic
+    batches, `count` int32 [] the number of batches made so far, `weight` float32 [C]
+    those of the clients in the teacher, `opt_state` that of the student's optimiser.
+    """
+
+    image: Array
+    label: Array
+    count: Array
+    weight: Array
+    opt_state: Tree
+
+
+class FedGenState(Struct):
+    """State of FedGen: its generator of features, and the shares of the classes [K]."""
+
+    generator: GeneratorState
+    share: Array
 
 
 class ServerState(Struct):
@@ -154,11 +178,14 @@ class ClientModels(Struct):
 
 
 class GanState(Struct):
-    """Training state of a client's GAN; `average` is the generator's running mean."""
+    """Training state of a client's GAN.
+
+    `average` is the generator's running mean, () where none is kept.
+    """
 
     generator: ModelState
     discriminator: ModelState
-    average: ModelState
+    average: Tree
     generator_opt: Tree
     discriminator_opt: Tree
 

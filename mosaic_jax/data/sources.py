@@ -27,12 +27,15 @@ class Source:
       info: its properties; None: they are measured on the data.
       read: `read(directory)` returns the data or raises DataError.
       tfds: its name in TensorFlow Datasets, "" if it is not there.
+      num_images: of its training and its test set; (0, 0) where it takes no time to
+        read, or where nothing is known before it is read.
       needs_files: whether a set without `info` needs its `directory` to exist.
     """
 
     info: Info | None
     read: Callable[[pathlib.Path], Arrays]
     tfds: str = ""
+    num_images: tuple[int, int] = (0, 0)
     needs_files: bool = True
 
 
@@ -45,14 +48,20 @@ SOURCES: Registry[Source] = Registry(
     "data.name",
     {
         "digits": Source(Info(10, 16, 1, (0.3053,), (0.3334,), "none"), readers.digits),
-        "mnist": Source(Info(10, 32, 3, *_GREY, "none"), readers.mnist, "mnist"),
+        "mnist": Source(
+            Info(10, 32, 3, *_GREY, "none"), readers.mnist, "mnist", (60_000, 10_000)
+        ),
         "fashion_mnist": Source(
-            Info(10, 32, 3, *_GREY, "none"), readers.fashion_mnist, "fashion_mnist"
+            Info(10, 32, 3, *_GREY, "none"),
+            readers.fashion_mnist,
+            "fashion_mnist",
+            (60_000, 10_000),
         ),
         "svhn": Source(
             Info(10, 32, 3, (0.5,) * 3, (0.5,) * 3, "crop_flip"),
             readers.svhn,
             "svhn_cropped",
+            (73_257, 26_032),
         ),
         "cifar10": Source(
             Info(
@@ -65,18 +74,24 @@ SOURCES: Registry[Source] = Registry(
             ),
             readers.cifar10,
             "cifar10",
+            (50_000, 10_000),
         ),
         "cifar100": Source(
             Info(100, 32, 3, *_CIFAR100_MOMENTS, "crop_flip"),
             readers.cifar100,
             "cifar100",
+            (50_000, 10_000),
         ),
         "tiny_imagenet": Source(
             Info(200, 32, 3, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "crop_flip"),
             readers.tiny_imagenet,
+            num_images=(100_000, 10_000),
         ),
         "food101": Source(
-            Info(101, 32, 3, *_CIFAR100_MOMENTS, "none"), readers.food101, "food101"
+            Info(101, 32, 3, *_CIFAR100_MOMENTS, "none"),
+            readers.food101,
+            "food101",
+            (75_750, 25_250),
         ),
         "folder": Source(None, own.folder),
         "npz": Source(None, own.npz),
@@ -111,7 +126,7 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
         check(name, info, arrays)
         return info, arrays
     info = source.info
-    cache = directory / "cache" / f"{name}_{info.image_size}.npz"
+    cache = _cache(name, info, directory)
     # A damaged cache may raise anything; it is then written again.
     with contextlib.suppress(Exception):
         arrays = Arrays(**formats.read_npz(cache, _FIELDS))
@@ -122,6 +137,20 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
     check(name, info, arrays)
     _write_cache(cache, arrays)
     return info, arrays
+
+
+def is_at_hand(name: str, directory: str | pathlib.Path) -> bool:
+    """Whether `load` reads or makes the data set `name` without unpacking files first.
+
+    Raises:
+      ConfigError: there is no such data set.
+    """
+    source, directory = SOURCES.find(name), pathlib.Path(directory).expanduser()
+    if not isinstance(source, Source) or not any(source.num_images):
+        return True
+    assert source.info is not None  # the number of images is known
+    cached = _cache(name, source.info, directory).exists()
+    return cached or bool(source.tfds and _prepared(directory, source.tfds))
 
 
 def check(name: str, info: Info, arrays: Arrays) -> None:
@@ -182,6 +211,11 @@ def _of_user(
         return found
 
     return read
+
+
+def _cache(name: str, info: Info, directory: pathlib.Path) -> pathlib.Path:
+    """The file of a data set's arrays."""
+    return directory / "cache" / f"{name}_{info.image_size}.npz"
 
 
 def _write_cache(path: pathlib.Path, arrays: Arrays) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import prng, trees
+from mosaic_jax.core import errors, prng, steps, trees
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Struct, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.nn.classifier import Classifier
@@ -45,6 +45,7 @@ class Turn(Struct):
       number: int32 [] of the round, over the study.
       key: of all rounds of the study; fold in what it is for, the round, the client.
       local: the SGD of these rounds: number of steps, learning rate.
+      lesson: what training on the server sends along, of methods that do, else {}.
     """
 
     model: ModelState
@@ -54,6 +55,7 @@ class Turn(Struct):
     number: Array
     key: Array
     local: training.Local = flax.struct.field(pytree_node=False)
+    lesson: Tree = flax.struct.field(default_factory=dict)
 
 
 class Result(Struct):
@@ -132,7 +134,7 @@ def run(
         return inner, total + loss
 
     start = (program.init(turn), jnp.zeros(()))
-    carry, total = jax.lax.fori_loop(0, num_steps, body, start)
+    carry, total = steps.train(0, num_steps, body, start)
     loss = total / jnp.maximum(num_steps, 1)
     return program.final(turn, carry, loss), loss
 
@@ -163,11 +165,14 @@ class LocalSGD(ClientProgram):
       classifier: that the client trains.
       algorithm: whose hooks are called.
       local: learning rate and weight decay.
+      taught: from parameters and what is seen to a scalar that is added to the loss,
+        by training on the server that teaches clients; None: there is none.
     """
 
     classifier: Classifier
     algorithm: "Hooks"
     local: training.Local
+    taught: Callable[[Tree, Seen], Array] | None = None
 
     def init(self, turn: Turn) -> Tree:
         """The model that the client starts from, and the optimiser's state."""
@@ -194,6 +199,12 @@ class LocalSGD(ClientProgram):
         def seen(features: Array) -> Seen:
             return Seen(turn, batch, features, step, key)
 
+        def penalty(params: Tree, features: Array) -> Array:
+            added = self.algorithm.penalty(params, seen(features))
+            if self.taught is not None:
+                added += self.taught(params, seen(features))
+            return added
+
         model, opt_state = carry
         model, opt_state, loss = training.sgd_step(
             self.classifier,
@@ -204,9 +215,7 @@ class LocalSGD(ClientProgram):
             adjust_logits=lambda logits, features: self.algorithm.logits(
                 logits, seen(features)
             ),
-            penalty=lambda params, features: self.algorithm.penalty(
-                params, seen(features)
-            ),
+            penalty=penalty,
         )
         return (model, opt_state), loss
 
@@ -248,6 +257,26 @@ class LocalSGD(ClientProgram):
     @property
     def _tx(self) -> optax.GradientTransformation:
         return training.sgd(self.local.learning_rate, self.local.weight_decay)
+
+
+def with_lesson(
+    program: ClientProgram, penalty: Callable[[Tree, Seen], Array]
+) -> LocalSGD:
+    """Local SGD of a client that training on the server teaches.
+
+    Args:
+      program: of the client.
+      penalty: from parameters and what is seen to what is added to the loss, [].
+
+    Raises:
+      ConfigError: the client does something else.
+    """
+    if not isinstance(program, LocalSGD):
+        raise errors.ConfigError(
+            f"init.method: clients run {type(program).__name__}: must run LocalSGD for"
+            " a server.method that teaches them"
+        )
+    return dataclasses.replace(program, taught=penalty)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng
+from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.types import Array, GanState, ModelState, Tree
 from mosaic_jax.data import augment
@@ -62,7 +62,7 @@ class Gan:
         return GanState(
             generator=generator,
             discriminator=discriminator,
-            average=generator,
+            average=generator if self.ema_decay else (),
             generator_opt=self.tx.init(generator.params),
             discriminator_opt=self.tx.init(discriminator.params),
         )
@@ -136,11 +136,11 @@ class Gan:
         )
         params = optax.apply_updates(generator.params, update)
         generator = generator.replace(params=params)
-        average = jax.tree.map(
-            lambda old, new: self.ema_decay * old + (1 - self.ema_decay) * new,
-            state.average,
-            generator,
-        )
+        average, kept = state.average, self.ema_decay
+        if kept:
+            average = jax.tree.map(
+                lambda old, new: kept * old + (1 - kept) * new, average, generator
+            )
         state = GanState(
             generator, discriminator, average, generator_opt, discriminator_opt
         )
@@ -162,11 +162,11 @@ class Gan:
             flops.count(judge, state.discriminator, image),
         )
 
-    def step_flops(self, image_shape: tuple[int, int, int]) -> float:
-        """FLOPs of `step` per image (H, W, D) of its batch."""
+    def step_flops(self, image_shape: tuple[int, int, int], *, inverts: bool) -> float:
+        """FLOPs of `step` per image (H, W, D) of a client's batch; see `step`."""
         generator, discriminator = self.flops(image_shape)
         shaping = self.entropy_weight or self.diversity_weight
-        judges = bool(shaping) + bool(self.inversion_weight)
+        judges = bool(shaping) + bool(inverts and self.inversion_weight)
         # Real and generated images train the discriminator; then the gradient for the
         # generator passes through the discriminator and the classifiers.
         return (
@@ -235,9 +235,23 @@ class Gan:
             loss += self.entropy_weight * metrics["entropy"]
             loss += self.diversity_weight * metrics["diversity"]
         if self.inversion_weight:
-            _, moments = self.classifier.logits_and_moments(statistics, image)
-            distance = losses.statistics_distance(moments, statistics.batch_stats)
-            metrics["inversion"] = jnp.where(inverts, distance, 0)
+
+            def distance(image: Array) -> Array:
+                _, moments = self.classifier.logits_and_moments(statistics, image)
+                return losses.statistics_distance(moments, statistics.batch_stats)
+
+            # Where none of the clients that run together inverts, none computes it. The
+            # gradient is computed within the branch, so that no branch has to hand on
+            # what a later gradient would need.
+            here = jax.lax.stop_gradient(image)
+            found, gradient = jax.lax.cond(
+                trees.any_entry(inverts),
+                jax.value_and_grad(distance),
+                lambda image: (jnp.zeros(()), jnp.zeros_like(image)),
+                here,
+            )
+            found += jnp.vdot(gradient, image - here)
+            metrics["inversion"] = jnp.where(inverts, found, 0)
             loss += self.inversion_weight * metrics["inversion"]
         return loss, metrics
 

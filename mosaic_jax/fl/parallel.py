@@ -8,17 +8,25 @@ and one group after the other, so that the memory in use is that of one group. T
 layout changes results by rounding only.
 """
 
+import contextlib
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+)
 
-from mosaic_jax.core import errors, trees
+from mosaic_jax.core import errors, programs, trees
 from mosaic_jax.core.types import Array, FederatedDataset, LabelledImages, Tree
 from mosaic_jax.fl import schedule
 
@@ -165,7 +173,7 @@ class ClientAxis:
 
             run = jax.shard_map(
                 summed,
-                mesh=self.mesh,
+                mesh=self._traced_mesh,
                 in_specs=(split, whole, split),
                 out_specs=(split, whole),
                 check_vma=False,
@@ -178,7 +186,8 @@ class ClientAxis:
         if self.num_devices > 1:
             # On every device, as by `replicate`: inputs and outputs of programs have
             # the same layout, so it compiles once, and every process can read them.
-            each = jax.lax.with_sharding_constraint(each, self._sharding())
+            everywhere = NamedSharding(self._traced_mesh, PartitionSpec())
+            each = jax.lax.with_sharding_constraint(each, everywhere)
         return each, total
 
     def place(self, data: FederatedDataset, *, whole: bool = False) -> FederatedDataset:
@@ -243,6 +252,11 @@ class ClientAxis:
 
         return jax.tree.map(put, tree)
 
+    @property
+    def _traced_mesh(self) -> Mesh | AbstractMesh:
+        """That of programs: without devices where they are compiled for others."""
+        return self.mesh if programs.target() is None else self.mesh.abstract_mesh
+
     def _sharding(self, *axes: str) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec(*axes))
 
@@ -264,6 +278,9 @@ def _run_groups(
         lambda leaf: leaf.reshape(count, at_once, *leaf.shape[1:]), (args, live)
     )
 
+    # Traced once for its shapes and for the loop.
+    group = jax.jit(group, inline=True)
+
     def body(total: Tree, entry: Tree) -> tuple[Tree, Tree]:
         each, summand = group(*entry)
         return jax.tree.map(jnp.add, total, summand), each
@@ -281,7 +298,9 @@ def _run_pieces(
     (state, rest), (pieces, placed) = args, placed
     client, first, count = pieces.client[0], pieces.first[0], pieces.count[0]
 
-    def work(i: int | Array, args: Tree) -> tuple[Tree, Tree]:
+    # Traced once for its shapes and for the loop.
+    @functools.partial(jax.jit, inline=True)
+    def work(i: Array, args: Tree) -> tuple[Tree, Tree]:
         """Run piece `i` on all lanes: their new states and summed metrics."""
         lanes, lane_rest = trees.take(args, jnp.maximum(client[i], 0))
         lanes, metrics = _batched(
@@ -302,7 +321,7 @@ def _run_pieces(
         )
         return state, trees.add(total, metrics)
 
-    zero = trees.zeros(jax.eval_shape(lambda args: work(0, args)[1], args))
+    zero = trees.zeros(jax.eval_shape(work, 0, args)[1])
     return jax.lax.fori_loop(0, len(count), piece, (state, zero))
 
 
@@ -333,7 +352,7 @@ def expert_map(function: Callable[..., Tree], *args: Tree) -> Tree:
     Accelerators run a few entries at once, CPUs one after the other, so that a hundred
     experts take the memory of a few.
     """
-    if jax.default_backend() == "cpu":
+    if programs.platform() == "cpu":
         return jax.lax.map(lambda entry: function(*entry), args)
     return jax.lax.map(
         lambda entry: function(*entry), args, batch_size=_EXPERTS_AT_ONCE
@@ -356,10 +375,22 @@ def build(size: np.ndarray, *, at_once: int = 0, num_devices: int = 0) -> Client
     mesh = Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
     each = -(-len(size) // len(devices))
     if not at_once:
-        at_once = 1 if devices[0].platform == "cpu" else each
+        at_once = 1 if programs.platform() == "cpu" else each
     at_once = schedule.balanced(each, at_once)
     slots = schedule.deal(size, len(devices), -(-each // at_once) * at_once)
     return ClientAxis(mesh, slots, at_once)
+
+
+def make_devices(num_devices: int) -> None:
+    """Have so many devices made of the cores of a CPU, where there are no others.
+
+    Each runs clients of its own, which keeps cores busy whose share of one client's
+    operations is too small for them. Nothing happens where devices are in use already,
+    or there are fewer cores.
+    """
+    if 1 < num_devices <= (os.cpu_count() or 1):
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", num_devices)
 
 
 def first_devices(num_devices: int) -> list[Any]:

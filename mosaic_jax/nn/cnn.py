@@ -33,7 +33,8 @@ class CNN(nn.Module):
             conv(width, 3, 1 if i == 0 else 2, lowering=self.lowering)
             for i, width in enumerate(kept)
         ]
-        self.norms = [NORMS[self.norm](input_scale=self.scale) for _ in kept]
+        norm = NORMS[self.norm]
+        self.norms = [norm(input_scale=self.scale, slope=0.0) for _ in kept]
         self.fc = Linear(self.num_classes)
 
     @property
@@ -63,7 +64,7 @@ class CNN(nn.Module):
         """
         x = x.astype(self.dtype)
         for conv_, norm in zip(self.convs, self.norms, strict=True):
-            x = nn.relu(norm(conv_(x), train=train, mask=mask))
+            x = norm(conv_(x), train=train, mask=mask)
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))
 
     def head(self, features: Array) -> Array:

@@ -29,11 +29,11 @@ class _Upsampled(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
-        x = batch_norm()(x, train=train)
+        x = batch_norm(None)(x, train=train)
         for width in (2 * self.width, self.width):
             x = x.repeat(2, axis=1).repeat(2, axis=2)
             x = Conv(width, 3, 1, 1, NORMAL, self.lowering)(x)
-            x = nn.leaky_relu(batch_norm()(x, train=train), 0.2)
+            x = batch_norm(0.2)(x, train=train)
         x = Conv(self.channels, 3, 1, 1, NORMAL, self.lowering)(x)
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         return x + shapes.last(bias, x.ndim)
@@ -117,7 +117,7 @@ class DFRDGenerator(nn.Module):
             ConvTranspose(width, 4, 2, 1, NORMAL, self.lowering)
             for width in [*widths[1:], self.channels]
         ]
-        self.norms = [batch_norm() for _ in widths[1:]]
+        self.norms = [batch_norm(0.0) for _ in widths[1:]]
 
     def merge(self, z: Array, label: Array) -> Array:
         """Noise `z` [B, nz] times the embedding of `label` [B]."""
@@ -137,5 +137,5 @@ class DFRDGenerator(nn.Module):
         merged = self.merge(z, label)
         x = nn.relu(self.convs[0](merged[:, None, None, :]))
         for conv, norm in zip(self.convs[1:-1], self.norms, strict=True):
-            x = nn.relu(norm(conv(x), train=train))
+            x = norm(conv(x), train=train)
         return jnp.tanh(self.convs[-1](x)), merged

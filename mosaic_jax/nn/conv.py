@@ -1,16 +1,19 @@
 """Convolutions that stay fast when every client has its own kernels.
 
-Two things make a plain convolution slow here. Under `vmap` over kernels XLA lowers it
-to a grouped one. And on CPUs the gradient convolutions of automatic differentiation,
-whose operands are transposed, miss the fast kernels inside a loop (20 to 90 times
-slower). So convolutions are built from three linear maps, each written in a form that
-XLA has a fast kernel for, each with its own rule for `vmap`:
+A plain convolution is slow here in three ways. Under `vmap` over kernels XLA lowers it
+to a grouped one, which CPUs have no fast kernel for. On accelerators a grouped one is
+right, but what `vmap` makes of its gradient in the kernel has kernels as large as the
+maps. And on CPUs the gradient convolutions of automatic differentiation, whose operands
+are transposed, miss the fast kernels inside a loop (20 to 90 times slower). So
+convolutions are built from three linear maps, each written in a form that XLA has a
+fast kernel for, each with its own rule for `vmap`:
 
     forward    (x, kernel) -> y
     on_input   (g, kernel) -> x     the transpose in x: gradient, and ConvTranspose
     on_kernel  (x, g) -> kernel     the transpose in the kernel
 
-docs/performance.md has what was tried and measured.
+The rule makes one program of any number of clients: it does not grow with them.
+docs/performance.md has what was tried, measured on CPUs and counted for accelerators.
 """
 
 import dataclasses
@@ -20,8 +23,10 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
+from mosaic_jax.core import flops, programs
 from mosaic_jax.core.types import Array
 
 LOWERINGS = ("auto", "grouped", "dense", "patches")
@@ -30,9 +35,9 @@ Initializer = Callable[..., Array]
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 # Patches of so many bytes stay in a core's share of the cache (measured).
 _TILE_BYTES = 5_000_000
-# On smaller maps one matrix product over all clients fills an accelerator better than
-# a convolution per client; an estimate from the number of thread blocks.
-_SMALL_MAP = 64
+# Numbers in a vector of a CPU: pixels of half as many, or fewer, are put together
+# (measured).
+_VECTOR = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +49,11 @@ class Geometry:
       size: side length of the square kernel.
       stride: in both directions.
       padding: zeros on each side.
-      lowering: one of `LOWERINGS`: "grouped" leaves `vmap` to XLA, "dense" runs one
-        dense convolution per kernel, "patches" multiplies matrices of patches, "auto"
-        is the fastest measured for the backend and the shape.
+      lowering: one of `LOWERINGS`, what `vmap` over kernels makes of it: "grouped" is
+        one grouped convolution, "dense" one dense convolution after the other,
+        "patches" a batched product of matrices of patches; "auto" is the first on
+        accelerators and the second on CPUs.
+      platform: of the devices that it is for, see `programs.platform`.
     """
 
     side: tuple[int, int]
@@ -54,6 +61,12 @@ class Geometry:
     stride: int
     padding: int
     lowering: str
+    platform: str
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it is for CPUs."""
+        return self.platform == "cpu"
 
     @property
     def out(self) -> tuple[int, int]:
@@ -79,7 +92,8 @@ def convolve(
       [B, (H + 2 padding - k) // stride + 1, likewise for W, O].
     """
     height, width = x.shape[1:3]
-    geometry = Geometry((height, width), len(kernel), stride, padding, lowering)
+    form = lowering, programs.platform()
+    geometry = Geometry((height, width), len(kernel), stride, padding, *form)
     return _linear(False, geometry, x, kernel)
 
 
@@ -100,7 +114,8 @@ def convolve_transpose(
     """
     reach = len(kernel) - 2 * padding
     height, width = ((n - 1) * stride + reach for n in x.shape[1:3])
-    geometry = Geometry((height, width), len(kernel), stride, padding, lowering)
+    form = lowering, programs.platform()
+    geometry = Geometry((height, width), len(kernel), stride, padding, *form)
     return _linear(True, geometry, x, kernel)
 
 
@@ -131,7 +146,7 @@ def _op(
 ) -> Callable[..., jax.Array]:
     """`function(geometry, a, b)` of two arrays, with the rule for `vmap`."""
     plain = functools.partial(function, geometry)
-    if geometry.lowering in ("grouped", "patches"):
+    if geometry.lowering == "patches":
         return plain
     op = jax.custom_batching.custom_vmap(plain)
 
@@ -145,57 +160,107 @@ def _op(
             v if has else jnp.broadcast_to(v, (count, *v.shape))
             for v, has in zip((a, b), batched, strict=True)
         )
-        if _on_cpu():
+        if geometry.lowering == "dense" or (
+            geometry.lowering == "auto" and geometry.on_cpu
+        ):
             return lax.map(lambda pair: op(*pair), (a, b)), True
-        if geometry.lowering == "auto" and geometry.out[0] ** 2 <= _SMALL_MAP:
-            by_patches = dataclasses.replace(geometry, lowering="patches")
-            return jax.vmap(_op(function, by_patches))(a, b), True
-        return jnp.stack([op(a[i], b[i]) for i in range(count)]), True
+        if geometry.out == (1, 1):
+            return jax.vmap(plain)(a, b), True
+        return _grouped(function, geometry, a, b), True
 
     return op
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def _grouped(
+    function: Callable[..., jax.Array], geometry: Geometry, a: jax.Array, b: jax.Array
+) -> jax.Array:
+    """`function` of each pair of entries of `a` and `b`, as one grouped convolution.
+
+    Clients lie next to the channels, [B, H, W, G C], in all of them, so that nothing is
+    moved between one layer and the next.
+    """
+    groups = len(a)
+
+    def fold(x: jax.Array) -> jax.Array:
+        """[G, ..., C] to [..., G C]."""
+        x = jnp.moveaxis(x, 0, -2)
+        return x.reshape(*x.shape[:-2], -1)
+
+    def unfold(x: jax.Array) -> jax.Array:
+        """[..., G C] to [G, ..., C]."""
+        x = x.reshape(*x.shape[:-1], groups, -1)
+        return jnp.moveaxis(x, -2, 0)
+
+    pads = [(geometry.padding,) * 2] * 2
+    if function is _forward:
+        return unfold(_native(fold(a), fold(b), geometry.stride, pads, groups))
+    # Behind barriers the layout of kernels, and of gradients in them, is changed apart
+    # from the optimiser's update, which can then be made in place.
+    if function is _on_input:
+        kernel = lax.optimization_barrier(b).swapaxes(3, 4)
+        return unfold(_by_phases(geometry, fold(a), fold(kernel), groups))
+    x, g = fold(a), fold(b)
+    kernel = jax.ShapeDtypeStruct(
+        (geometry.size, geometry.size, a.shape[-1], g.shape[-1]), g.dtype
+    )
+    transpose = jax.linear_transpose(
+        lambda kernel: _native(x, kernel, geometry.stride, pads, groups), kernel
+    )
+    return lax.optimization_barrier(unfold(transpose(g)[0]))
 
 
 def _by_patches(geometry: Geometry) -> bool:
     if geometry.lowering == "patches" or geometry.size == 1 or geometry.out == (1, 1):
         return True
     # On CPUs one matrix product is faster for maps of two rows as well (measured).
-    return _on_cpu() and max(geometry.out) <= 2
+    return geometry.on_cpu and max(geometry.out) <= 2
 
 
-def _native(x: jax.Array, kernel: jax.Array, stride: int, pads: list) -> jax.Array:
+def _native(
+    x: jax.Array, kernel: jax.Array, stride: int, pads: list, groups: int = 1
+) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS
+        x,
+        kernel,
+        (stride, stride),
+        pads,
+        dimension_numbers=_DIMENSIONS,
+        feature_group_count=groups,
     )
 
 
 def _forward(geometry: Geometry, x: jax.Array, kernel: jax.Array) -> jax.Array:
     if _by_patches(geometry):
         return _patches(geometry, x) @ kernel.reshape(-1, kernel.shape[-1])
+    if _narrow(geometry, kernel.shape[3]):
+        stride, low = geometry.stride, geometry.padding
+        return _product(x, kernel, stride, low, geometry.out)
     pads = [(geometry.padding,) * 2] * 2
     return _native(x, kernel, geometry.stride, pads)
 
 
 def _on_input(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
-    if _on_cpu() and not _by_patches(geometry):
-        return _by_phases(geometry, g, kernel)
+    if _narrow(geometry, kernel.shape[2]):
+        return _phases_at_once(geometry, g, kernel)
+    if geometry.on_cpu and not _by_patches(geometry):
+        return _by_phases(geometry, g, kernel.swapaxes(2, 3))
     shape = (len(g), *geometry.side, kernel.shape[2])
     x = jax.ShapeDtypeStruct(shape, g.dtype)
     return jax.linear_transpose(lambda x: _forward(geometry, x, kernel), x)(g)[0]
 
 
-def _by_phases(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
+def _by_phases(
+    geometry: Geometry, g: jax.Array, kernel: jax.Array, groups: int = 1
+) -> jax.Array:
     """`_on_input` as stride^2 convolutions, one for each position modulo the stride.
+
+    The kernel's input and output are swapped: [k, k, O, groups I].
 
     Output rows stride * m + r see only the taps t = r + padding (mod stride), row
     m - (t - r - padding) / stride of `g` each: a convolution of stride 1.
     """
     stride = geometry.stride
     sizes = [-(-side // stride) for side in geometry.side]
-    kernel = kernel.swapaxes(2, 3)
 
     def taps(phase: int, length: int, count: int) -> tuple[range, tuple[int, int]]:
         """The taps of a phase, and the padding that they need."""
@@ -214,7 +279,7 @@ def _by_phases(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array
         if not rows or not columns:
             return jnp.zeros((len(g), *sizes, kernel.shape[-1]), g.dtype)
         taken = kernel[rows[0] :: stride, columns[0] :: stride][::-1, ::-1]
-        return _native(g, taken, 1, [high, wide])
+        return _native(g, taken, 1, [high, wide], groups)
 
     if stride == 1:
         return one(0, 0)
@@ -229,7 +294,8 @@ def _by_phases(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array
 
 def _on_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     shape = (geometry.size, geometry.size, x.shape[-1], g.shape[-1])
-    if not _on_cpu() and not _by_patches(geometry):
+    narrow = geometry.stride == 1 and _narrow(geometry, g.shape[-1])
+    if narrow or not (geometry.on_cpu or _by_patches(geometry)):
         kernel = jax.ShapeDtypeStruct(shape, g.dtype)
         transpose = jax.linear_transpose(lambda k: _forward(geometry, x, k), kernel)
         return transpose(g)[0]
@@ -259,7 +325,7 @@ def _tile(geometry: Geometry, x: jax.Array) -> int:
     height, width = geometry.out
     each = height * width * geometry.size**2 * x.shape[-1] * x.dtype.itemsize
     tile = len(x)
-    while tile % 2 == 0 and tile * each > _TILE_BYTES and _on_cpu():
+    while tile % 2 == 0 and tile * each > _TILE_BYTES and geometry.on_cpu:
         tile //= 2
     return tile
 
@@ -277,6 +343,77 @@ def _patches(geometry: Geometry, x: jax.Array) -> jax.Array:
 
     shifts = [shifted(i, j) for i in range(size) for j in range(size)]
     return shifts[0] if size == 1 else jnp.concatenate(shifts, axis=-1)
+
+
+def _narrow(geometry: Geometry, channels: int) -> bool:
+    """Whether results of so few `channels` are worth a product of their own on CPUs."""
+    if geometry.lowering != "auto" or _by_patches(geometry) or flops.counting():
+        return False
+    return geometry.on_cpu and 2 * channels <= _VECTOR
+
+
+def _product(
+    x: jax.Array, kernel: jax.Array, stride: int, low: int, out: tuple[int, int]
+) -> jax.Array:
+    """Cross-correlation as one matrix product, for results of few channels.
+
+    At stride 1 as many neighbours in a row as fill a vector make a block. They share a
+    window of `x`, little larger than that of one pixel, and the kernel stands at the
+    place of each of them, among zeros.
+
+    Args:
+      x: [B, H, W, I].
+      kernel: [k, k, I, O].
+      stride: in both directions.
+      low: zeros before the first row and column; as many follow as `out` takes.
+      out: height and width of the result.
+
+    Returns:
+      [B, height, width, O].
+    """
+    (height, width), (size, _, depth, channels) = out, kernel.shape
+    block = max(1, _VECTOR // channels) if stride == 1 else 1
+    step, count = stride * block, -(-width // block)
+    reach = step - stride + size
+    lengths = stride * (height - 1) + size, step * (count + (reach - 1) // step)
+    ends = [
+        (low, length - low - side, 0)
+        for length, side in zip(lengths, x.shape[1:3], strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    x = x.reshape(len(x), lengths[0], -1, step * depth)
+    windows = [
+        x[:, i::stride, j : j + count, : (reach - j * step) * depth][:, :height]
+        for i in range(size)
+        for j in range(-(-reach // step))
+    ]
+    places = [
+        jnp.pad(kernel, ((0, 0), (i, step - stride - i), (0, 0), (0, 0)))
+        for i in range(0, step, stride)
+    ]
+    kernel = jnp.stack(places, axis=3).reshape(-1, block * channels)
+    y = jnp.concatenate(windows, axis=-1) @ kernel
+    return y.reshape(len(x), height, -1, channels)[:, :, :width]
+
+
+def _phases_at_once(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`_on_input` as one product whose channels are the positions modulo the stride.
+
+    Row stride * m + r of the result sees row m + a of `g` by the tap r + padding -
+    stride * a, so that the rows of one m share a window of `g`.
+    """
+    stride, size, padding = geometry.stride, geometry.size, geometry.padding
+    first = -((size - 1 - padding) // stride)
+    last = (stride - 1 + padding) // stride
+    tap = np.arange(stride) + padding - stride * np.arange(first, last + 1)[:, None]
+    taps = (tap[..., None] == np.arange(size)).astype(kernel.dtype)
+    kernel = jnp.einsum("ark,bsl,klio->aborsi", taps, taps, kernel)
+    height, width = (-(-side // stride) for side in geometry.side)
+    kernel = kernel.reshape(*kernel.shape[:3], -1)
+    y = _product(g, kernel, 1, -first, (height, width))
+    y = y.reshape(len(g), height, width, stride, stride, -1).swapaxes(2, 3)
+    y = y.reshape(len(g), height * stride, width * stride, -1)
+    return y[:, : geometry.side[0], : geometry.side[1]]
 
 
 class Conv(nn.Module):

@@ -17,15 +17,17 @@ from mosaic_jax.nn.norm import BatchNorm
 
 IMAGE_SIZES = (16, 32, 64)
 NORMAL = nn.initializers.normal(0.02)
+# Of the discriminator's leaky ReLU.
+_SLOPE = 0.2
 
 
 def _scale_init(key: jax.Array, shape: tuple[int, ...]) -> Array:
     return 1 + NORMAL(key, shape)
 
 
-def batch_norm() -> BatchNorm:
-    """Batch-norm whose initial scales are drawn from N(1, 0.02)."""
-    return BatchNorm(scale_init=_scale_init)
+def batch_norm(slope: float | None) -> BatchNorm:
+    """Batch-norm, initial scales from N(1, 0.02), and a leaky ReLU; None: none."""
+    return BatchNorm(scale_init=_scale_init, slope=slope)
 
 
 def doublings(image_size: int) -> int:
@@ -48,7 +50,7 @@ class Generator(nn.Module):
         self.convs = [ConvTranspose(widths[0], 4, 1, 0, NORMAL, self.lowering)] + [
             ConvTranspose(width, 4, 2, 1, NORMAL, self.lowering) for width in widths[1:]
         ]
-        self.norms = [batch_norm() for _ in widths]
+        self.norms = [batch_norm(0.0) for _ in widths]
         self.out = ConvTranspose(self.channels, 1, 1, 0, NORMAL, self.lowering)
 
     @property
@@ -71,7 +73,7 @@ class Generator(nn.Module):
         """Images of noise `z` [B, nz] float32, standard normal."""
         x = z[:, None, None, :].astype(self.dtype)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = nn.relu(norm(conv(x), train=train))
+            x = norm(conv(x), train=train)
         return jnp.tanh(self.out(x).astype(jnp.float32))
 
 
@@ -91,7 +93,7 @@ class Discriminator(nn.Module):
         """Halvings to a map of 2 x 2 pixels, then one number."""
         widths = list(self.widths.values())
         self.convs = [Conv(width, 4, 2, 1, NORMAL, self.lowering) for width in widths]
-        self.norms = [batch_norm() for _ in widths[1:]]
+        self.norms = [batch_norm(_SLOPE) for _ in widths[1:]]
         self.out = Conv(1, 2, 2, 0, NORMAL, self.lowering)
 
     @property
@@ -122,7 +124,7 @@ class Discriminator(nn.Module):
         Returns:
           [B] float32.
         """
-        x = nn.leaky_relu(self.convs[0](x.astype(self.dtype)), 0.2)
+        x = nn.leaky_relu(self.convs[0](x.astype(self.dtype)), _SLOPE)
         for conv, norm in zip(self.convs[1:], self.norms, strict=True):
-            x = nn.leaky_relu(norm(conv(x), train=train, mask=mask), 0.2)
+            x = norm(conv(x), train=train, mask=mask)
         return self.out(x).reshape(len(x)).astype(jnp.float32)

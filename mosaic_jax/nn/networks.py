@@ -7,13 +7,13 @@ from typing import Any
 
 import flax.linen as nn
 
-from mosaic_jax.core import errors, schema
+from mosaic_jax.core import errors, programs, schema
 from mosaic_jax.core.registry import Registry
-from mosaic_jax.nn import cnn, norm, resnet
+from mosaic_jax.nn import cnn, mlp, norm, resnet
 
 Module = nn.Module
 MAX_WIDTH = 4096
-# Fields of `build_classifier` that a user's network may lack, whatever they are.
+# Fields of `build_classifier` that a network may lack, whatever they are.
 _OPTIONAL = ("width", "lowering")
 
 
@@ -37,6 +37,7 @@ NETWORKS: Registry[Callable[..., Module]] = Registry(
             name: functools.partial(resnet.ResNet, depth=name) for name in resnet.DEPTHS
         },
         "cnn": cnn.CNN,
+        "mlp": mlp.MLP,
     },
     schema.Allowed(
         "a flax.linen.Module with the field num_classes, defaults of all others, and"
@@ -71,9 +72,9 @@ class Model(schema.Group):
         norm.NORMS, default="batch", meaning="group-norm keeps no statistics"
     )
     dtype: str = schema.one_of(
-        ("float32", "bfloat16"),
-        default="float32",
-        meaning="of activations; parameters are float32",
+        ("auto", "float32", "bfloat16"),
+        default="auto",
+        meaning="of activations; auto: bfloat16 on accelerators, float32 on CPUs",
     )
     rate: float = schema.field(
         1.0,
@@ -96,30 +97,48 @@ class Model(schema.Group):
             )
 
 
+def with_dtype(model: Model) -> Model:
+    """`model` with the type of activations that "auto" stands for on these devices.
+
+    It is float32 where a network has no field `dtype`.
+    """
+    if model.dtype != "auto":
+        return model
+    is_cpu = programs.platform() == "cpu"
+    takes = all("dtype" in _fields(name) for name in (model.name, *model.others))
+    return dataclasses.replace(
+        model, dtype="bfloat16" if takes and not is_cpu else "float32"
+    )
+
+
+def _fields(name: str) -> set[str]:
+    """Names of the fields of a network."""
+    network: Any = NETWORKS.find(name)
+    return {one.name for one in dataclasses.fields(getattr(network, "func", network))}
+
+
 def build_classifier(name: str, num_classes: int, **fields: Any) -> Module:
     """The network called `name`, or a user's own module "package.module:Class".
 
     Args:
       name: of `NETWORKS`, or an import path.
       num_classes: K.
-      fields: `width`, `dtype`, `lowering`, `norm` and `rate`; a user's module is given
-        those of them that it declares.
+      fields: `width`, `dtype`, `lowering`, `norm` and `rate`; a module is given those
+        of them that it declares.
 
     Raises:
       ConfigError: the network is unknown or cannot be imported, or lacks a field that
         is set to something else than its default.
     """
     network: Any = NETWORKS.find(name)
-    if name not in NETWORKS:
-        own = {one.name for one in dataclasses.fields(network)}
-        defaults = schema.defaults(Model)
-        lacking = [
-            f"model.{key} = {value!r}: must be {defaults[key]!r} for the network"
-            f" {name!r}, which has no field {key!r}"
-            for key, value in fields.items()
-            if key not in (*own, *_OPTIONAL) and value != defaults[key]
-        ]
-        if lacking:
-            raise errors.ConfigError("\n".join(lacking))
-        fields = {key: value for key, value in fields.items() if key in own}
+    own, defaults = _fields(name), schema.defaults(Model) | {"dtype": "float32"}
+    lacking = [
+        f"model.{key} = {value!r}: must be {defaults[key]!r} for the network"
+        f" {name!r}, which has no field {key!r}"
+        for key, value in fields.items()
+        if key not in (*own, *_OPTIONAL) and value != defaults[key]
+    ]
+    if lacking:
+        raise errors.ConfigError("\n".join(lacking))
+    fields = {key: value for key, value in fields.items() if key in own}
     return network(num_classes=num_classes, **fields)

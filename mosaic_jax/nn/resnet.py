@@ -11,7 +11,7 @@ from mosaic_jax.core import shapes
 from mosaic_jax.core.types import Array
 from mosaic_jax.nn import submodel
 from mosaic_jax.nn.conv import Conv
-from mosaic_jax.nn.norm import NORMS
+from mosaic_jax.nn.norm import NORMS, relu
 
 # Name to the kind of block, and the numbers of blocks in the four groups.
 DEPTHS = {
@@ -98,11 +98,13 @@ class Block(nn.Module):
             self.conv2 = conv(self.width, 3, self.stride, lowering=self.lowering)
             self.conv3 = conv(out, 1, lowering=self.lowering)
             self.bn3 = NORMS[self.norm](input_scale=self.scale)
+            slope = 0.0
         else:
+            slope = None
             self.conv1 = conv(self.width, 3, self.stride, lowering=self.lowering)
             self.conv2 = conv(out, 3, lowering=self.lowering)
-        self.bn1 = NORMS[self.norm](input_scale=self.scale)
-        self.bn2 = NORMS[self.norm](input_scale=self.scale)
+        self.bn1 = NORMS[self.norm](input_scale=self.scale, slope=0.0)
+        self.bn2 = NORMS[self.norm](input_scale=self.scale, slope=slope)
         if self.project:
             self.shortcut_conv = conv(out, 1, self.stride, lowering=self.lowering)
             self.shortcut_bn = NORMS[self.norm](input_scale=self.scale)
@@ -118,13 +120,13 @@ class Block(nn.Module):
         Returns:
           [B, H / stride, W / stride, out].
         """
-        h = nn.relu(self.bn1(self.conv1(x), train=train, mask=mask))
+        h = self.bn1(self.conv1(x), train=train, mask=mask)
         h = self.bn2(self.conv2(h), train=train, mask=mask)
         if self.bottleneck:
-            h = self.bn3(self.conv3(nn.relu(h)), train=train, mask=mask)
+            h = self.bn3(self.conv3(h), train=train, mask=mask)
         if self.project:
             x = self.shortcut_bn(self.shortcut_conv(x), train=train, mask=mask)
-        return nn.relu(h + x)
+        return relu(h + x)
 
 
 class ResNet(nn.Module):
@@ -154,7 +156,7 @@ class ResNet(nn.Module):
         """Stem, four groups of blocks, classifier."""
         kept = {name: submodel.kept(n, self.rate) for name, n in self.widths.items()}
         self.conv1 = conv(kept[self._stem], 3, lowering=self.lowering)
-        self.bn1 = NORMS[self.norm](input_scale=self.scale)
+        self.bn1 = NORMS[self.norm](input_scale=self.scale, slope=0.0)
         self.blocks = {
             name: Block(
                 kept[f"{name}/1"],
@@ -243,7 +245,7 @@ class ResNet(nn.Module):
           [B, F] float32.
         """
         x = self.conv1(x.astype(self.dtype))
-        x = nn.relu(self.bn1(x, train=train, mask=mask))
+        x = self.bn1(x, train=train, mask=mask)
         for block in self.blocks.values():
             x = block(x, train=train, mask=mask)
         return jnp.mean(x.astype(jnp.float32), axis=(1, 2))

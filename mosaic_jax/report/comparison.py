@@ -75,7 +75,10 @@ def server_work(settings: Mapping[str, Any]) -> str:
     if settings["server"]["method"] == "none":
         return "none"
     if settings["server"]["when"] == "once":
-        return f"once, {settings['server']['rounds']} rounds"
+        method = server.METHODS.get(settings["server"]["method"])
+        asks = method is not None and method.asks_for_generators
+        gans = "; clients also train GANs" if asks else ""
+        return f"once, {settings['server']['rounds']} rounds{gans}"
     iterations = _iterations(settings)
     return "every round" + (f", {iterations} iterations" if iterations else "")
 

@@ -61,8 +61,11 @@ def check_same_study(workdir: pathlib.Path, settings: Settings) -> None:
         after = flax.traverse_util.flatten_dict({group: new[group]}, sep=".")
         for name in sorted(after.keys() - ignored):
             if before.get(name) != after[name]:
+                hint = ""
+                if name == "model.dtype":
+                    hint = f"; --config.model.dtype={before.get(name)} goes on with it"
                 raise errors.ConfigError(
                     f"--workdir = {workdir}: holds another study, with {name} ="
                     f" {before.get(name)!r} where this one has {after[name]!r}: must be"
-                    " a new folder or the same study"
+                    f" a new folder or the same study{hint}"
                 )

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mosaic_jax.core import errors
+from mosaic_jax.core import errors, programs
 from mosaic_jax.run.stopwatch import Stopwatch
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -93,7 +93,13 @@ def memory_in_use() -> int:
 
 
 def free_memory() -> int | None:
-    """Free memory of the first device in bytes; None if it does not report this."""
+    """Free memory of the first device in bytes; None if it does not report this.
+
+    Of devices that are not here, it is what they have.
+    """
+    target = programs.target()
+    if target is not None:
+        return target.memory
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" not in stats:
         return None

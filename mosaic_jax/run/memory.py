@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import costs, programs, trees
 from mosaic_jax.core.types import Batch, Client, LabelledImages, Tree
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import gan, parallel, prototypes, training
@@ -37,9 +37,11 @@ def clients_at_once(study: Study) -> int:
     # The least over all processes, which must run the same program.
     free = -environment.highest(-free)
     needed = [classifier_bytes(config, info, classifier)]
-    if config.method == "mosaic":
-        longest = study.data.clients.client.index.shape[1]
+    stages = {link.stage.name for link in study.chain}
+    if "generators" in stages:
         needed.append(gan_bytes(config, info, classifier))
+    if "prototypes" in stages:
+        longest = study.data.clients.client.index.shape[1]
         needed.append(prototypes_bytes(config, info, classifier, longest))
     return max(1, int(SHARE * free) // max(needed))
 
@@ -73,7 +75,7 @@ def state_on_host(study: Study) -> bool:
         return False
     model = jax.eval_shape(lambda: study.classifier.init(jax.random.key(0), shape))
     kept = trees.num_bytes(jax.eval_shape(study.algorithm.init_client, model))
-    if config.method == "mosaic":
+    if config.method == "mosaic" or config.trains_once:
         kept += trees.num_bytes(model)
     free = -environment.highest(-free)
     return study.data.clients.num_clients * kept > STATE_SHARE * free
@@ -185,7 +187,15 @@ def _batch(info: Info, size: int) -> Batch:
 
 
 def _program_bytes(function: Callable[..., Tree], *shapes: Tree) -> int:
-    """Bytes of temporary memory and results of `function`, as XLA reports them."""
+    """Bytes of temporary memory and results of `function`, as XLA reports them.
+
+    For devices without a compiler they are counted, see `core.costs`.
+    """
+    target = programs.target()
+    if target is not None:
+        if target.shapes is None:
+            return costs.of(function, *shapes)[1]
+        shapes = target.shapes(shapes)
     memory = jax.jit(function).lower(*shapes).compile().memory_analysis()
     assert memory is not None  # every backend of this library has it
     return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)

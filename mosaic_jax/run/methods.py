@@ -4,7 +4,7 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from mosaic_jax.core import registry, schema
+from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.run import settings
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.server import METHODS
@@ -13,10 +13,16 @@ from mosaic_jax.server.base import ServerTraining
 # The methods of `compare` = "all", in the order of tables.
 COMPARED = (
     "fedavg",
+    "fedavg_decay",
     "fedprox",
     "fedbn",
     "fedrs",
+    "fedlc",
+    "feddyn",
+    "feddf",
     "dense",
+    "coboosting",
+    "fedgen",
     "fedftg",
     "dfrd",
     "mosaic",
@@ -25,13 +31,19 @@ COMPARED = (
 HETEROGENEOUS = (
     "fedavg@smallest",
     "fedavg",
+    "fedavg_decay",
     "heterofl",
     "fedrolex",
     "feddropout",
+    "dfrd+heterofl",
+    "dfrd+fedrolex",
+    "dfrd+feddropout",
     "mosaic+heterofl",
     "mosaic+fedrolex",
     "mosaic+feddropout",
 )
+# Ends the name of a method whose last rounds have the learning rate of Mosaic's.
+DECAY = "_decay"
 LISTS = {"all": COMPARED, "heterogeneous": HETEROGENEOUS}
 
 
@@ -40,37 +52,52 @@ def changes(study: Any, name: str) -> dict[str, Any]:
 
     Data, seed, model, local work and the total number of rounds stay the same. One-shot
     methods train on the server after as many rounds as Mosaic, and fine-tune after that
-    as Mosaic does. A name that is neither "mosaic" nor a server method's is taken for a
-    federated algorithm's.
+    as Mosaic does. All others have the learning rate of the first rounds to the end,
+    unless their name says otherwise. A name that is neither "mosaic" nor a server
+    method's is taken for a federated algorithm's.
 
     Args:
       study: settings of a Mosaic study, or a ConfigDict of them.
       name: of the method, or "package.module:Class"; "METHOD+ALGORITHM" trains the
         clients by a federated algorithm, "METHOD@smallest" gives everyone the network
-        of the smallest budget.
+        of the smallest budget, "METHOD_decay" trains the last rounds, as many as
+        Mosaic's fine-tuning has, at its learning rate.
 
     Returns:
       New values of fields by dotted name.
 
     Raises:
-      ConfigError: an import path cannot be imported.
+      ConfigError: an import path cannot be imported, or what stands after "@" or before
+        "_decay" is something else.
     """
-    name, _, algorithm = name.partition("+")
+    told, (name, _, algorithm) = name, name.partition("+")
     name, _, size = name.partition("@")
+    decays, name = name.endswith(DECAY), name.removesuffix(DECAY)
     result: dict[str, Any] = {}
     if algorithm:
         result["init.method"] = algorithm
-    if size == "smallest":
+    if size not in ("", "smallest"):
+        raise errors.ConfigError(
+            f"compare = {told!r}: '@{size}' must be '@smallest', at the end of a"
+            " method's name"
+        )
+    if size:
         result["model.rate"] = float(min(study.budgets.rates))
+    method = _server_method(name)
+    once = name == "mosaic" or (method is not None and method.when == "once")
+    if once and decays:
+        raise errors.ConfigError(
+            f"compare = {told!r}: must be without {DECAY!r}: the last rounds of"
+            f" {name!r} have Mosaic's learning rate anyway"
+        )
     if name == "mosaic":
         return result
     result["method"] = "federated"
-    method = _server_method(name)
     if method is None:
         result["init.method"] = name
     else:
         result |= {"server.method": name, "server.when": method.when}
-    if method is None or method.when != "once":
+    if not decays and not once:
         result["warmup.rounds"] = study.warmup.rounds + study.finetune.rounds
         result["finetune.rounds"] = 0
     return result

@@ -50,6 +50,7 @@ class Experiment:
         *,
         reuse_from: Sequence[str | pathlib.Path] = (),
         command: Sequence[str] = (),
+        data: StudyData | None = None,
     ) -> None:
         """Build the study, and check all that can be checked before it runs.
 
@@ -58,6 +59,7 @@ class Experiment:
           workdir: run directory; it is created when the study runs.
           reuse_from: run directories whose finished stages may be reused.
           command: the command line that started the study, for the records.
+          data: images and split, in place of those that the settings name.
 
         Raises:
           ConfigError: a name is not known, settings contradict each other, or
@@ -74,7 +76,7 @@ class Experiment:
                 "log.wandb = True: needs the package wandb: pip install wandb"
             )
         config_file.check_same_study(self.workdir, settings)
-        self.study = studies.build(settings)
+        self.study = studies.build(settings, data)
         known = [link.name for link in self.study.chain]
         if settings.profile and settings.profile not in known:
             raise errors.ConfigError(

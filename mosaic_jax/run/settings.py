@@ -16,7 +16,7 @@ from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.fl.budgets import Budgets
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import conv
-from mosaic_jax.nn.networks import Model
+from mosaic_jax.nn.networks import Model, with_dtype
 from mosaic_jax.server import METHODS
 from mosaic_jax.stages.audit import Audit
 from mosaic_jax.stages.compat import Compat
@@ -64,7 +64,10 @@ class Compute(schema.Group):
     """How the work is laid out; changes results by rounding only."""
 
     devices: int = schema.at_least(
-        0, default=0, meaning="devices that clients are dealt to; 0: all there are"
+        0,
+        default=0,
+        meaning="devices that clients are dealt to; 0: all there are, of a CPU one, and"
+        " more are made of its cores",
     )
     clients_at_once: int = schema.at_least(
         0, default=0, meaning="clients batched on a device; 0: as memory allows"
@@ -207,7 +210,8 @@ def from_mapping(mapping: Mapping[str, Any]) -> Settings:
     ]
     if problems:
         raise errors.ConfigError("\n".join(problems))
-    return study
+    # From here on the type is known, so that no result of another one is ever reused.
+    return dataclasses.replace(study, model=with_dtype(study.model))
 
 
 def defaults() -> dict[str, Any]:

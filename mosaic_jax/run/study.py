@@ -15,6 +15,7 @@ from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import algorithms
 from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.run import settings as composed
@@ -23,7 +24,7 @@ from mosaic_jax.server.base import ServerTraining, Task
 from mosaic_jax.stages.base import Blueprint, Link
 
 # Raised whenever the same settings give another result; part of every fingerprint.
-FORMAT = 7
+FORMAT = 8
 # A stage and its fingerprint.
 Planned = tuple[Link, str]
 
@@ -64,6 +65,7 @@ class Study:
             augmentation=info.augmentation,
             lowering=self.settings.compute.convolution,
             batch_norm=self.settings.server.batch_norm,
+            num_clients=self.data.clients.num_clients,
         )
 
     @functools.cached_property
@@ -192,6 +194,11 @@ def build(settings: Settings, data: StudyData | None = None) -> Study:
         method = registry.build(server.METHODS, name, settings.methods)
     chain = stages.chain(settings)
     _check_problems(settings, [algorithm, method, *(link.stage for link in chain)])
+    if method and method.teaches_clients and isinstance(algorithm, PartialTraining):
+        raise errors.ConfigError(
+            f"init.method = {settings.init.method!r}: must train whole networks for"
+            f" server.method = {name!r}, which teaches their heads"
+        )
     data = data or federated.load(settings.data, settings.seed)
     classifiers = build_networks(settings, data.info)
     if settings.method == "mosaic":

@@ -7,8 +7,8 @@ over the clients of trained rounds, or after every aggregation, by `config.serve
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ import optax
 from mosaic_jax.core import flops, schema, trees
 from mosaic_jax.core.types import Array, GeneratorState, ModelState, Teachers, Tree
 from mosaic_jax.fl import parallel
+from mosaic_jax.fl.client_program import Seen
+from mosaic_jax.fl.gan import Gan
 from mosaic_jax.nn import networks
 from mosaic_jax.nn.classifier import Classifier
 
@@ -34,6 +36,9 @@ class Task:
       batch_norm: of the student in training: "eval" keeps the running statistics that
         real images left; "train" normalises by the batch and moves them, as the
         original codes do, whose networks keep none or have no batch-norm.
+      num_clients: C, of the study; clients have the numbers 0 to C - 1.
+      rounds: how often the method trains; 0 where it does so after every aggregation.
+      gan: whose generators the clients sent, for methods that ask for them.
     """
 
     classifier: Classifier
@@ -42,6 +47,9 @@ class Task:
     augmentation: str
     lowering: str
     batch_norm: str
+    num_clients: int
+    rounds: int = 0
+    gan: Gan | None = None
 
     def student_logits(
         self, model: ModelState, image: Array, mask: Array | None = None
@@ -73,6 +81,26 @@ class ServerTraining(schema.Group):
     batch_size = 1
     # When it runs in comparisons, as in its paper: "every_round", or "once" after them.
     when: ClassVar[str] = "every_round"
+    # The clients train GANs, as for Mosaic, and send their generators; the method runs
+    # once, after that.
+    asks_for_generators: ClassVar[bool] = False
+
+    # In every round clients get what `lesson` returns, and add `penalty` to their loss.
+    teaches_clients: ClassVar[bool] = False
+
+    def problems(self, study: Any) -> Iterator[str]:
+        """Generators are sent once, lessons in every round."""
+        method = f"server.method = {study.server.method!r}"
+        if self.teaches_clients and study.server.when == "once":
+            yield (
+                f"server.when = 'once': must be every_round for {method}, which"
+                " teaches the clients"
+            )
+        if self.asks_for_generators and study.server.when != "once":
+            yield (
+                f"server.when = {study.server.when!r}: must be once for {method}, as"
+                " clients send generators once"
+            )
 
     def init(self, task: Task, model: ModelState, key: jax.Array) -> Tree:
         """State before the first round, such as a generator and optimisers.
@@ -105,6 +133,23 @@ class ServerTraining(schema.Group):
 
         Returns:
           The new state, the new global model, and scalar metrics by name.
+        """
+        raise NotImplementedError
+
+    def lesson(self, state: Tree) -> Tree:
+        """What is sent to the clients with the model, of the state of the round before.
+
+        Only of methods that teach clients.
+        """
+        raise NotImplementedError
+
+    def penalty(self, task: Task, params: Tree, seen: Seen) -> Array:
+        """[] float32 that a client adds to its loss; only of methods that teach them.
+
+        Args:
+          task: properties of the study.
+          params: of the client's model.
+          seen: what a loss may look at; `seen.turn.lesson` is what was sent.
         """
         raise NotImplementedError
 
@@ -250,6 +295,13 @@ def generator_step(
     return GeneratorState(ModelState(params, batch_stats), opt_state), loss
 
 
+def annealed(rate: float, steps: int) -> optax.Schedule:
+    """`rate`, falling to 0 by half a cosine in `steps` steps; constant for 0 steps."""
+    if not steps:
+        return optax.constant_schedule(rate)
+    return optax.cosine_decay_schedule(rate, steps)
+
+
 def student_step(
     task: Task,
     tx: optax.GradientTransformation,
@@ -257,6 +309,7 @@ def student_step(
     opt_state: optax.OptState,
     image: Array,
     objective: Callable[[Array], Array],
+    mask: Array | None = None,
 ) -> tuple[ModelState, optax.OptState, Array]:
     """One optimiser step of the student.
 
@@ -267,13 +320,15 @@ def student_step(
       opt_state: state of the optimiser.
       image: signed images [B, H, W, D].
       objective: of the student's logits [B, K], to be minimised.
+      mask: [B] bool, images that count in batch statistics; None: all.
 
     Returns:
       The new model and optimiser state, and the loss [].
     """
 
     def loss_of(params: Tree) -> tuple[Array, Tree]:
-        logits, batch_stats = task.student_logits(model.replace(params=params), image)
+        student = model.replace(params=params)
+        logits, batch_stats = task.student_logits(student, image, mask)
         return objective(logits), batch_stats
 
     (loss, batch_stats), gradient = jax.value_and_grad(loss_of, has_aux=True)(

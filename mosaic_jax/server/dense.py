@@ -6,19 +6,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng, schema, trees
-from mosaic_jax.core.types import (
-    Array,
-    DenseState,
-    GeneratorState,
-    ModelState,
-    Teachers,
-    Tree,
-)
+from mosaic_jax.core import flops, prng, schema
+from mosaic_jax.core.types import Array, DenseState, ModelState, Teachers, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.fl import parallel
-from mosaic_jax.nn import conditional, losses
-from mosaic_jax.server import base
+from mosaic_jax.nn import losses
+from mosaic_jax.server import base, pool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +73,8 @@ class Dense(base.ServerTraining):
         image, g_loss = self._synthesise(
             task, model, teachers, prng.named(key, "generator")
         )
-        slot = state.count % self.pool
         state = state.replace(
-            image=jnp.asarray(state.image).at[slot].set(augment.to_uint8(image)),
+            image=pool.with_batch(state.image, state.count, image),
             count=state.count + 1,
         )
         model, opt_state, s_loss = self._distil(
@@ -93,9 +85,7 @@ class Dense(base.ServerTraining):
 
     def flops(self, task: base.Task, num_teachers: int, rounds: int) -> float:
         """FLOPs of all rounds, as the base class describes."""
-        size, _, channels = task.image_shape
-        module = conditional.DenseGenerator(size, channels, self.width, task.lowering)
-        generator = base.generator_flops(module, jnp.zeros((1, self.latent_dim)))
+        generator = pool.generator_flops(task, self.latent_dim, self.width)
         classifier = task.classifier.flops(task.image_shape)
         judged = num_teachers + bool(self.boundary_weight)
         made = self.generator_steps * (
@@ -140,47 +130,20 @@ class Dense(base.ServerTraining):
         self, task: base.Task, model: ModelState, teachers: Teachers, key: jax.Array
     ) -> tuple[Array, Array]:
         """The batch of signed images with the lowest loss, and that loss."""
-        size, _, channels = task.image_shape
-        module = conditional.DenseGenerator(size, channels, self.width, task.lowering)
-        tx = optax.adam(self.generator_learning_rate, b1=0.5, b2=0.999)
-        z = jax.random.normal(prng.named(key, "z"), (self.batch_size, self.latent_dim))
         label = jax.random.randint(
             prng.named(key, "label"), (self.batch_size,), 0, task.num_classes
         )
-        fresh = base.generator_state(module, tx, prng.named(key, "init"), z)
-        variables = {"generator": fresh.model.params, "z": z}
-        # The noise is trained as well.
-        fresh = GeneratorState(
-            fresh.model.replace(params=variables), tx.init(variables)
+        return pool.best_batch(
+            task,
+            lambda image, i: self._generator_loss(
+                task, model, teachers, image, label, prng.at(key, i)
+            ),
+            key,
+            steps=self.generator_steps,
+            noise_shape=(self.batch_size, self.latent_dim),
+            width=self.width,
+            tx=optax.adam(self.generator_learning_rate, b1=0.5, b2=0.999),
         )
-
-        def step(i: Array, carry: Tree) -> Tree:
-            state, best = carry
-
-            def objective(params: Tree) -> tuple[Array, Tree]:
-                generator = state.model.replace(params=params["generator"])
-                image, updated = module.apply(
-                    generator.variables,
-                    params["z"],
-                    train=True,
-                    mutable=["batch_stats"],
-                )
-                loss = self._generator_loss(
-                    task, model, teachers, image, label, prng.at(key, i)
-                )
-                return loss, (updated["batch_stats"], image)
-
-            (loss, (batch_stats, image)), gradient = jax.value_and_grad(
-                objective, has_aux=True
-            )(state.model.params)
-            update, opt_state = tx.update(gradient, state.opt_state)
-            params = optax.apply_updates(state.model.params, update)
-            best = trees.select(loss < best[1], (image, loss), best)
-            return GeneratorState(ModelState(params, batch_stats), opt_state), best
-
-        nothing = jnp.zeros((self.batch_size, *task.image_shape)), jnp.array(jnp.inf)
-        _, best = jax.lax.fori_loop(0, self.generator_steps, step, (fresh, nothing))
-        return best
 
     def _generator_loss(
         self,
@@ -209,19 +172,15 @@ class Dense(base.ServerTraining):
         key: jax.Array,
     ) -> tuple[ModelState, optax.OptState, Array]:
         """Train the student for an epoch on the pool, in random order."""
-        pool = state.image.reshape(-1, *task.image_shape)
-        num_batches = jnp.minimum(state.count, self.pool)
-        noise = jax.random.uniform(prng.named(key, "order"), (len(pool),))
-        there = jnp.arange(len(pool)) < num_batches * self.batch_size
-        order = jnp.argsort(jnp.where(there, noise, 2.0))
+        images = jnp.asarray(state.image).reshape(-1, *task.image_shape)
+        rows, num_batches = pool.epoch(
+            state.image, state.count, prng.named(key, "order")
+        )
 
         def step(i: Array, carry: Tree) -> Tree:
             model, opt_state, total = carry
-            rows = jax.lax.dynamic_slice_in_dim(
-                order, i * self.batch_size, self.batch_size
-            )
             image = augment.augment(
-                task.augmentation, prng.at(key, i), augment.to_signed(pool[rows])
+                task.augmentation, prng.at(key, i), augment.to_signed(images[rows[i]])
             )
             teacher = base.mean_over_teachers(
                 base.client_logits(task, teachers.client_model, image), teachers

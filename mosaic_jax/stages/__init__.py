@@ -34,20 +34,20 @@ def chain(study: "Settings") -> tuple[Link, ...]:
 
 def _federated(study: "Settings") -> list[Link]:
     rounds: list[Stage] = [study.init]
+    if study.trains_once and study.server.asks_for_generators():
+        rounds = _with_generators(study)
     if study.warmup.rounds:
         rounds.append(study.warmup)
     if study.trains_once:
         rounds.append(study.server)
-        if study.finetune.rounds:
-            rounds.append(study.finetune)
+    if study.finetune.rounds:
+        rounds.append(study.finetune)
     return _for_each_network(rounds, study.networks[:1])
 
 
 def _mosaic(study: "Settings") -> list[Link]:
     names = study.networks
-    federated: list[Stage] = [study.init, study.generators]
-    if study.compat.generators_first:
-        federated.reverse()
+    federated = _with_generators(study)
     if study.warmup.rounds:
         federated.append(study.warmup)
     federated.append(study.experts)
@@ -58,6 +58,12 @@ def _mosaic(study: "Settings") -> list[Link]:
     if study.audit.images:
         links += [Link(Reference()), Link(study.audit)]
     return links
+
+
+def _with_generators(study: "Settings") -> list[Stage]:
+    """The first rounds and the clients' GANs, in the order of the study."""
+    found: list[Stage] = [study.init, study.generators]
+    return found[::-1] if study.compat.generators_first else found
 
 
 def _for_each_network(stages: Sequence[Stage], networks: Sequence[str]) -> list[Link]:

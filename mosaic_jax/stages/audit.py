@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.core import prng, programs, schema, trees
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Array, Generators, LabelledImages, ModelState
 from mosaic_jax.data import augment
@@ -256,7 +256,7 @@ def _comparison(context: Context, length: int) -> Callable[..., dict[str, np.nda
     def flat(image: Array) -> Array:
         return image.reshape(len(image), -1)
 
-    @jax.jit
+    @programs.jit
     def compare(
         generator: ModelState,
         reference: ModelState,
@@ -385,7 +385,7 @@ def _features(
     """Features [n, F] of the first real images, n <= `MOST_FEATURES`."""
     image = images.image[:MOST_FEATURES]
     size = context.settings.evaluation.batch_size
-    features = jax.jit(
+    features = programs.jit(
         lambda model, image: evaluation.predict(
             lambda x: context.classifier.features(model, x), image, batch_size=size
         )

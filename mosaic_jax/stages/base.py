@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.core import prng, programs, schema, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
@@ -342,7 +342,7 @@ def assess(
     """
     held_out = context.held_out
 
-    @jax.jit
+    @programs.jit
     def predict(state: Tree, held_out: dict[str, LabelledImages]) -> dict[str, Tree]:
         size = context.settings.evaluation.batch_size
         return {

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from mosaic_jax.core import flops, prng, trees
-from mosaic_jax.core.errors import MosaicError
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Generators, ModelState, Teacher, Tree
 from mosaic_jax.fl import gan
@@ -88,12 +87,7 @@ def _distill(
     # The clients of one network after those of the other.
     client_generators = trees.concatenate(list(generators.values()))
     sizes = [context.for_network(name).clients.client.size for name in context.networks]
-    if not bool(client_generators.alive.any()):
-        raise MosaicError(
-            "generators: all have collapsed: train them longer (generators.epochs or"
-            " generators.steps) or lower generators.collapse_below ="
-            f" {settings.generators.collapse_below}"
-        )
+    server.check_alive(client_generators, settings.generators.collapse_below)
     weight = client_generators.alive.astype(jnp.float32)
     if config.weighting == "size":
         weight *= jnp.concatenate(sizes)
@@ -110,6 +104,7 @@ def _distill(
         augmentation=info.augmentation,
         lowering=settings.compute.convolution,
         batch_norm=config.batch_norm,
+        num_clients=method.num_clients,
     )
     student = yield from server.train(
         context,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import flops, schema, trees, types
+from mosaic_jax.core import flops, programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
     Array,
@@ -110,7 +110,7 @@ def _form_experts(
         # All have trained now; those that took part in no round, from the global model.
         counted = np.ones_like(counted)
     label_count = data.client.label_count * counted[:, None]
-    experts = jax.jit(aggregation.class_experts)(
+    experts = programs.jit(aggregation.class_experts)(
         models,
         label_count,
         global_model,
@@ -120,7 +120,7 @@ def _form_experts(
         experts, traffic = _recalibrated(context, experts, label_count)
         up["moments"], down["queried_models"] = traffic.up, traffic.down
 
-    @jax.jit
+    @programs.jit
     def predict(experts: types.Experts, image: Array) -> Array:
         def predict_expert(model: ModelState) -> Array:
             logits = evaluation.predict(
@@ -181,7 +181,7 @@ def _recalibrated(
     program = federation.build(context, context.settings.local)
     key = federation.rounds_key(context.settings)
 
-    @jax.jit
+    @programs.jit
     def recalibrate(
         data: FederatedDataset, experts: types.Experts, count: Array, key: jax.Array
     ) -> ModelState:

@@ -11,6 +11,7 @@ from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.types import Array, ClientModels, ModelState, ServerState, Tree
 from mosaic_jax.fl.algorithms import ALGORITHMS
+from mosaic_jax.fl.algorithms.base import initial_state
 from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.fl.holdings import Holdings
 from mosaic_jax.fl.parts import PartsOfNetwork
@@ -18,7 +19,7 @@ from mosaic_jax.fl.training import Local
 from mosaic_jax.server.base import ServerTraining
 from mosaic_jax.stages import chain
 from mosaic_jax.stages.base import Blueprint, Context, Stage
-from mosaic_jax.stages.rounds import Rounds, initial_state
+from mosaic_jax.stages.rounds import Rounds
 
 if TYPE_CHECKING:
     from mosaic_jax.run.settings import Settings

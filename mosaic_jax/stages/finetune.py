@@ -1,4 +1,4 @@
-"""Stage 8: federated rounds from the distilled model."""
+"""Stage 8: federated rounds from the distilled model, or from that of the rounds."""
 
 import dataclasses
 from typing import TYPE_CHECKING
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Finetune(federation.FederatedStage):
-    """Stage 8: rounds from the distilled model, with their own learning rate."""
+    """Stage 8: the last rounds, with their own learning rate.
+
+    They start from the student, or in studies without one from the global model.
+    """
 
     name = "finetune"
 
@@ -23,9 +26,9 @@ class Finetune(federation.FederatedStage):
     learning_rate: float = schema.above(0, default=1e-4, meaning="of the clients' SGD")
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
-        """The student, and the state of the rounds before."""
-        del study
-        return ("student", "round_state")
+        """The model to start from, and the state of the rounds before."""
+        student = study.method == "mosaic" or study.trains_once
+        return ("student" if student else "global_model", "round_state")
 
     def provides(self, study: "Settings") -> tuple[str, ...]:
         """The study's final model."""
@@ -36,13 +39,20 @@ class Finetune(federation.FederatedStage):
         """Also the number of rounds before, as rounds are counted over the study."""
         return (*super().reads(study), "warmup")
 
-    def run(self, context: Context, student: ModelState, round_state: Tree) -> Run:
-        """Train all rounds."""
+    def run(self, context: Context, round_state: Tree, **start: ModelState) -> Run:
+        """Train all rounds.
+
+        Args:
+          context: of the stage.
+          round_state: of the rounds before.
+          start: the model to start from, by its one name in `needs`.
+        """
         settings = context.settings
+        (model,) = start.values()
         outcome = yield from run_rounds.train(
             context,
             self.name,
-            student,
+            model,
             self.rounds,
             dataclasses.replace(settings.local, learning_rate=self.learning_rate),
             first=settings.init.rounds + settings.warmup.rounds,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import flops, prng, schema, trees, types
+from mosaic_jax.core import flops, prng, programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Array, ClientModels, GanState, ModelState, Tree
 from mosaic_jax.fl import gan, parallel, training
@@ -138,8 +138,12 @@ class Generators(Stage):
         data, settings = blueprint.data, blueprint.settings
         size, shape = data.clients.client.size, data.info.image_shape
         model_gan = gan.build(settings, data.info, blueprint.classifier)
-        steps = num_steps(self, size).sum()
-        total = steps * self.batch_size * model_gan.step_flops(shape)
+        steps = num_steps(self, size)
+        total = 0.0
+        for inverts in (False, True):
+            each = model_gan.step_flops(shape, inverts=inverts)
+            of_these = (size < self.inversion_below) == inverts
+            total += steps[of_these].sum() * self.batch_size * each
         if settings.compat.fresh_classifier:
             batch = settings.local.batch_size
             steps = steps_of_epochs(settings.compat.classifier_epochs, size, batch)
@@ -224,7 +228,7 @@ def _train_generators(
         mask = _channel_mask(model_gan.generator, generators, context.rates)
         sent = submodel.num_bytes(generators, mask)
 
-    @jax.jit
+    @programs.jit
     def deviations(generators: ModelState, key: Array) -> Array:
         z = jax.random.normal(key, (NUM_COLLAPSE_SAMPLES, model_gan.latent_dim))
         return parallel.expert_map(lambda g: deviation(model_gan, g, z), generators)
@@ -353,7 +357,7 @@ def narrowed(
     return networks.replace(
         generator=cut(generator, networks.generator),
         discriminator=cut(discriminator, networks.discriminator),
-        average=cut(generator, networks.average),
+        average=cut(generator, networks.average) if networks.average else (),
     )
 
 
@@ -392,7 +396,7 @@ def _init_each(
     """Initial networks of all clients, [C, ...]; `name` names their random stream."""
     key, shape = prng.named(context.key, name), context.data.info.image_shape
 
-    @jax.jit
+    @programs.jit
     def init_all(key: jax.Array, number: Array) -> Tree:
         return context.axis.map(lambda i: init(prng.at(key, i), shape), number)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import programs, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT
 from mosaic_jax.core.types import Array, FederatedDataset, ServerState, Tree
 from mosaic_jax.stages.rounds import Metrics, Rounds, first_diverged
@@ -22,10 +22,10 @@ class HostRounds:
     def __init__(self, rounds: Rounds) -> None:
         """Compile, on first use, the parts of `rounds` that run on the devices."""
         self._rounds = rounds
-        self._participants = jax.jit(rounds.participants)
-        self._finish = jax.jit(rounds.finish)
+        self._participants = programs.jit(rounds.participants)
+        self._finish = programs.jit(rounds.finish)
 
-        @functools.partial(jax.jit, static_argnames="rate")
+        @functools.partial(programs.jit, static_argnames="rate")
         def run_clients(data, key, sent, client_state, rows, number, total, rate):
             client = trees.take(data.client, rows)
             axis = rounds.axis.of(len(rows))
@@ -59,7 +59,7 @@ class HostRounds:
             for group, who in zip(self._rounds.groups, participants, strict=True)
             for first in range(0, len(who), size)
         ]
-        sent = (state.model, self._rounds.sent_state(state))
+        sent = self._rounds.sent(state)
         mean_upload, loss, teachers = None, [], []
         waiting: tuple[np.ndarray, Tree, Array] | None = None
         for rows, rate in batches:

@@ -4,10 +4,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import jax
 from clu import parameter_overview
 
-from mosaic_jax.core import prng, schema
+from mosaic_jax.core import prng, programs, schema
 from mosaic_jax.core.steps import Run
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.stages import federation, run_rounds
@@ -51,7 +50,7 @@ class Init(federation.FederatedStage):
     def run(self, context: Context) -> Run:
         """Train all rounds."""
         key = prng.named(context.key, "model")
-        init = jax.jit(context.classifier.init, static_argnums=1)
+        init = programs.jit(context.classifier.init, static_argnums=1)
         model = init(key, context.data.info.image_shape)
         outcome = yield from run_rounds.train(
             context, self.name, model, self.rounds, context.settings.local, first=0

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import steps, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT, Run, Steps
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 from mosaic_jax.fl import training
@@ -132,7 +132,7 @@ def _steps_of_client(
     zero = trees.zeros(
         jax.eval_shape(lambda state: step_at(jnp.int32(0), state)[1], state)
     )
-    return jax.lax.fori_loop(0, count, body, (state, zero))
+    return steps.train(0, count, body, (state, zero))
 
 
 def train(

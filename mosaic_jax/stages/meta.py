@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.core import prng, programs, schema, trees
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import (
     Array,
@@ -229,7 +229,7 @@ def _explain(
     test = jax.tree.map(lambda leaf: leaf[:NUM_EXPLAINED], context.held_out["test"])
     size = context.settings.evaluation.batch_size
 
-    @jax.jit
+    @programs.jit
     def explain(teacher: Teacher, test: LabelledImages) -> dict[str, Array]:
         expert_logits = evaluation.predict(
             lambda x: ensemble.gated_logits(teacher, x), test.image, batch_size=size

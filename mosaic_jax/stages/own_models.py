@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import programs, trees
 from mosaic_jax.core.types import (
     Array,
     ClientModels,
@@ -134,7 +134,7 @@ def _rate_accuracy(
             for group in parts.groups
         }
 
-    @jax.jit
+    @programs.jit
     def cut(
         data: FederatedDataset, key: jax.Array, model: ModelState
     ) -> dict[str, ModelState]:
@@ -164,7 +164,7 @@ def _accuracy(
     axis, held_out = context.axis, context.held_out["test"]
     size = axis.num_devices * axis.at_once
 
-    @jax.jit
+    @programs.jit
     def evaluate_own(
         model: ModelState, own: Tree, rows: Array, test: LabelledImages
     ) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import schema, trees, types
+from mosaic_jax.core import programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
     Array,
@@ -158,11 +158,13 @@ def _of_network(
     if context.rates:
         last_round = client_models.last_round
         mask = federation.trained_masks(context, global_model, last_round)
-    cluster_all = jax.jit(functools.partial(cluster_images, context))
+    cluster_all = programs.jit(functools.partial(cluster_images, context))
     cluster, held, own = cluster_all(data, clustered_by, mask, context.key)
     held = jax.device_get(held)
-    program = jax.jit(functools.partial(prototype_logits, context), static_argnums=0)
-    take = jax.jit(trees.take)
+    program = programs.jit(
+        functools.partial(prototype_logits, context), static_argnums=0
+    )
+    take = programs.jit(trees.take)
 
     def logits(name: str, model: ModelState, centre: Array | None) -> np.ndarray:
         # Clusters without images are not sent.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax.core import flops, prng
+from mosaic_jax.core import flops, prng, programs
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import Array, ModelState, StudentState, Tree
 from mosaic_jax.data import augment
@@ -59,7 +59,7 @@ class Reference(Stage):
 def _train_reference(context: Context) -> Run:
     classifier, data = context.classifier, context.data.clients
     tx = optax.adam(LEARNING_RATE)
-    init = jax.jit(classifier.init, static_argnums=1)
+    init = programs.jit(classifier.init, static_argnums=1)
     model = init(prng.named(context.key, "model"), context.data.info.image_shape)
     held = np.sort(np.concatenate(context.data.parts))
     augmentation = context.data.info.augmentation

@@ -20,8 +20,8 @@ from mosaic_jax.core.types import (
     Tree,
 )
 from mosaic_jax.fl import aggregation, client_program, moments, parallel, training
-from mosaic_jax.fl.algorithms.base import Algorithm
-from mosaic_jax.fl.client_program import Traffic, Turn
+from mosaic_jax.fl.algorithms.base import Algorithm, initial_state
+from mosaic_jax.fl.client_program import ClientProgram, Traffic, Turn
 from mosaic_jax.fl.holdings import Group, Holdings
 from mosaic_jax.fl.parts import PartsOfNetwork
 from mosaic_jax.fl.training import Local
@@ -117,7 +117,7 @@ class Rounds:
                     axis,
                     data,
                     key,
-                    (state.model, self.sent_state(state)),
+                    self.sent(state),
                     client,
                     client_state,
                     number,
@@ -138,9 +138,25 @@ class Rounds:
         state, metrics = self.finish(state, upload, teachers, key, number)
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
-    def sent_state(self, state: ServerState) -> Tree:
-        """The server's state if the algorithm sends it to the clients, else {}."""
-        return state.server if self.algorithm.sends_state else {}
+    def sent(self, state: ServerState) -> tuple[ModelState, Tree, Tree]:
+        """What clients get: the model, the server's state, and its method's lesson.
+
+        The last two are {} where the algorithm, or the method, sends none.
+        """
+        server, lesson = {}, {}
+        if self.algorithm.sends_state:
+            server = state.server
+        if self.server is not None and self.server.teaches_clients:
+            lesson = self.server.lesson(state.training)
+        return state.model, server, lesson
+
+    def program(self, rate: float) -> ClientProgram:
+        """What a client of the group of this `rate` does in a round."""
+        program = self.holdings.program(rate, self.local)
+        if self.server is None or self.task is None or not self.server.teaches_clients:
+            return program
+        penalty = functools.partial(self.server.penalty, self.task)
+        return client_program.with_lesson(program, penalty)
 
     def participants(self, key: jax.Array, number: Array) -> list[Array]:
         """Participants of round `number` for each group, in ascending order."""
@@ -183,7 +199,7 @@ class Rounds:
         axis: parallel.ClientAxis,
         data: FederatedDataset,
         key: jax.Array,
-        sent: tuple[ModelState, Tree],
+        sent: tuple[ModelState, Tree, Tree],
         client: Client,
         client_state: Tree,
         number: Array,
@@ -196,7 +212,7 @@ class Rounds:
           axis: the layout of these clients.
           data: of all clients.
           key: random key of all rounds.
-          sent: the global model, and the result of `sent_state`.
+          sent: the result of `sent`.
           client: these clients, leaves [m, ...].
           client_state: their states, leaves [m, ...].
           number: [] int32, number of the round, over the study.
@@ -208,12 +224,12 @@ class Rounds:
           what `Teachers` are made of; and the clients' part of the mean upload. Models
           and uploads have the shapes of the global model.
         """
-        program = self.holdings.program(rate, self.local)
+        program = self.program(rate)
 
         def update(
             client: Client, client_state: Tree, shared: Tree, images: LabelledImages
         ) -> tuple[Tree, Tree]:
-            (model, server), key, number, total = shared
+            (model, server, lesson), key, number, total = shared
             batch_at = training.client_batches(
                 client,
                 images,
@@ -223,7 +239,8 @@ class Rounds:
                 batch_size=self.local.batch_size,
                 augmentation=self.augmentation,
             )
-            turn = Turn(model, server, client, client_state, number, key, self.local)
+            kept = client_state, number, key, self.local
+            turn = Turn(model, server, client, *kept, lesson)
             result, loss = client_program.run(program, turn, batch_at, self.local.steps)
             # The loss of a client whose model is not finite marks it as diverged.
             loss = jnp.where(trees.all_finite(result.model), loss, jnp.nan)
@@ -375,20 +392,3 @@ def first_diverged(loss: Array, number: Array) -> Array:
     bad = ~jnp.isfinite(loss)
     first = jnp.asarray(number)[jnp.argmax(bad)]
     return jnp.where(jnp.any(bad), first, -1).astype(jnp.int32)
-
-
-def initial_state(algorithm: Algorithm, model: ModelState, count: int) -> ServerState:
-    """The state before the first round, without models of clients or server training.
-
-    Args:
-      algorithm: whose states of server and clients it has.
-      model: the global model.
-      count: C, number of clients.
-    """
-    return ServerState(
-        model=model,
-        server=algorithm.init_server(model),
-        client=trees.broadcast(algorithm.init_client(model), count),
-        last_round=jnp.full(count, -1, jnp.int32),
-        client_model=(),
-    )

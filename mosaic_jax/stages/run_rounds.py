@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import prng, programs, trees
 from mosaic_jax.core.steps import DIVERGED_STEP, Chunk, Run, Steps, repeat
 from mosaic_jax.core.types import (
     Array,
@@ -85,7 +85,7 @@ def train(
         samples_per_step=program.clients_in_round * local.steps * local.batch_size,
         on_host=context.state_on_host,
     )
-    usable = jax.jit(program.usable)(context.clients, key, state.model)
+    usable = programs.jit(program.usable)(context.clients, key, state.model)
     state = state.replace(model=usable)
     digests = _shared_digests(context, model, key) if first == 0 else {}
     outcome = _evaluated(context, program, stage, state, last=first + rounds - 1)
@@ -150,7 +150,20 @@ def traffic(
         # Each client tells how many images of each class it used in the round.
         count = context.data.info.num_classes * np.dtype(np.float32).itemsize
         up["used_label_counts"] = rounds * program.clients_in_round * count
+        if program.server.teaches_clients:
+            lesson = _lesson_bytes(program, shape)
+            down["lessons"] = rounds * program.clients_in_round * lesson
     return up, down
+
+
+def _lesson_bytes(program: Rounds, image_shape: tuple[int, int, int]) -> int:
+    """Of what the method on the server sends each client along with the model."""
+
+    def lesson(key: jax.Array) -> Tree:
+        model = program.holdings.classifier.init(key, image_shape)
+        return program.sent(program.initial_state(model, key))[2]
+
+    return trees.num_bytes(jax.eval_shape(lesson, jax.eval_shape(prng.root, 0)))
 
 
 def _shared_digests(
@@ -159,7 +172,7 @@ def _shared_digests(
     """Digests of what all methods of a comparison must have in common."""
     local = context.settings.local
 
-    @jax.jit
+    @programs.jit
     def order(client: Client, key: jax.Array) -> Array:
         def client_order(client: Client) -> Array:
             return training.client_rows(
@@ -202,7 +215,7 @@ def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
     """`_chunk` for studies whose clients' states do not fit on the devices."""
     on_host = HostRounds(program)
 
-    @jax.jit
+    @programs.jit
     def evaluate(
         data: Tree, key: jax.Array, model: ModelState, held_out: Tree
     ) -> dict[str, Array]:

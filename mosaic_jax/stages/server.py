@@ -8,8 +8,17 @@ import jax
 import numpy as np
 
 from mosaic_jax.core import prng, schema, trees
+from mosaic_jax.core.errors import MosaicError
 from mosaic_jax.core.steps import Run, Steps, repeat
-from mosaic_jax.core.types import Array, ClientModels, ModelState, Teachers, Tree
+from mosaic_jax.core.types import (
+    Array,
+    ClientModels,
+    Generators,
+    ModelState,
+    Teachers,
+    Tree,
+)
+from mosaic_jax.fl import gan
 from mosaic_jax.server import METHODS
 from mosaic_jax.server.base import ServerTraining, Task
 from mosaic_jax.stages import federation
@@ -59,10 +68,15 @@ class Server(Stage):
                 " which trains the global model itself"
             )
 
+    def asks_for_generators(self) -> bool:
+        """Whether clients train GANs and send the generators before the stage."""
+        return METHODS.find(self.method).asks_for_generators
+
     def needs(self, study: "Settings") -> tuple[str, ...]:
-        """The clients' models as teachers, and the student."""
+        """The clients' models as teachers, the student, and what draws its images."""
         del study
-        return ("client_models", "global_model")
+        generators = ("client_generators",) if self.asks_for_generators() else ()
+        return ("client_models", "global_model", *generators)
 
     def provides(self, study: "Settings") -> tuple[str, ...]:
         """The trained global model."""
@@ -70,15 +84,25 @@ class Server(Stage):
         return ("student",)
 
     def reads(self, study: "Settings") -> tuple[str, ...]:
-        """The number of clients in a round, who may be the only teachers."""
+        """The number of clients in a round, who may be the only teachers.
+
+        Also the settings of the generators' networks, if the method asks for these.
+        """
         del study
-        return ("init.clients_per_round",)
+        generators = ("generators", "compat") if self.asks_for_generators() else ()
+        return ("init.clients_per_round", *generators)
 
     def run(
-        self, context: Context, client_models: ClientModels, global_model: ModelState
+        self,
+        context: Context,
+        client_models: ClientModels,
+        global_model: ModelState,
+        client_generators: Generators | None = None,
     ) -> Run:
         """Train the student and evaluate it."""
-        return _train_once(self, context, client_models, global_model)
+        return _train_once(
+            self, context, client_models, global_model, client_generators
+        )
 
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """A model with the shapes of the global one."""
@@ -89,9 +113,36 @@ class Server(Stage):
         teachers = blueprint.data.clients.num_clients
         if self.participants == "latest":
             teachers = blueprint.settings.init.clients_per_round or teachers
-        total = blueprint.server.flops(blueprint.task, teachers, self.rounds)
+        task = _task_of(self, blueprint)
+        total = blueprint.server.flops(task, teachers, self.rounds)
         forward = blueprint.classifier.flops(blueprint.data.info.image_shape)
         return total + blueprint.num_held_out * forward
+
+
+def check_alive(generators: Generators, collapse_below: float) -> None:
+    """Check that there are generators to draw images.
+
+    Args:
+      generators: of the clients.
+      collapse_below: the setting by which one counts as collapsed.
+
+    Raises:
+      MosaicError: all have collapsed.
+    """
+    if not bool(generators.alive.any()):
+        raise MosaicError(
+            "generators: all have collapsed: train them longer (generators.epochs or"
+            " generators.steps) or lower generators.collapse_below ="
+            f" {collapse_below}"
+        )
+
+
+def _task_of(config: Server, blueprint: Blueprint) -> Task:
+    """The task of a method that trains once."""
+    settings, model_gan = blueprint.settings, None
+    if config.asks_for_generators():
+        model_gan = gan.build(settings, blueprint.data.info, blueprint.classifier)
+    return dataclasses.replace(blueprint.task, rounds=config.rounds, gan=model_gan)
 
 
 def _train_once(
@@ -99,8 +150,9 @@ def _train_once(
     context: Context,
     client_models: ClientModels,
     global_model: ModelState,
+    client_generators: Generators | None,
 ) -> Run:
-    method, task = context.server, context.task
+    method, task = context.server, _task_of(config, context)
     # Clients that never trained do not teach.
     members = np.flatnonzero(
         federation.participants(client_models.last_round, config.participants)
@@ -108,6 +160,9 @@ def _train_once(
     client = context.clients.client
     teachers = Teachers(client_models.model, client.label_count, client.number)
     teachers = trees.take(teachers, members)
+    if client_generators is not None:
+        check_alive(client_generators, context.settings.generators.collapse_below)
+        teachers = teachers.replace(generators=client_generators)
 
     model = yield from train(
         context,

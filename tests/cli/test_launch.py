@@ -1,5 +1,9 @@
 """What a command runs: the studies of a comparison."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 
 from mosaic_jax.cli import launch
@@ -27,3 +31,22 @@ def test_fields_of_one_method_are_not_unknown_to_the_others():
     study = settings.from_mapping(compared(Shrnk={"by": 0.25}))
     with pytest.raises(errors.ConfigError, match="methods.Shrnk: unknown method"):
         studies.build(launch.study_of_method(study, "fedavg"))
+
+
+# What a study's program does first, up to the settings, which see the devices.
+START = """
+import sys, jax
+from mosaic_jax.cli import launch
+launch.settings.from_mapping = lambda config: print(len(jax.devices())) or sys.exit()
+launch.run({"compute": {"devices": int(sys.argv[1])}}, None)
+"""
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one core")
+@pytest.mark.parametrize(("asked", "there"), [(0, 1), (2, 2), (10**6, 1)])
+def test_devices_are_made_of_cores(asked, there):
+    env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    command = [sys.executable, "-c", START, str(asked)]
+    env |= {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.stdout.split() == [str(there)], done.stderr

@@ -172,7 +172,10 @@ def test_an_installed_module_comes_first_however_it_is_started(tmp_path):
 def test_a_dry_run_checks_every_study_before_the_first(tmp_path, monkeypatch, capsys):
     tried = []
     monkeypatch.setattr(launch.estimate, "estimate", tried.append)
+    monkeypatch.setattr(launch.forecast, "forecast", lambda *_: tried.append(1))
     words = ["--config", CONFIG, "--config.compare=mosaic,fedavg,nothing"]
-    assert run.main([*words, "--dry_run", "--workdir", str(tmp_path / "x")]) == 2
+    words += ["--workdir", str(tmp_path / "x")]
+    for flag in ("--dry_run", "--dry_run=measure"):
+        assert run.main([*words, flag]) == 2
     assert "nothing" in capsys.readouterr().err
     assert tried == []

@@ -69,7 +69,10 @@ def test_exit_codes(monkeypatch, capsys):
     words = ["--config=digits_mosaic", "--process_id=1", "--num_processes=2"]
     assert run.main([*words, "--dry_run", "--reuse_from=a", "--reuse_from=b"]) == 7
     assert given["of_processes"] == ("", 2, 1)
-    assert given["dry_run"] is True and given["reuse_from"] == ["a", "b"]
+    assert given["dry_run"] == "count" and given["reuse_from"] == ["a", "b"]
+    for flag, how in (("", ""), ("--dry_run=measure", "measure"), ("--nodry_run", "")):
+        assert run.main([*words, *filter(None, [flag]), "--target=h100"]) == 7
+        assert (given["dry_run"], given["target"]) == (how, "h100")
 
 
 def test_default_workdir():
@@ -84,5 +87,6 @@ def test_default_workdir():
 def test_help_names_every_flag(capsys):
     assert run.main(["--help"]) == 0
     told = capsys.readouterr().out
-    for flag in ("workdir", "reuse_from", "dry_run", "coordinator", "process_id"):
+    flags = "workdir", "reuse_from", "dry_run", "target", "coordinator", "process_id"
+    for flag in flags:
         assert flag in told

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ FIELDS = {
     "methods__fedftg__iterations": 1,
     "methods__dfrd__iterations": 1,
 }
-METHODS = ("fedavg", "fedbn", "dense", "dfrd")
+METHODS = ("fedavg", "fedavg_decay", "fedbn", "dense", "dfrd")
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +133,16 @@ def test_where_a_stage_ends_changes_nothing(algorithm, tmp_path):
         assert one.keys() == other.keys()
         for place, leaf in one.items():
             np.testing.assert_array_equal(leaf, other[place])
+
+
+def test_a_decay_to_the_same_rate_changes_nothing(tmp_path):
+    rate = tiny.study().local.learning_rate
+    study = tiny.study(**FIELDS | {"finetune__learning_rate": rate})
+    final = []
+    for name in ("fedavg", "fedavg_decay"):
+        work = runner.Experiment(methods.with_method(study, name), tmp_path / name)
+        work.run()
+        final.append(list(running.artifacts(work).values())[-1])
+    jax.tree.map(
+        np.testing.assert_array_equal, final[0]["global_model"], final[1]["final_model"]
+    )

@@ -3,8 +3,10 @@
 import collections
 import contextlib
 import dataclasses
+import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from mosaic_jax import server
@@ -90,13 +92,61 @@ def check(counts, *, each=3):
             assert found[kind, name] == count, (kind, name)
 
 
-def test_every_loop_of_mosaic(monkeypatch, tmp_path):
+@pytest.fixture
+def loops(monkeypatch):
+    """Compiled text and number of donated arrays of each loop that runs."""
+    found, jit = {}, jax.jit
+
+    def watched(function, **options):
+        program, compiled = jit(function, **options), {}
+        if options.get("donate_argnames") != "states":
+            return program
+
+        def call(args, states, *window):
+            if not compiled:
+                compiled["program"] = program.lower(args, states, *window).compile()
+                donated = len(jax.tree.leaves(states))
+                found[function.__name__] = compiled["program"].as_text(), donated
+            return compiled["program"](args, states, *window)
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", watched)
+    return found
+
+
+def is_lean(text, donated):
+    """Whether a program calls nothing on the host, and writes its state in place."""
+    header = text.split("\n", 1)[0]
+    calls = re.findall(r"infeed|outfeed|callback|send\(|recv\(", text)
+    return not calls and header.count("-alias") >= donated
+
+
+def test_every_loop_of_mosaic(monkeypatch, tmp_path, loops):
     with counted(monkeypatch) as counts:
         runner.Experiment(study("mosaic"), tmp_path).run()
+    assert loops.keys() == counts[1].keys()
+    for name, (text, donated) in loops.items():
+        assert is_lean(text, donated), name
     names = {"round", "gan", "local", "head", "student", "reference"}
     assert counts[1].keys() == names
     assert counts[1]["round"] == 2
     check(counts)
+
+
+def test_what_is_not_lean_is_told():
+    x = jnp.ones(3)
+
+    def text(function, **options):
+        return jax.jit(function, **options).lower(x).compile().as_text()
+
+    def shown(x):
+        jax.debug.print("{}", x)
+        return x + 1
+
+    assert is_lean(text(lambda x: x + 1, donate_argnums=0), 1)
+    assert not is_lean(text(lambda x: x + 1), 1)
+    assert not is_lean(text(shown, donate_argnums=0), 1)
 
 
 ROUNDS_ONLY = {"finetune__rounds": 0}
@@ -108,8 +158,11 @@ ROUNDS_ONLY = {"finetune__rounds": 0}
 def test_rounds_of_methods(name, monkeypatch, tmp_path):
     with counted(monkeypatch) as counts:
         runner.Experiment(study(name, **ROUNDS_ONLY), tmp_path).run()
-    once = name in server.METHODS and server.METHODS[name].when == "once"
-    assert counts[1].keys() == {"round", *([name] if once else [])}
+    method = server.METHODS.get(name)
+    once = method is not None and method.when == "once"
+    gans = method is not None and method.asks_for_generators
+    loops = {"round", *([name] if once else []), *(["gan"] if gans else [])}
+    assert counts[1].keys() == loops
     check(counts)
 
 

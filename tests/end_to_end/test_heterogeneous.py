@@ -159,7 +159,7 @@ def test_a_finished_study_of_architectures_runs_nothing(architectures):
         (
             {"model__others": ("resnet17",)},
             "model.others = ('resnet17',): must be different ones of resnet18,"
-            " resnet34, resnet50, resnet101, resnet152, cnn",
+            " resnet34, resnet50, resnet101, resnet152, cnn, mlp",
         ),
         (
             {"model__others": ("resnet18",)},

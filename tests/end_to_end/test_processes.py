@@ -83,4 +83,4 @@ def test_one_that_only_estimates(tmp_path):
     assert codes == [2, 2], output
     for text in output:
         (line,) = errors_in(text)
-        assert line.startswith("error: --dry_run = true in process 0"), line
+        assert line.startswith('error: --dry_run = "count" in process 0'), line

@@ -50,6 +50,7 @@ def fedavg():
         algorithms.FedProx(mu=0.0),
         algorithms.FedRS(alpha=1.0, **FEDRS),
         algorithms.FedRS(alpha=1.0, **FEDRS | {"mode": "graded"}),
+        algorithms.FedLC(tau=0.0),
     ],
 )
 def test_is_fedavg_bit_for_bit(algorithm, fedavg):
@@ -166,6 +167,34 @@ def test_fedrs_leaves_rows_of_absent_classes_alone_at_alpha_0():
     gradient = jax.grad(loss)(weight)
     np.testing.assert_array_equal(gradient[:, 2], 0)
     assert np.abs(gradient[:, :2]).min() > 0
+
+
+def test_fedlc_by_hand():
+    """Margins 16^(-1/4) = 1/2 and 1^(-1/4) = 1, and 2 of what counts as 1/16."""
+    algorithm = algorithms.FedLC(tau=0.5, absent_count=1 / 16)
+    seen = tiny.seen(label_count=jnp.array([16, 1, 0]))
+    logits = jnp.array([[2.0, 1.0, -1.0]])
+    lowered = np.array([[2.0 - 0.25, 1.0 - 0.5, -1.0 - 1.0]])
+    np.testing.assert_allclose(algorithm.logits(logits, seen), lowered, rtol=1e-6)
+    # The gradient of cross-entropy is softmax - one-hot, here of the lowered logits.
+    expected = np.exp(lowered) / np.exp(lowered).sum() - [[0, 1, 0]]
+    found = jax.grad(
+        lambda x: losses.cross_entropy(algorithm.logits(x, seen), jnp.array([1]))
+    )(logits)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_fedlc_leaves_absent_classes_out_of_the_softmax():
+    seen = tiny.seen(label_count=jnp.array([16, 1, 0]))
+    logits = jnp.array([[2.0, 1.0, 30.0]])
+
+    def loss(logits):
+        shown = algorithms.FedLC().logits(logits, seen)
+        return losses.cross_entropy(shown, jnp.array([0]))
+
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert value == pytest.approx(np.log1p(np.exp(1 - 1.0 - (2 - 0.5))), rel=1e-5)
+    assert abs(gradient[0, 2]) < 1e-30
 
 
 def test_feddyn_by_hand():

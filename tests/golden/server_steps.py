@@ -21,7 +21,7 @@ from tests import tiny
 
 PATH = pathlib.Path(__file__).with_suffix(".npz")
 KEY = prng.root(3)
-TASK = base.Task(tiny.classifier(), (16, 16, 1), 4, "none", "auto", "train")
+TASK = base.Task(tiny.classifier(), (16, 16, 1), 4, "none", "auto", "train", 2)
 COUNTS = np.array([[6, 0, 2, 1], [2, 4, 2, 0]])
 # A large step of the student, so that a wrong gradient is seen.
 SMALL = {

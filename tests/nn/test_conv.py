@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+from mosaic_jax.core import flops, programs
 from mosaic_jax.nn import conv
 
 # size, stride, padding, side of the input: the networks' own, and odd ones.
@@ -52,19 +53,21 @@ def close(found, expected):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
 
 
-def arrays(size, stride, padding, side):
+def arrays(size, stride, padding, side, depth=3, channels=5):
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (2, 4, side, side, 3))
-    kernel = jax.random.normal(keys[1], (2, size, size, 3, 5))
+    x = jax.random.normal(keys[0], (2, 4, side, side, depth))
+    kernel = jax.random.normal(keys[1], (2, size, size, depth, channels))
     out = jax.eval_shape(lambda: plain(x[0], kernel[0], stride, padding))
     return x, kernel, jax.random.normal(keys[2], (2, *out.shape))
 
 
-@pytest.mark.parametrize("lowering", conv.LOWERINGS)
+@pytest.mark.parametrize("lowering", [*conv.LOWERINGS, "auto, many channels"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_alone(shape, lowering):
     settings = shape[1:3]
-    x, kernel, g = (array[0] for array in arrays(*shape))
+    lowering, _, many = lowering.partition(", ")
+    counts = (9, 10) if many else (3, 5)
+    x, kernel, g = (array[0] for array in arrays(*shape, *counts))
     expected = with_gradients(plain, *settings)(x, kernel, g)
     found = with_gradients(conv.convolve, *settings, lowering)(x, kernel, g)
     close(found, expected)
@@ -96,17 +99,14 @@ def test_over_clients(shape, lowering):
 
 
 @pytest.fixture
-def accelerator(monkeypatch):
+def accelerator():
     """The forms that run on accelerators, on this CPU."""
-    monkeypatch.setattr(conv, "_on_cpu", lambda: False)
-    conv._op.cache_clear()
-    yield
-    conv._op.cache_clear()
+    with programs.traced_for("gpu"):
+        yield
 
 
 @pytest.mark.parametrize("lowering", conv.LOWERINGS)
 def test_as_on_accelerators(accelerator, lowering):
-    # The second is larger than the maps that take one product over all clients.
     for shape in ((3, 2, 1, 7), (3, 1, 1, 9), (4, 1, 0, 4)):
         test_alone(shape, lowering)
         test_over_clients(shape, lowering)
@@ -132,6 +132,20 @@ def test_no_grouped_convolution_over_clients(lowering):
     assert "feature_group_count=2" in str(jax.make_jaxpr(grouped)(*args))
 
 
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+@pytest.mark.parametrize("lowering", conv.LOWERINGS)
+def test_program_does_not_grow_with_clients(lowering, platform):
+    ours = jax.vmap(with_gradients(conv.convolve, 2, 1, lowering))
+    args = arrays(3, 2, 1, 7)
+
+    def length(clients):
+        shapes = [jax.ShapeDtypeStruct((clients, *a.shape[1:]), a.dtype) for a in args]
+        return jax.jit(ours).lower(*shapes).as_text().count("\n")
+
+    with programs.traced_for(platform):
+        assert length(2) == length(200)
+
+
 def test_tiles_of_the_batch_change_no_gradient(monkeypatch):
     x, kernel, g = (array[0] for array in arrays(3, 1, 1, 6))
     run = with_gradients(conv.convolve, 1, 1, "auto")
@@ -142,6 +156,16 @@ def test_tiles_of_the_batch_change_no_gradient(monkeypatch):
 
 def test_bfloat16_accumulates_in_float32():
     ones = jnp.ones((64, 8, 8, 1), jnp.bfloat16)
-    geometry = conv.Geometry((8, 8), 1, 1, 0, "patches")
+    geometry = conv.Geometry((8, 8), 1, 1, 0, "patches", "cpu")
     # 4096 ones: a bfloat16 sum would stop at 256.
     assert float(conv._on_kernel(geometry, ones, ones)[0, 0, 0, 0]) == 4096
+
+
+def test_forms_that_waste_flops_are_not_counted():
+    x, kernel, _ = (array[0] for array in arrays(3, 1, 1, 32, channels=4))
+
+    def counted(lowering):
+        return flops.count(lambda x: conv.convolve(x, kernel, 1, 1, lowering), x)
+
+    conv.convolve(x, kernel, 1, 1)
+    assert counted("auto") == counted("dense")

@@ -10,7 +10,7 @@ import pytest
 
 from mosaic_jax.core import prng
 from mosaic_jax.core.types import ModelState
-from mosaic_jax.nn import resnet, submodel
+from mosaic_jax.nn import mlp, resnet, submodel
 from mosaic_jax.nn.classifier import Classifier
 from tests import tiny
 
@@ -89,10 +89,17 @@ def test_slice_of_two_blocks_by_hand():
     same(found.params["fc"]["bias"], model.params["fc"]["bias"])
 
 
-@pytest.mark.parametrize("depth", ["two_blocks", "two_bottlenecks"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        resnet.ResNet(4, "two_blocks", 4),
+        resnet.ResNet(4, "two_bottlenecks", 4),
+        mlp.MLP(4, 8),
+    ],
+    ids=["two_blocks", "two_bottlenecks", "mlp"],
+)
 @pytest.mark.parametrize("rate", [0.5, 0.3])
-def test_a_narrow_network_among_zeros_is_the_same_function(depth, rate):
-    module = resnet.ResNet(4, depth, 4)
+def test_a_narrow_network_among_zeros_is_the_same_function(module, rate):
     wide = dataclasses.replace(CLASSIFIER, module=module)
     narrow = dataclasses.replace(CLASSIFIER, module=module.clone(rate=rate))
     model, channels = initial(wide), indices(rate, module.widths)

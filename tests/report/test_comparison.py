@@ -68,6 +68,11 @@ def test_figures_are_in_files_too(folder, compared):
     [
         ({"method": "none"}, {}, "none"),
         ({"method": "dense", "when": "once", "rounds": 2}, {}, "once, 2 rounds"),
+        (
+            {"method": "feddf", "when": "once", "rounds": 2},
+            {},
+            "once, 2 rounds; clients also train GANs",
+        ),
         ({"method": "dfrd", "when": "every_round"}, {}, "every round, 10 iterations"),
         (
             {"method": "dfrd", "when": "every_round"},

@@ -34,6 +34,7 @@ CASES = {
     "model.name": ({}, "resnet18"),
     "model.others": ({}, ("resnet18",)),
     "model.rate": ({}, 0.5),
+    "model.dtype": ({}, "bfloat16"),  # "auto" is float32 on a CPU
     "data.num_clients": ({}, 4),
     "data.max_images": ({}, 300),
     "data.validation": ({}, 0.5),
@@ -80,6 +81,7 @@ def case(name):
         others = {"init.method": USED_BY.get(group, group)}
         if group in server.METHODS:
             others = {"method": "federated", "server.method": group}
+            others |= {"server.when": server.METHODS[group].when}
     return others, other_value(name, default(name))
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from mosaic_jax import server
-from mosaic_jax.core import errors, registry, schema
+from mosaic_jax.core import errors, programs, registry, schema
 from mosaic_jax.data import partition, sources
 from mosaic_jax.fl import algorithms
 from mosaic_jax.nn import conv, gating, losses, meta, networks, norm
@@ -80,7 +80,25 @@ def test_all_problems_come_at_once():
 
 
 def test_fields_left_out_have_their_defaults():
-    assert settings.from_mapping({}) == settings.Settings()
+    found, default = settings.from_mapping({}), settings.Settings()
+    assert found.model.dtype == "float32"  # "auto", on a CPU
+    assert dataclasses.replace(found, model=default.model) == default
+    assert dataclasses.replace(found.model, dtype="auto") == default.model
+
+
+def test_activations_are_bfloat16_on_accelerators():
+    def dtype(**model):
+        return settings.from_mapping({"model": model}).model.dtype
+
+    with programs.traced_for("gpu"):
+        assert dtype() == "bfloat16"
+        assert dtype(dtype="float32") == "float32"
+        own = "tests.own_parts:Patches"
+        assert dtype(name=own) == "float32"
+    assert dtype(dtype="bfloat16") == "bfloat16"
+
+
+def test_settings_that_are_read_again_are_the_same():
     assert settings.from_mapping(schema.to_mapping(tiny.study())) == tiny.study()
 
 

@@ -70,13 +70,22 @@ def fingerprints(methods=None, **changes):
         ),
         ({"method": "federated", "warmup__rounds": 2}, "init warmup"),
         (
+            {"method": "federated", "warmup__rounds": 0, "finetune__rounds": 2},
+            "init finetune",
+        ),
+        (
             {"method": "federated", "warmup__rounds": 0, "server__method": "fedftg"},
             "init",
         ),
         (
             {"method": "federated", "warmup__rounds": 2, "server__method": "dense"}
-            | {"server__when": "once"},
+            | {"server__when": "once", "finetune__rounds": 1},
             "init warmup server finetune",
+        ),
+        (
+            {"method": "federated", "warmup__rounds": 2, "server__method": "feddf"}
+            | {"server__when": "once"},
+            "init generators warmup server",
         ),
     ],
 )

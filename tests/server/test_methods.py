@@ -24,7 +24,7 @@ METHODS = {
     "fedftg": SMALL | {"iterations": 2, "student_steps": 2},
     "dfrd": SMALL | {"iterations": 2, "generator_steps": 2, "student_steps": 2},
 }
-TASK = base.Task(tiny.classifier(), (16, 16, 1), 4, "none", "auto", "train")
+TASK = base.Task(tiny.classifier(), (16, 16, 1), 4, "none", "auto", "train", 3)
 COUNTS = jnp.array([[6, 0, 2, 0], [2, 4, 2, 0]])
 NUMBERS = jnp.arange(2)
 

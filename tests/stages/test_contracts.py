@@ -36,7 +36,11 @@ SMALL = 3
 # Of clients that hold parts of it; all others have one that compiles sooner.
 SLICED = Classifier(CNN(NUM_CLASSES, width=2), (0.4,), (0.3,))
 WHEN = {"once", "every_round"}
-NAMES = [*algorithms.ALGORITHMS, *server.METHODS]
+# Methods that need the clients' generators train after the rounds alone.
+WITHIN_ROUNDS = [
+    name for name, one in server.METHODS.items() if not one.asks_for_generators
+]
+NAMES = [*algorithms.ALGORITHMS, *WITHIN_ROUNDS]
 every_method = pytest.mark.parametrize("name", NAMES)
 
 
@@ -62,7 +66,13 @@ def build(name, data, **layout):
         algorithm = algorithms.FedAvg()
         fields["server"] = component(server.METHODS, name)
         fields["task"] = Task(
-            classifier_of(name), SHAPE, NUM_CLASSES, "none", "auto", batch_norm="eval"
+            classifier_of(name),
+            SHAPE,
+            NUM_CLASSES,
+            "none",
+            "auto",
+            batch_norm="eval",
+            num_clients=len(SIZES),
         )
     else:
         algorithm = component(algorithms.ALGORITHMS, name)
@@ -224,6 +234,7 @@ def test_server_methods_say_when_they_train():
 
 
 def test_lists_of_comparisons_name_what_there_is():
-    known = {"mosaic", *NAMES}
+    known = {"mosaic", *algorithms.ALGORITHMS, *server.METHODS}
     for name in (*methods.COMPARED, *methods.HETEROGENEOUS):
-        assert set(name.partition("@")[0].split("+")) <= known
+        parts = name.partition("@")[0].split("+")
+        assert {part.removesuffix(methods.DECAY) for part in parts} <= known

@@ -9,6 +9,7 @@ import pytest
 from mosaic_jax.core.types import ModelState
 from mosaic_jax.fl import algorithms, parallel
 from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.server import base, fedgen
 from mosaic_jax.stages import run_rounds
 from tests import tiny
 
@@ -99,5 +100,18 @@ def test_questions_for_moments_are_counted(every):
 
 
 def test_label_counts_of_a_round_are_counted_where_the_server_trains():
-    up, _ = sent(algorithms.FedAvg(), server=object(), clients_per_round=2)
+    up, _ = sent(algorithms.FedAvg(), server=base.ServerTraining(), clients_per_round=2)
     assert up["used_label_counts"] == ROUNDS * 2 * 4 * 4
+
+
+def test_lessons_are_counted():
+    task = base.Task(tiny.classifier(), SHAPE, 4, "none", "auto", "eval", CLIENTS)
+    method = fedgen.FedGen(latent_dim=3, hidden=5)
+    _, down = sent(algorithms.FedAvg(), server=method, task=task, clients_per_round=2)
+    # From noise and label to hidden units, their batch-norm, then to the four features;
+    # and the shares of the classes.
+    generator = (3 + 4) * 5 + 5 + 4 * 5 + 5 * 4 + 4
+    assert down == {
+        "models": ROUNDS * 2 * MODEL,
+        "lessons": ROUNDS * 2 * 4 * (generator + 4),
+    }

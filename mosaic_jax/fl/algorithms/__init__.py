@@ -6,6 +6,7 @@ from mosaic_jax.fl.algorithms.fedavg import FedAvg
 from mosaic_jax.fl.algorithms.fedbn import FedBN
 from mosaic_jax.fl.algorithms.feddropout import FedDropout
 from mosaic_jax.fl.algorithms.feddyn import FedDyn
+from mosaic_jax.fl.algorithms.fedlc import FedLC
 from mosaic_jax.fl.algorithms.fedprox import FedProx
 from mosaic_jax.fl.algorithms.fedrolex import FedRolex
 from mosaic_jax.fl.algorithms.fedrs import FedRS
@@ -18,6 +19,7 @@ ALGORITHMS: Registry[type[Algorithm]] = Registry(
         "fedprox": FedProx,
         "fedbn": FedBN,
         "fedrs": FedRS,
+        "fedlc": FedLC,
         "feddyn": FedDyn,
         "heterofl": HeteroFL,
         "fedrolex": FedRolex,

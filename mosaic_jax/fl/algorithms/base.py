@@ -7,8 +7,10 @@ something else than local SGD returns another `holdings`, with programs of its o
 
 import dataclasses
 
-from mosaic_jax.core import schema
-from mosaic_jax.core.types import Array, ModelState, Tree
+import jax.numpy as jnp
+
+from mosaic_jax.core import schema, trees
+from mosaic_jax.core.types import Array, ModelState, ServerState, Tree
 from mosaic_jax.fl import holdings
 from mosaic_jax.fl.client_program import Hooks
 from mosaic_jax.nn.classifier import Classifier
@@ -58,3 +60,20 @@ class Algorithm(Hooks, schema.Group):
         """
         del rates
         return holdings.WholeNetwork(classifier, self, num_clients)
+
+
+def initial_state(algorithm: Algorithm, model: ModelState, count: int) -> ServerState:
+    """The state before the first round, without models of clients or server training.
+
+    Args:
+      algorithm: whose states of server and clients it has.
+      model: the global model.
+      count: C, number of clients.
+    """
+    return ServerState(
+        model=model,
+        server=algorithm.init_server(model),
+        client=trees.broadcast(algorithm.init_client(model), count),
+        last_round=jnp.full(count, -1, jnp.int32),
+        client_model=(),
+    )
