@@ -65,3 +65,10 @@ def test_the_design_tells_the_same_layers():
 def test_every_room_has_its_place():
     rooms = {path.name for path in ROOT.iterdir() if (path / "__init__.py").exists()}
     assert rooms == set(ORDER)
+
+
+@pytest.mark.parametrize("room", ["stages", "server"])
+def test_programs_are_told(room):
+    """One that `jax.jit` made itself would run in a study that is only counted."""
+    for path in (ROOT / room).rglob("*.py"):
+        assert "jax.jit" not in path.read_text(), path

@@ -72,9 +72,26 @@ def _set(variable: contextvars.ContextVar, value: Any) -> Iterator[None]:
         variable.reset(token)
 
 
-def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit`; programs made within `recorded` are told and not run."""
+def jit(
+    function: Callable[..., Any],
+    *,
+    assumed: Callable[[tuple, Tree], Tree] | None = None,
+    **options: Any,
+) -> Callable[..., Any]:
+    """`jax.jit`; programs made within `recorded` are told and not run.
+
+    Args:
+      function: of the program.
+      assumed: from the arguments and what the recorder returned to what takes the place
+        of the results, where what follows depends on their values; None: the latter.
+      options: of `jax.jit`.
+    """
     program, recorder = jax.jit(function, **options), _recorder.get()
     if recorder is None:
         return program
-    return lambda *args, **named: recorder(program, args, named)
+
+    def told(*args: Any, **named: Any) -> Tree:
+        results = recorder(program, args, named)
+        return assumed(args, results) if assumed else results
+
+    return told

@@ -92,9 +92,8 @@ def convolve(
       [B, (H + 2 padding - k) // stride + 1, likewise for W, O].
     """
     height, width = x.shape[1:3]
-    form = lowering, programs.platform()
-    geometry = Geometry((height, width), len(kernel), stride, padding, *form)
-    return _linear(False, geometry, x, kernel)
+    form = len(kernel), stride, padding, lowering, programs.platform()
+    return _linear(False, Geometry((height, width), *form), x, kernel)
 
 
 def convolve_transpose(
@@ -114,9 +113,8 @@ def convolve_transpose(
     """
     reach = len(kernel) - 2 * padding
     height, width = ((n - 1) * stride + reach for n in x.shape[1:3])
-    form = lowering, programs.platform()
-    geometry = Geometry((height, width), len(kernel), stride, padding, *form)
-    return _linear(True, geometry, x, kernel)
+    form = len(kernel), stride, padding, lowering, programs.platform()
+    return _linear(True, Geometry((height, width), *form), x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

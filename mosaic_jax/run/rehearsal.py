@@ -15,7 +15,7 @@ import numpy as np
 from mosaic_jax.core import costs, programs, trees
 from mosaic_jax.core.costs import Loop
 from mosaic_jax.core.steps import Steps
-from mosaic_jax.core.types import FederatedDataset, Tree
+from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated, sources
 from mosaic_jax.data.arrays import Arrays, Info
 from mosaic_jax.data.federated import Data, StudyData
@@ -116,12 +116,7 @@ class _Recorder:
                 break
         else:
             self.parts.append(Part(name, seen, seen.loop, self._times))
-        results = _zeros(seen.results)
-        if name == "cluster_images":
-            # It decides how much is sent, and shapes of what follows.
-            cluster, held, centre = results
-            return cluster, _held(args[0], held.shape), centre
-        return results
+        return _zeros(seen.results)
 
     def loop(self, steps: Steps) -> None:
         """Take down a loop."""
@@ -209,9 +204,14 @@ def _still(context: Context) -> Context:
     )
 
 
-def _name(program: Any) -> str:
+def _function(program: Any) -> Any:
+    """What a jitted function is made of, without arguments that it was given before."""
     function = program.__wrapped__
-    return getattr(function, "func", function).__name__.strip("_<>")
+    return getattr(function, "func", function)
+
+
+def _name(program: Any) -> str:
+    return _function(program).__name__.strip("_<>")
 
 
 def _zeros(shapes: Tree) -> Tree:
@@ -260,13 +260,6 @@ def made_up(config: Data, seed: int) -> StudyData | None:
     return federated.build(config, seed, info, arrays)
 
 
-def _held(data: FederatedDataset, shape: tuple[int, ...]) -> np.ndarray:
-    """Which clusters [C, K, k] have images: all of a class that has enough of these."""
-    count, clusters = np.asarray(data.client.label_count)[..., None], shape[-1]
-    filled = np.where(count >= clusters, clusters, np.minimum(count, 1))
-    return np.arange(clusters) < filled
-
-
 def _shape(leaf: Any) -> Any:
     """What a program's costs depend on of an argument."""
     if hasattr(leaf, "dtype"):
@@ -277,8 +270,8 @@ def _shape(leaf: Any) -> Any:
 class Counting:
     """Examines programs by tracing them alone, see `core.costs`.
 
-    Programs of one name for arguments of the same shapes are traced once: the rounds of
-    one stage are those of another, with other numbers.
+    Programs of one name and code, for arguments of the same shapes, are traced once:
+    the rounds of one stage are those of another, with other numbers.
     """
 
     def __init__(self) -> None:
@@ -298,7 +291,8 @@ class Counting:
         """
         leaves, structure = jax.tree.flatten((args, named))
         shapes = tuple(map(_shape, leaves))
-        key = name.split()[-1], structure, shapes
+        code = getattr(_function(program), "__code__", program)
+        key = name.split()[-1], code, structure, shapes
         if key not in self._known:
             traced = program.trace(*args, **named)
             loop, memory = costs.of_jaxpr(traced.jaxpr)

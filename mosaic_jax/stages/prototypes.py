@@ -158,7 +158,9 @@ def _of_network(
     if context.rates:
         last_round = client_models.last_round
         mask = federation.trained_masks(context, global_model, last_round)
-    cluster_all = programs.jit(functools.partial(cluster_images, context))
+    cluster_all = programs.jit(
+        functools.partial(cluster_images, context), assumed=_all_clusters
+    )
     cluster, held, own = cluster_all(data, clustered_by, mask, context.key)
     held = jax.device_get(held)
     program = programs.jit(
@@ -196,6 +198,17 @@ def _of_network(
         features = data.num_classes * width
     each_sent = 4 * features + result.label.itemsize
     return result, received, len(label) * each_sent
+
+
+def _all_clusters(args: tuple, results: Tree) -> Tree:
+    """What `cluster_images` is taken to find where it is not run.
+
+    All clusters of each class that a client has enough images of, else one.
+    """
+    (data, *_), (cluster, held, centre) = args, results
+    count, clusters = np.asarray(data.client.label_count)[..., None], held.shape[-1]
+    filled = np.where(count >= clusters, clusters, np.minimum(count, 1))
+    return cluster, np.arange(clusters) < filled, centre
 
 
 def cluster_images(

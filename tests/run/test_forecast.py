@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,6 +30,15 @@ def test_an_array_that_two_artifacts_hold_counts_once():
     assert rehearsal._bytes_of_others(resident, {}) == 4040
     assert rehearsal._bytes_of_others(resident, {"teacher": own}) == 4000
     assert rehearsal._bytes_of_others(resident, {"experts": shared}) == 40
+
+
+def test_programs_of_one_name_are_not_taken_for_each_other():
+    small, large = (lambda x: x), (lambda x: x @ x @ x)
+    x, examine = np.zeros((8, 8), np.float32), rehearsal.Counting()
+    seen = [examine(jax.jit(f), (x,), {}, "audit lambda") for f in (small, large)]
+    assert [one.loop.total().flops for one in seen] == [0, 2 * 2 * 8**3]
+    again = examine(jax.jit(small), (x,), {}, "other lambda")
+    assert again is seen[0]
 
 
 def told(capsys, *, target, **fields):
