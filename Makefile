@@ -4,7 +4,7 @@ WORKDIR ?= runs/digits_mosaic
 # Tests that train next to nothing and start few processes.
 SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
 	cli/test_own_parts.py \
-	report/test_browser.py test_benchmarks.py test_documentation.py test_programs.py \
+	report/test_browser.py report/test_live.py test_benchmarks.py test_documentation.py test_programs.py \
 	test_package.py
 FAST ?= $(SLOWER:%=--ignore=tests/%)
 

@@ -30,37 +30,62 @@ from mosaic_jax.run import environment
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
 
-# name: {group: {field: value}}
+
+def _twice(value: int) -> int:
+    return 2 * value
+
+
+def _third(value: int) -> int:
+    return value // 3
+
+
+# name: {group: {field: value, or a function of the configured value}}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "as configured": {},
+    "upper bound: held-out real images": {
+        "distill": {"source": "validation", "pool": 0}
+    },
+    # The clients' GANs.
+    "GAN steps / 3": {"generators": {"steps": _third}},
+    "GAN steps x 2": {"generators": {"steps": _twice}},
+    "the last generator, no running mean": {"generators": {"ema_decay": 0.0}},
+    "clients that stop where they see no gain": {"generators": {"patience": 5}},
+    "batch-norm moments matched by all clients": {
+        "generators": {"inversion_weight": 0.01, "inversion_below": 10**9}
+    },
+    "entropy 1, diversity 5 by labels (paper)": {
+        "generators": {"entropy_weight": 1.0, "diversity_weight": 5.0}
+    },
     "diversity 5, uniform (published)": {
         "generators": {"diversity_weight": 5.0},
         "compat": {"diversity_target": "uniform"},
     },
-    "upper bound: held-out real images": {"distill": {"source": "validation"}},
-    "diversity 5, the client's labels": {"generators": {"diversity_weight": 5.0}},
+    "shifted discriminator input": {"generators": {"translate": 1}},
     "GAN learning rate 2e-4 (published)": {"generators": {"learning_rate": 2e-4}},
+    # The teacher.
+    "10 prototypes of a class, 1,000 steps": {
+        "prototypes": {"clusters": 10},
+        "meta": {"steps": 1000},
+    },
     "prototypes in the global space (published)": {"prototypes": {"space": "global"}},
     "prototypes in the client's space": {"prototypes": {"space": "client"}},
     "transformer head, 150 steps (published)": {
         "meta": {"head": "transformer", "steps": 150}
     },
+    "gate by the global model": {"meta": {"gate": "global_topk"}},
+    "experts after 60 more local steps": {"experts": {"local_steps": 60}},
+    # The images that teach.
+    "generators refined by the teacher": {"refine": {"steps": 60}},
+    "new images in every step": {"distill": {"pool": 0}},
+    "classes balanced": {"distill": {"balanced": True}},
+    "images on which student and teacher disagree": {"distill": {"focus": 1.0}},
+    "shifted images": {"distill": {"augment": "translate"}},
+    "images weighted by n_i": {"distill": {"weighting": "size"}},
+    "images the teacher is sure of (0.5)": {"distill": {"min_confidence": 0.5}},
+    # The student.
+    "distillation steps x 2": {"distill": {"steps": _twice}},
     "student learning rate 1e-4 (published)": {"distill": {"learning_rate": 1e-4}},
     "student batch-norm in train mode": {"distill": {"batch_norm": "train"}},
-    "distillation steps x 2": {"distill": {"steps": 400}},
-    "samples weighted by n_i": {"distill": {"weighting": "size"}},
-    "samples the teacher is sure of (0.5)": {"distill": {"min_confidence": 0.5}},
-    "shifted samples": {"distill": {"augment": "translate"}},
-    "fine-tuning learning rate 1e-4 (published)": {"finetune": {"learning_rate": 1e-4}},
-    "inversion loss 0.01": {"generators": {"inversion_weight": 0.01}},
-    "GAN steps x 2": {"generators": {"steps": 1000}},
-    "shifted discriminator input, averaged generator": {
-        "generators": {"translate": 1, "ema_decay": 0.99}
-    },
-    "normalised reals, tanh fakes (published)": {
-        "compat": {"value_range": "normalised"}
-    },
-    "experts after 100 local steps": {"experts": {"local_steps": 100}},
 }
 COLUMNS = ("teacher", "generated", "distilled", "final")
 SAMPLES_PER_GENERATOR = 64
@@ -68,10 +93,14 @@ SAMPLES_PER_GENERATOR = 64
 
 def change(config: Settings, variant: dict[str, dict]) -> Settings:
     """`config` with some fields of some groups replaced."""
-    groups = {
-        group: dataclasses.replace(getattr(config, group), **fields)
-        for group, fields in variant.items()
-    }
+    groups = {}
+    for name, fields in variant.items():
+        group = getattr(config, name)
+        values = {
+            field: value(getattr(group, field)) if callable(value) else value
+            for field, value in fields.items()
+        }
+        groups[name] = dataclasses.replace(group, **values)
     return dataclasses.replace(config, **groups)
 
 

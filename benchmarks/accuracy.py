@@ -4,7 +4,7 @@
     python -m benchmarks.accuracy --name digits --dtype bfloat16
 
 Both methods share split, initial model, local work and total number of rounds;
-FedAvg goes on from Mosaic's first stage. Prints the table of the README (Markdown,
+FedAvg goes on from Mosaic's first stage. Prints the table of docs/results.md (Markdown,
 mean and standard deviation over seeds, per cent) and writes
 benchmarks/results/accuracy_NAME.json (of activations in bfloat16:
 accuracy_NAME_bfloat16.json).

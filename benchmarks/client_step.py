@@ -81,7 +81,7 @@ def gan_step(width: int, lowering: str) -> tuple[Tree, Step]:
     def step(state: Tree, image: Array, label: Array, key: Array) -> Tree:
         mask = jnp.ones(len(label), bool)
         unused = {"client_model": None, "class_share": None, "statistics": None}
-        return model_gan.step(state, key, image, mask, inverts=None, **unused)[0]
+        return model_gan.step(state, key, 0, image, mask, inverts=None, **unused)[0]
 
     return state, step
 

@@ -87,7 +87,9 @@ def classifier_of(network: str, width: int, norm: str) -> Classifier:
       norm: of it; one without norms ignores it.
     """
     norm = {} if network == "mlp" else {"norm": norm}
-    module = networks.build_classifier(network, CLASSES, width=width, **norm)
+    module = networks.build_classifier(
+        network, CLASSES, (SIDE, SIDE, DEPTH), width=width, **norm
+    )
     return Classifier(module, (0.5,) * DEPTH, (0.25,) * DEPTH)
 
 

@@ -28,7 +28,7 @@ from mosaic_jax.cli import config_files, launch
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated, sources
-from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.dataset import Arrays, Info
 from mosaic_jax.data.federated import Data
 from mosaic_jax.fl import evaluation, parallel
 from mosaic_jax.run import settings

@@ -3,6 +3,7 @@
 python launch.py --config configs/baselines.py:digits:fedavg
 python launch.py --config configs/baselines.py:digits:all
 python launch.py --config configs/baselines.py:fashion_mnist:all:small
+python launch.py --config configs/baselines.py:digits:fedproto:architectures
 """
 
 import importlib
@@ -18,7 +19,7 @@ def get_config(variant: str = "digits:fedavg") -> config_dict.ConfigDict:
     """DATASET[:METHOD[:VARIANT]]: `METHOD` on the terms of `DATASET_mosaic.py:VARIANT`.
 
     Split, seed, model, local work and rounds are the same. METHOD is fedavg where none
-    is given; a list's name, all or heterogeneous, makes a comparison.
+    is given; a list's name, such as all or heterogeneous, makes a comparison.
     """
     dataset, method, mosaic = parts(variant, method="fedavg")
     return with_method(of_mosaic(dataset, mosaic), method)

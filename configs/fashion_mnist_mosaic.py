@@ -23,7 +23,11 @@ def get_config(variant: str = "default") -> config_dict.ConfigDict:
         config.data.max_images = 6000
         config.data.validation = 0.1
         config.generators.width = 8
-        config.distill.samples_per_generator = 8
+        config.generators.steps = 3000
+        config.generators.ema_decay = 0.995
+        config.distill.pool = 1024
+        config.distill.samples_per_generator = 16
+        config.distill.steps = 300
         config.evaluation.every = 20
     else:
         config.data.validation = 0.05

@@ -10,7 +10,7 @@ from mosaic_jax.configs import cifar100_mosaic
 
 
 def get_config(variant: str = "default") -> config_dict.ConfigDict:
-    """The settings of CIFAR-100 (`default` or `resnet50`), with 200 classes."""
+    """The settings of CIFAR-100, in each of its variants, with 200 classes."""
     config = cifar100_mosaic.get_config(variant)
     config.data.name = "tiny_imagenet"
     config.meta.gate_experts = 200

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core import schema, trees
-from mosaic_jax.data.arrays import Arrays
+from mosaic_jax.data.dataset import Arrays
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.server.base import ServerTraining
 from mosaic_jax.stages.base import Outcome, Stage

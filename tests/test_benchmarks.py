@@ -7,7 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import environments, worker
+from benchmarks import environments, search, worker
+from mosaic_jax.cli import config_files
+from mosaic_jax.core import schema
+from mosaic_jax.run import methods, settings
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -67,3 +70,18 @@ def test_a_missing_or_changed_environment_is_told(tmp_path, monkeypatch):
 def test_rivals_have_environments():
     rivals = importlib.import_module("benchmarks.round").RIVALS
     assert set(rivals.values()) == environments.REQUIREMENTS.keys()
+
+
+@pytest.mark.parametrize("name", methods.COMPARED)
+def test_every_method_has_had_the_same_search(name):
+    if name in ("fedbn", "fedavg_decay"):  # nothing of their own to set
+        assert name not in search.TRIED
+        return
+    base = settings.from_mapping(config_files.load("digits_mosaic").to_dict())
+    config = methods.with_method(base, name)
+    tried = search.TRIED[name]
+    assert len({tuple(fields.values()) for fields in tried}) == 4
+    for fields in tried:
+        changed = methods.changed(schema.to_mapping(config), fields)
+        settings.from_mapping(changed)
+    assert sum(fields.items() <= schema.flat(config).items() for fields in tried) == 1

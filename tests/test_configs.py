@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from mosaic_jax import server, stages
+from mosaic_jax.cli import launch, run
 from mosaic_jax.configs import base, cifar10_mosaic
 from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.data import federated, partition, sources
-from mosaic_jax.data.arrays import Arrays
+from mosaic_jax.data.dataset import Arrays
 from mosaic_jax.fl import algorithms
-from mosaic_jax.run import methods, settings
+from mosaic_jax.run import methods, settings, variants
 from mosaic_jax.run import study as studies
 
 FOLDER = pathlib.Path(base.__file__).parent
@@ -32,6 +33,12 @@ TWO_CORES = {
     "generators.learning_rate": 1e-3,
     "generators.diversity_weight": 0.0,
     "generators.inversion_weight": 0.0,
+    "generators.ema_decay": 0.99,
+    "prototypes.clusters": 30,
+    "meta.steps": 4000,
+    "distill.pool": 512,
+    "distill.own_classes": True,
+    "distill.balanced": True,
     "distill.steps": 200,
     "distill.learning_rate": 1e-3,
     "distill.schedule": "cosine",
@@ -85,21 +92,55 @@ CIFAR100 = {
     "meta.gate_experts": 100,
     "distill.learning_rate": 1e-5,
 }
+PAPER = {
+    "generators.discriminator": "classifier",
+    "generators.entropy_weight": 1.0,
+    "prototypes.space": "client",
+    "meta.head": "transformer",
+    "meta.gate": "global_topk",
+    "warmup.rounds": 41,
+    "finetune.rounds": 39,
+}
 PUBLISHED = {
+    "generators.augment": True,
     "generators.min_steps": 0,
     "generators.inversion_weight": 0.0,
+    "generators.collapse_below": 0.0,
     "compat.generators_first": True,
     "compat.fresh_classifier": True,
     "compat.classifier_batch_norm": "train",
     "compat.diversity_target": "uniform",
     "compat.value_range": "normalised",
     "compat.ema_debiased": False,
-    "generators.collapse_below": 0.0,
     "prototypes.space": "global",
+    "prototypes.gathered": "every_round",
     "meta.head": "transformer",
-    "meta.steps": 150,
     "distill.divergence": "logit_mean",
+    "finetune.max_drop": 1.0,
+    "warmup.rounds": 41,
+    "finetune.rounds": 39,
 }
+# By alpha, as the comments of the published code tell it.
+LENGTHS = {
+    "": {"data.alpha": 0.01, "meta.steps": 30 * 5, "distill.steps": 1500},
+    "_0.1": {"data.alpha": 0.1, "meta.steps": 50 * 5, "distill.steps": 2500},
+    "_1.0": {"data.alpha": 1.0, "meta.steps": 50 * 5, "distill.steps": 2500},
+}
+ORIGINAL = {
+    form + end: fields | lengths
+    for form, fields in {"paper": PAPER, "published": PUBLISHED}.items()
+    for end, lengths in LENGTHS.items()
+}
+
+
+def in_each_form(fields, **others):
+    """The variants of a study of full size: with these fields in each."""
+    return {
+        variant: fields | changes
+        for variant, changes in ({"default": {}} | others | ORIGINAL).items()
+    }
+
+
 TINY_IMAGENET = CIFAR100 | {"data.name": "tiny_imagenet", "meta.gate_experts": 200}
 FOOD101 = CIFAR100 | {"data.name": "food101", "meta.gate_experts": 101}
 RESNET50 = {"model.name": "resnet50"}
@@ -108,7 +149,11 @@ FASHION_MNIST_SMALL = TWO_CORES | {
     "data.max_images": 6000,
     "data.validation": 0.1,
     "generators.width": 8,
-    "distill.samples_per_generator": 8,
+    "generators.steps": 3000,
+    "generators.ema_decay": 0.995,
+    "distill.pool": 1024,
+    "distill.samples_per_generator": 16,
+    "distill.steps": 300,
     "evaluation.every": 20,
     "finetune.learning_rate": 1e-3,
 }
@@ -133,17 +178,11 @@ PROMISED = {
         "default": FASHION_MNIST | {"data.name": "mnist"},
         "small": FASHION_MNIST_SMALL | {"data.name": "mnist"},
     },
-    "cifar10_mosaic": {"default": {}, "published": PUBLISHED},
-    "svhn_mosaic": {
-        "default": {"data.name": "svhn"},
-        "published": PUBLISHED | {"data.name": "svhn"},
-    },
-    "cifar100_mosaic": {"default": CIFAR100, "resnet50": CIFAR100 | RESNET50},
-    "tiny_imagenet_mosaic": {
-        "default": TINY_IMAGENET,
-        "resnet50": TINY_IMAGENET | RESNET50,
-    },
-    "food101_mosaic": {"default": FOOD101, "resnet50": FOOD101 | RESNET50},
+    "cifar10_mosaic": in_each_form({}),
+    "svhn_mosaic": in_each_form({"data.name": "svhn"}),
+    "cifar100_mosaic": in_each_form(CIFAR100, resnet50=RESNET50),
+    "tiny_imagenet_mosaic": in_each_form(TINY_IMAGENET, resnet50=RESNET50),
+    "food101_mosaic": in_each_form(FOOD101, resnet50=RESNET50),
 }
 STUDIES = [f"{name}:{variant}" for name, of in PROMISED.items() for variant in of]
 # Variants of the comparisons: METHOD, or METHOD:VARIANT of the Mosaic config.
@@ -311,9 +350,43 @@ def test_methods(method, expected):
     )
 
 
+@pytest.mark.parametrize("form", variants.FIELDS)
+def test_a_form_of_mosaic_settles_every_mechanism(form):
+    """Whatever the study has, and nothing of its sizes; total rounds stay."""
+    values = variants.FIELDS[form]
+    for config in ("cifar10_mosaic:published", "cifar10_mosaic:paper"):
+        study = settings.from_mapping(get(config).to_dict())
+        found = schema.to_mapping(methods.with_method(study, f"mosaic:{form}"))
+        expected = methods.changed(schema.to_mapping(study), values)
+        assert found == expected
+    digits = settings.from_mapping(get("digits_mosaic").to_dict())
+    found = methods.with_method(digits, f"mosaic:{form}")
+    assert found.total_rounds == digits.total_rounds == 46
+    # 40 times 41 / 341: there is no warm-up to gather prototypes in.
+    rounds = {"paper": (40, 0, 6), "published": (35, 5, 6)}[form]
+    assert rounds == (found.init.rounds, found.warmup.rounds, found.finetune.rounds)
+    assert found.meta.steps == digits.meta.steps
+    assert found.generators.width == digits.generators.width
+
+
+def test_forms_may_be_compared_and_train_their_clients_otherwise():
+    names = "fedavg,mosaic,mosaic:paper,mosaic:published,mosaic:paper+fedprox"
+    words = ["--config", str(FOLDER / "baselines.py:digits:all")]
+    given = run.parse([*words, f"--config.compare={names}"])
+    study = settings.from_mapping(given.config.to_dict())
+    found = {name: launch.study_of_method(study, name) for name in names.split(",")}
+    assert found["mosaic"].generators.discriminator == "network"
+    assert found["mosaic:paper"].generators.discriminator == "classifier"
+    assert found["mosaic:published"].prototypes.gathered == "every_round"
+    assert found["mosaic:paper+fedprox"].init.method == "fedprox"
+    assert found["mosaic:paper+fedprox"].meta.gate == "global_topk"
+
+
 @pytest.mark.parametrize(
     ("method", "told"),
     [
+        ("mosaic:papre", "compare = 'mosaic:papre': ':papre' must be one of :paper, "),
+        ("mosaic:paper_decay", "must be without '_decay'"),
         ("fedavg@smallest_decay", "'@smallest_decay' must be '@smallest'"),
         ("fedavg@largest", "'@largest' must be '@smallest'"),
         ("mosaic_decay", "must be without '_decay'"),

@@ -23,6 +23,7 @@ HOOKS = {
         "fl/holdings.py",
         "fl/algorithms/base.py",
         "fl/algorithms/partial.py",
+        "fl/algorithms/prototypical.py",
     )
 }
 INHERITED = set().union(*HOOKS.values()) | {"__call__", "features", "head", "setup"}

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import operator
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import mosaic_jax
 from mosaic_jax.cli import main, sweep
 from mosaic_jax.cli import run as program
 from mosaic_jax.data import sources
@@ -99,6 +101,8 @@ def test_command_is_taken(words, tmp_path, monkeypatch):
     monkeypatch.chdir(EXAMPLE if "my_config.py" in words else ROOT)
     if words[0] == "make":
         assert f"{words[1]}:" in (ROOT / "Makefile").read_text()
+    elif words[1] == "my_study.py":  # tests/test_package.py runs it
+        assert (EXAMPLE / words[1]).is_file()
     elif words[0] == "pip":
         for word in words[2:]:
             known = word.startswith("-") or "[" in word or word == "."
@@ -245,13 +249,13 @@ def write_images(root):
 
 @pytest.mark.slow
 def test_first_steps_as_they_are_written(tmp_path):
-    """The README's commands for newcomers, typed one after the other."""
+    """The commands for newcomers, typed one after the other."""
     for name in ("configs", "mosaic_jax", "launch.py", "pyproject.toml"):
         source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copy
         copy(source, tmp_path / name)
     write_images(tmp_path / "images")
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "docs" / "studies.md").read_text()
     text = text[text.index("## First steps") :]
     steps = re.search(r"```\n(.*?)```", text, re.DOTALL)[1]
     bin_folder = pathlib.Path(sys.executable).parent
@@ -273,3 +277,14 @@ def test_files_that_are_named_exist(page):
     )
     real = {name for name in named if "DATASET" not in name}
     assert not {name for name in real if not (ROOT / name).exists()}
+
+
+def test_the_readme_is_short_and_its_names_are_there():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 130
+    named = set(re.findall(r"\bmj\.([\w.]+)", text))
+    assert {"Study", "configs.get"} <= named
+    for name in named:
+        assert operator.attrgetter(name)(mosaic_jax)
+    for path in re.findall(r"\]\((?!http)(.*?)\)", text):
+        assert (ROOT / path).is_file()

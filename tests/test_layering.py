@@ -13,7 +13,7 @@ LAYERS = [
     ("data", "nn"),
     ("fl", "server"),
     ("stages", "run"),
-    ("report", "interop", "configs", "cli"),
+    ("report", "interop", "configs", "api", "cli"),
 ]
 DESIGN = pathlib.Path(__file__).parents[1] / "docs" / "design.md"
 TYPES = "TYPE_CHECKING"

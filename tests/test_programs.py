@@ -112,7 +112,11 @@ def test_deep_records(tmp_path):
             "error: out of memory: MemoryError: what was saved is kept\n",
         ),
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), 2, "error: RESOURCE_EXHAU"),
-        (errors.Interrupted(15), 143, "interrupted by SIGTERM; state saved\n"),
+        (
+            errors.Interrupted(15),
+            143,
+            "interrupted by SIGTERM; state saved: the same command goes on from",
+        ),
     ],
 )
 def test_exit_codes(capsys, error, code, expected):

@@ -16,6 +16,7 @@ from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import norm, resnet
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.run import settings
+from mosaic_jax.stages.prototype_federation import PrototypeFederation
 from mosaic_jax.stages.rounds import Rounds
 
 
@@ -44,6 +45,9 @@ FIELDS = {
     "prototypes.clusters": 3,
     "meta.steps": 6,
     "distill.steps": 6,
+    "distill.pool": 0,
+    "distill.own_classes": False,
+    "distill.balanced": False,
     "distill.samples_per_generator": 8,
     "finetune.rounds": 4,
     "audit.images": 0,
@@ -149,6 +153,22 @@ def rounds(axis, algorithm=None, network=None, rates=(), **fields) -> Rounds:
     )
 
 
+def federation(algorithm, networks=None, *, axis, **fields) -> PrototypeFederation:
+    """Rounds of prototypes of all clients of `axis`; `networks` are dealt in turn."""
+    networks = networks or (classifier(),)
+    numbers = np.arange(axis.num_clients)
+    fields = {"local": LOCAL, "augmentation": "none"} | fields
+    return PrototypeFederation(
+        algorithm=algorithm,
+        classifiers=networks,
+        members=[numbers[i :: len(networks)] for i in range(len(networks))],
+        axis=axis,
+        image_shape=(16, 16, 1),
+        num_classes=networks[0].module.num_classes,
+        **fields,
+    )
+
+
 def run_rounds(algorithm, count=2, *, data, network=None, **fields):
     """State after `count` rounds on one device, and the losses of the last."""
     axis = parallel.build(np.asarray(data.client.size), num_devices=1)
@@ -170,7 +190,8 @@ def turn(model=None, state=(), label_count=None, number=0) -> Turn:
 
 def seen(**fields) -> Seen:
     """What a loss may look at; fields as of `turn`."""
-    return Seen(turn(**fields), None, None, jnp.array(0), prng.root(0))
+    number, key = jnp.array(0), prng.root(0)
+    return Seen(turn(**fields), None, None, number, key, classifier())
 
 
 def close(found, expected, rtol=1e-5):

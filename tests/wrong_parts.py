@@ -61,6 +61,14 @@ class PickyAlgorithm(Algorithm):
 
 
 @dataclasses.dataclass(frozen=True)
+class OwnProgram(Algorithm):
+    """Not wrong: its clients do something else than local SGD."""
+
+    def holdings(self, classifier, num_clients, rates):
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
 class PickyServer(ServerTraining):
     least: int = schema.at_least(1, default=100)
 

@@ -22,13 +22,14 @@ def get_config() -> config_dict.ConfigDict:
 
     config.local.learning_rate = 0.1
     config.init.rounds = 20
-    config.generators.steps = 100
+    config.generators.steps = 300
+    config.generators.ema_decay = 0.9
     config.generators.width = 8
     config.generators.inversion_weight = 0.0  # the network has no batch-norm to match
-    config.meta.steps = 100
+    config.meta.steps = 500
     config.meta.gate_experts = 1
     config.distill.steps = 50
     config.distill.samples_per_generator = 16
-    config.finetune.rounds = 4
+    config.finetune.rounds = 8
     config.audit.images = 0
     return config

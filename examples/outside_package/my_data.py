@@ -4,7 +4,7 @@ import pathlib
 
 import numpy as np
 
-from mosaic_jax.data.arrays import Arrays
+from mosaic_jax.data.dataset import Arrays
 
 # A side has 16, 32 or 64 pixels.
 SIZE, NUM_CLASSES = 16, 4

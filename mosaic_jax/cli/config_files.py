@@ -9,20 +9,6 @@ from typing import Any
 from mosaic_jax import configs
 from mosaic_jax.core import errors
 
-# Not to be run themselves.
-_SHARED = ("__init__", "base")
-
-
-def shipped() -> dict[str, pathlib.Path]:
-    """The library's configuration files by name, in alphabetical order."""
-    found = {
-        path.stem: path
-        for folder in configs.__path__
-        for path in pathlib.Path(folder).glob("*.py")
-        if path.stem not in _SHARED
-    }
-    return dict(sorted(found.items()))
-
 
 def find(argument: str) -> str:
     """PATH.py[:VARIANT] of such, or of NAME[:VARIANT], a configuration of the library.
@@ -33,7 +19,7 @@ def find(argument: str) -> str:
     path, *variant = argument.split(":", 1)
     if pathlib.Path(path).is_file():
         return argument
-    known = shipped()
+    known = configs.shipped()
     if path in known:
         return ":".join([str(known[path]), *variant])
     raise errors.ConfigError(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from mosaic_jax import report
+from mosaic_jax.cli import telling
 from mosaic_jax.core import errors, files
 from mosaic_jax.core import programs as traced
 from mosaic_jax.data.federated import Data, StudyData
@@ -97,7 +98,9 @@ def run(
             else:
                 works = studies(study, workdir, reuse_from, command)
                 agree(works, workdir)
-                _finish(*_run_all(works, workdir), workdir)
+                found, pages = _run_all(works, workdir)
+                if environment.is_primary():
+                    telling.ending(found, pages, study, workdir, command)
 
     return programs.exit_code(program)
 
@@ -187,22 +190,28 @@ def _compare(
     agree([work for group in works.values() for work in group], workdir)
     fair = fairness.check_fair(works)
     # Mosaic's first stage keeps the clients' models and so serves the others too.
+    failures = {}
     for name in sorted(works, key=lambda name: not name.startswith("mosaic")):
         _log.info("method %s", name)
-        run_sharing(works, name, workdir)
-    if environment.is_primary():
+        if failure := run_sharing(works, name, workdir):
+            failures[name] = failure
+    works = {name: group for name, group in works.items() if name not in failures}
+    if environment.is_primary() and works:
         recorded = fairness.check_recorded(works)
         terms = {seed: fair[seed] | recorded[seed] for seed in fair}
-        content = {"order": list(works), "equal_terms": terms}
+        content = {"order": list(works), "equal_terms": terms, "failed": failures}
         files.write_json(workdir / "comparison.json", content)
         path = workdir / "comparison.html"
         title = f"{len(works)} methods on {study.data.name}"
         groups = runs.collect([workdir])
+        _log.info("drawing the comparison")
         rows = comparison.write(groups, path, title=title, terms=terms)
         files.write_json(workdir / "comparison.json", content | {"methods": rows})
         print(comparison.table(rows))
         print(workdir / "comparison.json")
         print(path)
+    if failures:
+        raise errors.SomeFailed(failures)
 
 
 @contextlib.contextmanager
@@ -338,18 +347,33 @@ def study_of_method(study: Settings, name: str) -> Settings:
 
 def run_sharing(
     works: Mapping[str, Sequence[Experiment]], name: str, workdir: pathlib.Path
-) -> None:
+) -> str:
     """Run the study `name`, of one or more seeds; stages of all others may be used.
 
     Args:
       works: the studies by name, one per seed each.
       name: of that to run.
       workdir: the studies lie in folders of it by their names.
+
+    Returns:
+      What stopped it, such as divergence or too little memory: the others may go on.
+      "": it has finished.
     """
     for others in works.values():
         for work, other in zip(works[name], others, strict=True):
             work.reuse(other.workdir)
-    _run_all(works[name], workdir / name)
+    try:
+        _run_all(works[name], workdir / name)
+    except Exception as error:
+        told = [line.removeprefix("error: ") for line in programs.error_lines(error)]
+        # Of several processes the others must hear of it, and end; the studies that
+        # follow would meet a full disk too.
+        if not told or processes.several() or isinstance(error, OSError):
+            raise
+        failure = "\n".join(told)
+        _log.error("%s: %s", name, failure)
+        return failure
+    return ""
 
 
 def _check_seeds(workdir: pathlib.Path, seeds: int) -> None:
@@ -378,6 +402,7 @@ def _run_all(
     works: Sequence[Experiment], workdir: pathlib.Path
 ) -> tuple[Summary | OverSeeds, list[pathlib.Path]]:
     """As many together as have room; the summary over all, and their reports."""
+    telling.opening(works, workdir)
     summaries: list[Summary] = []
     pages: list[pathlib.Path] = []
     at_once = works[0].seeds_at_once if len(works) > 1 else 1
@@ -385,6 +410,7 @@ def _run_all(
         group = works[first : first + at_once]
         summaries += runner.run_together(group)
         if environment.is_primary():
+            _log.info("drawing the report")
             pages += [report.write(work.workdir) for work in group]
     if len(works) == 1:
         return summaries[0], pages
@@ -392,35 +418,6 @@ def _run_all(
     if environment.is_primary():
         summary.write(workdir / "summary.json", over_seeds)
     return over_seeds, pages
-
-
-def _finish(
-    found: Summary | OverSeeds, pages: Sequence[pathlib.Path], workdir: pathlib.Path
-) -> None:
-    if environment.is_primary():
-        print_summary(found)
-        print(f"summary  {workdir / 'summary.json'}")
-        for page in pages:
-            print(f"report   {page}")
-
-
-def print_summary(found: Summary | OverSeeds) -> None:
-    """Table of accuracies on stdout, over several seeds with their spread."""
-    sets = {"test": found.test_accuracy, "validation": found.validation_accuracy}
-    sets = {name: accuracy for name, accuracy in sets.items() if accuracy}
-    width = 12 if isinstance(found, Summary) else 18
-    print(f"{'accuracy':<16}" + "".join(f"{name:>{width}}" for name in sets))
-    for model in found.test_accuracy:
-        shown = [_shown(accuracy.get(model)) for accuracy in sets.values()]
-        print(f"{model:<16}" + "".join(f"{value:>{width}}" for value in shown))
-
-
-def _shown(value: float | Mapping[str, float] | None) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, Mapping):
-        return f"{value['mean']:.4f} ± {value['spread']:.4f}"
-    return f"{value:.4f}"
 
 
 def prepare() -> None:

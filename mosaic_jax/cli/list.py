@@ -17,12 +17,12 @@ if __name__ == "__main__":
 
     programs.end_on_interrupt()
 
-from mosaic_jax.cli import config_files
+from mosaic_jax import configs
 from mosaic_jax.core import errors, schema
 from mosaic_jax.data.sources import SOURCES
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.nn.networks import NETWORKS
-from mosaic_jax.run import methods, programs, settings
+from mosaic_jax.run import methods, programs, settings, variants
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.server import METHODS
 
@@ -76,6 +76,8 @@ def _data() -> Iterator[tuple[str, str]]:
 
 def _methods() -> Iterator[tuple[str, str]]:
     yield "mosaic", "the teacher of class experts, distilled on generated images"
+    for form, meaning in variants.MEANING.items():
+        yield f"mosaic:{form}", meaning
     for name, component in ALGORITHMS.items():
         yield name, _first_line(component)
     for name, component in METHODS.items():
@@ -93,7 +95,7 @@ def _networks() -> Iterator[tuple[str, str]]:
 
 
 def _configs() -> Iterator[tuple[str, str]]:
-    for name, path in config_files.shipped().items():
+    for name, path in configs.shipped().items():
         docstring = path.read_text().partition('"""')[2]
         yield name, docstring.partition("\n")[0]
 

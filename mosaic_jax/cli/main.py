@@ -1,4 +1,4 @@
-"""The console: mosaic run, sweep, report, data, list."""
+"""The console: mosaic COMMAND; COMMANDS has them."""
 
 import importlib
 import os
@@ -11,10 +11,20 @@ from mosaic_jax.run import programs
 COMMANDS = {
     "run": "run a study",
     "sweep": "run many studies of one configuration",
+    "show": "every field of a configuration, and which differ from the defaults",
+    "watch": "watch a running study in the browser",
     "report": "draw the report of one run, or of several side by side",
     "data": "prepare and describe a data set",
+    "translate": "a command line of the published programs, as one of these",
     "list": "what there is: data sets, methods, networks, configurations, fields",
 }
+# Commands that load JAX, and with it take seconds before they can say anything.
+SLOW = ("run", "sweep")
+_FIRST = """
+first steps:
+  mosaic run --config digits_mosaic    a study that takes minutes on two cores
+  mosaic show digits_mosaic            its settings; each is a flag of mosaic run
+  mosaic list                          what else there is"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _current_folder_last()
     words = sys.argv[1:] if arguments is None else arguments
     command, *rest = words or ["--help"]
+    if command in SLOW and sys.stderr.isatty():
+        print("loading JAX", file=sys.stderr)
     if command in COMMANDS:
         return importlib.import_module(f"mosaic_jax.cli.{command}").main(rest)
     if command in ("-h", "--help"):
@@ -52,8 +64,8 @@ def _current_folder_last() -> None:
 
 
 def _usage() -> str:
-    lines = [f"  mosaic {name:8}{what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: mosaic COMMAND [--help] ...", "", *lines])
+    lines = [f"  mosaic {name:10}{what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: mosaic COMMAND [--help] ...", "", *lines, _FIRST])
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from mosaic_jax.core import errors, registry, schema
-from mosaic_jax.run import settings
+from mosaic_jax.run import methods, settings
 
 # Fields that name components whose settings are in `config.methods`.
 FIELDS = ("init.method", "server.method", "stages", "compare")
@@ -92,6 +92,8 @@ def _components(named: Iterable[Named]) -> dict[str, type]:
     result: dict[str, type] = {}
     for field, value in named:
         for path in _PATH.findall(value) if field in FIELDS else ():
+            if methods.form_of(path):  # no import path, for all its colon
+                continue
             component = registry.load(path, field)
             if isinstance(component, type) and dataclasses.is_dataclass(component):
                 registry.add(result, path, component)

@@ -1,15 +1,21 @@
 """Run a study: mosaic run --config digits_mosaic --workdir runs/digits_mosaic.
 
 --config takes a file, PATH.py or PATH.py:VARIANT, or the name of one that comes with
-the library; `mosaic list configs` names them. Running the same command again goes on
-where it stopped. Any field can be set on the command line, after --config:
---config.distill.steps=200; `mosaic list fields` prints them. Those of your own
-algorithm, server method or stage too: --config.methods.CLASS.FIELD=VALUE.
+the library. Running the same command again goes on where it stopped.
+
+Any field can be set on the command line, after --config: --config.distill.steps=200.
+Those of your own algorithm, server method or stage too:
+--config.methods.CLASS.FIELD=VALUE.
+
+  mosaic list configs           the configurations that come with the library
+  mosaic show digits_mosaic     every field of one, and which differ from the defaults
+  mosaic list fields distill    what fields mean and may be
 """
 
 import itertools
 import pathlib
 import sys
+import textwrap
 from collections.abc import Sequence
 
 if __name__ == "__main__":
@@ -20,7 +26,7 @@ if __name__ == "__main__":
 from absl import flags
 from ml_collections import config_flags
 
-from mosaic_jax.cli import config_files, own_parts
+from mosaic_jax.cli import config_files, flag_errors, own_parts
 from mosaic_jax.core import errors
 from mosaic_jax.run import programs
 
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if _HELP & set(words):
-        print(f"{__doc__}\n{_defined(flags.FlagValues()).get_help()}")
+        print(f"{__doc__}\n{_help()}")
         return 0
     code = 0
 
@@ -57,15 +63,16 @@ def parse(words: Sequence[str]) -> flags.FlagValues:
     """
     config = config_files.load(config_argument(words))
     found = _defined(flags.FlagValues())
-    others = [sys.argv[0], *_without_config(words)]
+    others = [sys.argv[0], *programs.without(words, ["config"])]
     own = own_parts.add_defaults(config, own_parts.on_command_line(others))
+    flag_errors.check_fields(config.to_dict(), others)
     try:
         config_flags.DEFINE_config_dict(
             "config", config, flag_values=found, sys_argv=others
         )
         rest = found(others)
     except Exception as error:  # absl, ml_collections and fields raise what they like
-        raise errors.ConfigError(_reason(error)) from error
+        raise errors.ConfigError(flag_errors.line(error)) from error
     if len(rest) > 1:
         raise errors.ConfigError(f"{rest[1]}: must be a flag, such as --config")
     with found.config.unlocked():
@@ -87,6 +94,26 @@ def default_workdir(config: str) -> str:
     """runs/NAME or runs/NAME_VARIANT for path/NAME.py[:VARIANT]."""
     path, *variants = config.split(":")
     return "/".join(["runs", "_".join([pathlib.Path(path).stem, *variants])])
+
+
+def _help() -> str:
+    """A line for each flag; those of absl itself are of no use here."""
+    found = _defined(flags.FlagValues())
+    own = str(found.find_module_defining_flag("workdir"))
+    defined = found.flags_by_module_dict()[own]
+    lines = {"--config": "PATH.py, NAME, or either with :VARIANT."} | {
+        f"--{flag.name}": flag.help.partition(";\n")[0] for flag in defined
+    }
+    width = max(map(len, lines))
+    wrapped = [
+        textwrap.wrap(text, 86 - width, break_on_hyphens=False)
+        for text in lines.values()
+    ]
+    return "\n".join(
+        f"  {name if not i else '':{width}}  {part}"
+        for name, parts in zip(lines, wrapped, strict=True)
+        for i, part in enumerate(parts)
+    )
 
 
 def _run(given: flags.FlagValues, words: Sequence[str]) -> int:
@@ -112,7 +139,7 @@ def _defined(found: flags.FlagValues) -> flags.FlagValues:
     flags.DEFINE_multi_string(
         "reuse_from",
         [],
-        "Run directory whose finished stages may be used.",
+        "Run directory whose finished stages may be used; may be repeated.",
         flag_values=found,
     )
     flags.DEFINE_flag(
@@ -159,27 +186,6 @@ class _DryRun(flags.Flag):
 
     def __init__(self, name: str, help_text: str) -> None:
         super().__init__(_HowToTell(), None, name, "", help_text, boolean=True)
-
-
-def _without_config(words: Sequence[str]) -> list[str]:
-    """`words` without --config and its value."""
-    pairs = itertools.pairwise(["", *words])
-    names = ("--config", "-config")
-    return [
-        word
-        for before, word in pairs
-        if before not in names and word.partition("=")[0] not in names
-    ]
-
-
-def _reason(error: Exception) -> str:
-    """What is wrong with the flags, in one line."""
-    text = str(error.args[0] if error.args else error)
-    if not isinstance(error, KeyError | AttributeError):
-        return " ".join(text.split())
-    # ml_collections quotes a message, and its lines, within another.
-    lines = [line.strip("'\"\\") for line in text.replace("\\n", "\n").splitlines()]
-    return f"--config: unknown field {' '.join(lines)}"
 
 
 if __name__ == "__main__":

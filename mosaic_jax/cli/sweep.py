@@ -4,8 +4,10 @@ mosaic sweep --config digits_mosaic \
     --grid distill.steps=100,200 --grid data.alpha=0.01,0.1 --seeds 3
 
 Each cell of the grid is a study in a folder of the workdir. The same command goes on
-where it stopped. With --slurm FILE nothing runs: FILE, a shell script, submits the
-cells as array jobs, those that need another's stages after it.
+where it stopped, and several may share the work: each takes cells that no other works
+on. A cell that comes to no end stops no other, and the exit code is 3. With
+--slurm FILE nothing runs: FILE, a shell script, submits the cells as array jobs, those
+that need another's stages after it.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import itertools
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 if __name__ == "__main__":
@@ -24,11 +26,19 @@ if __name__ == "__main__":
 
     programs.end_on_interrupt()
 
-from mosaic_jax.cli import config_files, launch, own_parts
+from mosaic_jax.cli import claims, config_files, flag_errors, launch, own_parts
 from mosaic_jax.core import errors, files
 from mosaic_jax.report import comparison, runs
 from mosaic_jax.run import methods, programs, settings
 from mosaic_jax.run.runner import Experiment
+
+# What a value of each type is called in messages.
+TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
+# Fields that are the same in every cell, with what to do instead.
+NOT_IN_A_GRID = {
+    "seeds": "must be the option --seeds",
+    "compare": "must be cells of one method each, such as --grid method=...",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +70,8 @@ def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
     """FIELD=VALUE,VALUE,... with values of the field's type.
 
     Raises:
-      ConfigError: the field is unknown or a value is not of its type.
+      ConfigError: the field is unknown or none of a grid, or a value is not of its
+        type.
     """
     field, equals, text = argument.partition("=")
     if not equals or not text:
@@ -68,10 +79,13 @@ def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
             f"--grid = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
             " distill.steps=100,200"
         )
+    if field in NOT_IN_A_GRID:
+        raise errors.ConfigError(f"--grid = {field}: {NOT_IN_A_GRID[field]}")
     default: Any = config
     for name in field.split("."):
         if not isinstance(default, dict) or name not in default:
-            raise errors.ConfigError(f"--grid: unknown field {field}")
+            hint = flag_errors.most_similar(config, field)
+            raise errors.ConfigError(f"--grid: unknown field {field}, {hint}")
         default = default[name]
     if isinstance(default, dict):
         raise errors.ConfigError(f"--grid = {field}: must be a field, not a group")
@@ -99,9 +113,8 @@ def _value(field: str, word: str, default: Any) -> Any:
                 return type(default)(value)
         if isinstance(value, float) and isinstance(default, float):
             return value
-    raise errors.ConfigError(
-        f"--grid: {field} = {word[:40]!r}: must be of type {type(default).__name__}"
-    )
+    must_be = TYPES.get(type(default), f"of type {type(default).__name__}")
+    raise errors.ConfigError(f"--grid: {field} = {word[:40]!r}: must be {must_be}")
 
 
 def _literal(text: str) -> Any:
@@ -125,17 +138,29 @@ def build(
       grid: fields by dotted name, each with its values.
       seeds: of each cell.
       workdir: the cells' run directories lie in it.
+
+    Raises:
+      ConfigError: a field is given twice, or two cells would have the same folder.
     """
     fields = [field for field, _ in grid]
-    cells = {}
+    for field in fields:
+        if fields.count(field) > 1:
+            raise errors.ConfigError(
+                f"--grid = {field}: is given twice: must be {field}=VALUE,VALUE,..."
+            )
+    cells: dict[str, dict[str, Any]] = {}
     for combination in itertools.product(*(found for _, found in grid)):
         values = dict(zip(fields, combination, strict=True))
-        named = [
+        name = ",".join(
             f"{field}={value}".replace("/", "_").replace(" ", "")
             for field, value in values.items()
-        ]
-        cell = methods.changed(config, values | {"seeds": seeds})
-        cells[",".join(named) or "study"] = cell
+        )
+        if name in cells:
+            raise errors.ConfigError(
+                f"--grid: several cells would have the folder {name}: must be values"
+                " of different names"
+            )
+        cells[name or "study"] = methods.changed(config, values | {"seeds": seeds})
     return Sweep(workdir, cells)
 
 
@@ -144,20 +169,30 @@ def shared(studies: dict[str, list[Experiment]]) -> dict[str, tuple[int, int]]:
 
     In the order of the cells; what is on disk counts as computed before.
     """
-    seen = {
+    seen = _finished(studies)
+    result = {}
+    for name, works in studies.items():
+        plans = _fingerprints(works)
+        new = [fingerprint for fingerprint in plans if fingerprint not in seen]
+        seen.update(new)
+        result[name] = (len(new), len(plans) - len(new))
+    return result
+
+
+def _finished(studies: Mapping[str, Sequence[Experiment]]) -> set[str]:
+    """Fingerprints of the stages that are finished in some cell."""
+    return {
         path.name
         for works in studies.values()
         for work in works
         for path in work.workdir.glob("stages/*/*")
         if (path / "done.json").exists()
     }
-    result = {}
-    for name, works in studies.items():
-        plans = [fingerprint for work in works for _, fingerprint in work.plan()]
-        new = [fingerprint for fingerprint in plans if fingerprint not in seen]
-        seen.update(new)
-        result[name] = (len(new), len(plans) - len(new))
-    return result
+
+
+def _fingerprints(works: Sequence[Experiment]) -> list[str]:
+    """Those of the stages of a cell, seed by seed."""
+    return [fingerprint for work in works for _, fingerprint in work.plan()]
 
 
 def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
@@ -165,10 +200,7 @@ def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
 
     Later waves find what earlier ones computed.
     """
-    left = {
-        name: {fingerprint for work in works for _, fingerprint in work.plan()}
-        for name, works in studies.items()
-    }
+    left = {name: set(_fingerprints(works)) for name, works in studies.items()}
     done: set[str] = set()
     result = []
     while left:
@@ -189,6 +221,8 @@ def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
 def slurm_script(sweep: Sweep, command: Sequence[str], groups: list[list[str]]) -> str:
     """A shell script that submits each wave of cells as an array job.
 
+    A wave begins when the one before has ended, also where a cell came to no end.
+
     Args:
       sweep: all cells.
       command: that a job runs, with the cell's number after it.
@@ -208,7 +242,7 @@ def slurm_script(sweep: Sweep, command: Sequence[str], groups: list[list[str]]) 
         wrapped = shlex.quote(f"{run} --cell $SLURM_ARRAY_TASK_ID")
         lines += [
             f'id=$(sbatch --parsable --array={array} $wait "$@" --wrap {wrapped})',
-            'wait="--dependency=afterok:$id"',
+            'wait="--dependency=afterany:$id"',
         ]
     lines.append(f'sbatch $wait "$@" --wrap {shlex.quote(f"{run} --report")}')
     return "\n".join(lines) + "\n"
@@ -217,37 +251,73 @@ def slurm_script(sweep: Sweep, command: Sequence[str], groups: list[list[str]]) 
 def run(sweep: Sweep, only: int | None = None) -> None:
     """Run all cells, or the one of number `only`; finished stages are found.
 
+    Cells that other processes work on are left to them, and waited for.
+
     Raises:
-      MosaicError: a study fails.
+      SomeFailed: cells came to no end; all others are finished.
     """
     studies = sweep.studies()
-    names = list(studies)
-    sweep.workdir.mkdir(parents=True, exist_ok=True)
+    names = list(studies) if only is None else [list(studies)[only]]
     counts = shared(studies)
-    for name in names if only is None else [names[only]]:
-        print(f"{name}: {counts[name][0]} stages to run, {counts[name][1]} shared")
-        launch.run_sharing(studies, name, sweep.workdir)
-    if only is None:
+    mine = claims.Claims(sweep.workdir)
+    while left := [name for name in names if not mine.settled(name)]:
+        done = _finished(studies)
+        needs = {name: set(_fingerprints(studies[name])) - done for name in left}
+        with mine.take(needs) as name:
+            if name is None:
+                claims.pause()
+            elif not mine.settled(name):
+                new, old = counts[name]
+                print(f"{name}: {new} stages to run, {old} shared")
+                mine.settle(name, launch.run_sharing(studies, name, sweep.workdir))
+    failures = {name: told for name in names if (told := mine.failure(name))}
+    if only is None and len(failures) < len(names):
         report(sweep, counts)
+    if failures:
+        raise errors.SomeFailed(failures)
 
 
-def report(sweep: Sweep, counts: dict[str, tuple[int, int]] | None = None) -> None:
-    """sweep.json, sweep.html and the table over all cells.
+def report(sweep: Sweep, counts: Mapping[str, tuple[int, int]] | None = None) -> None:
+    """sweep.json, sweep.html and the table over all cells that came to an end.
+
+    The others are named with what stopped them.
+
+    Args:
+      sweep: all cells.
+      counts: of stages, as of `shared`.
 
     Raises:
-      DataError: a cell is not finished.
+      DataError: no cell has finished, or one cannot be read.
     """
-    content: dict[str, Any] = {"order": list(sweep.cells)}
+    if not sweep.workdir.is_dir():
+        raise errors.DataError(f"--workdir = {sweep.workdir}: no such folder")
+    mine = claims.Claims(sweep.workdir)
+    failed = {name: told for name in sweep.cells if (told := mine.failure(name))}
+    if len(failed) == len(sweep.cells):
+        raise errors.DataError(f"--workdir = {sweep.workdir}: no cell has finished")
+    with mine.alone():
+        _report(sweep, counts or {}, failed)
+
+
+def _report(
+    sweep: Sweep, counts: Mapping[str, tuple[int, int]], failed: Mapping[str, str]
+) -> None:
+    """`report` without the cells `failed`."""
+    order = [name for name in sweep.cells if name not in failed]
+    content: dict[str, Any] = {"order": order, "failed": dict(failed)}
     path = sweep.workdir / "sweep.json"
     files.write_json(path, content)
     page = sweep.workdir / "sweep.html"
     rows = comparison.write(
         runs.collect([sweep.workdir]), page, title=f"Sweep of {len(sweep.cells)} cells"
     )
-    for name, (new, old) in (counts or {}).items():
-        rows[name] |= {"stages_computed": new, "stages_shared": old}
+    for name, (new, old) in counts.items():
+        if name in rows:
+            rows[name] |= {"stages_computed": new, "stages_shared": old}
     files.write_json(path, content | {"cells": rows})
     print(comparison.table(rows))
+    for name, told in failed.items():
+        print(f"{name}: came to no end: {told}")
     if counts:
         new, old = (sum(part) for part in zip(*counts.values(), strict=True))
         print(f"stages: {new} computed, {old} of {new + old} shared")
@@ -255,11 +325,12 @@ def report(sweep: Sweep, counts: dict[str, tuple[int, int]] | None = None) -> No
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit code: 0, 2 for a user's error, 128 + signal."""
+    """Returns the exit code: see `programs.exit_code`."""
     parser = argparse.ArgumentParser(
         prog="mosaic sweep",
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, help="as of mosaic run")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """Errors that a user can cause; each message is one line that says how to fix it."""
 
 import signal
+from collections.abc import Mapping
 
 
 class MosaicError(Exception):
@@ -27,12 +28,32 @@ class DivergedError(MosaicError):
     """Training produced a loss or a parameter that is not finite."""
 
 
+class SomeFailed(MosaicError):
+    """Of several studies some came to no end; what the others found is there."""
+
+    def __init__(self, failures: Mapping[str, str]) -> None:
+        """Say why, a line each.
+
+        Args:
+          failures: what stopped a study, by the study's name.
+        """
+        lines = [
+            f"{name}: {line}"
+            for name, told in failures.items()
+            for line in told.splitlines()
+        ]
+        super().__init__("\n".join(lines))
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; its state is saved."""
 
     def __init__(self, signum: int) -> None:
         """Remember the signal, which sets the exit code."""
-        super().__init__(f"interrupted by {signal.Signals(signum).name}; state saved")
+        super().__init__(
+            f"interrupted by {signal.Signals(signum).name}; state saved: the same"
+            " command goes on from there"
+        )
         self.signum = signum
 
 

@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
-from mosaic_jax.core import errors, files, schema
+from mosaic_jax.core import errors, files, live_code, modules, schema
 
 _LIBRARY = __name__.partition(".")[0]
 # Where components of this library live, and what they are made of.
@@ -51,14 +51,57 @@ def of_component(component: Any) -> dict[str, Any]:
     return {"fields": fields, "code": code_digest(type(component))}
 
 
-def is_users(cls: type) -> bool:
-    """Whether a class is not of this library."""
+def is_users(cls: Any) -> bool:
+    """Whether a class or function is not of this library."""
     return _package(cls.__module__) != _LIBRARY
 
 
-@functools.cache
 def code_digest(component: Any) -> str:
     """Hex sha256 of the code of a class or function.
+
+    Code that has a file counts as `file_digest` says. Where it has none, as in a
+    notebook, in a script that is run, and in functions within functions, the class or
+    function counts with all that it refers to: see `live_code`.
+
+    Raises:
+      ConfigError: it refers to something whose changes would go unnoticed.
+    """
+    if live_code.is_live(component):
+        # Not remembered: what it refers to may be another thing by now.
+        return schema.digest(description(component))
+    return file_digest(component)
+
+
+def description(value: Any) -> Any:
+    """What JSON holds of an object that a user made: its class's code, its fields.
+
+    Two objects have the same description only if a study cannot tell them apart.
+
+    Raises:
+      ConfigError: it is made of something whose changes would go unnoticed.
+    """
+    return live_code.Reader(_of_file).read(value)
+
+
+def _of_file(thing: Any) -> str | None:
+    """Digest of a class, function or module with a file; None: only its name counts."""
+    if isinstance(thing, types.ModuleType):
+        if _is_installed(thing, ""):
+            return None
+        found: dict[str, str] = {}
+        _collect(thing, _package(thing.__name__), found)
+        return schema.digest(found)
+    module = sys.modules.get(thing.__module__ or "builtins")
+    if module is None or _is_installed(module, ""):
+        return None
+    if not is_users(thing) and _room(thing.__module__) not in _ROOMS:
+        return None
+    return file_digest(thing)
+
+
+@functools.cache
+def file_digest(component: Any) -> str:
+    """Hex sha256 of the code of a class or function that has a file.
 
     Of a class the modules of its bases count as well as its own.
 
@@ -90,15 +133,15 @@ def _collect(module: types.ModuleType, package: str, found: dict[str, str]) -> N
         return
     found[name] = _source(module)
     for imported in _imports(module):
-        other = sys.modules.get(imported)
-        if other is None or _is_installed(other, package):
+        if _package(imported) == _LIBRARY and _room(imported) not in _ROOMS:
             continue
-        if _package(imported) != _LIBRARY or _room(imported) in _ROOMS:
+        other = modules.find(imported)  # a function may import it later
+        if other is not None and not _is_installed(other, package):
             _collect(other, package, found)
 
 
 def _imports(module: types.ModuleType) -> Iterator[str]:
-    """Names of all that `module` imports, anywhere in it, as `sys.modules` has them."""
+    """Full names of all that `module` imports, anywhere in it."""
     try:
         tree = ast.parse(inspect.getsource(module))
     except (OSError, TypeError):  # compiled

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar
 from mosaic_jax.core import errors, schema
 
 T = TypeVar("T")
+# Objects that were handed in, by the import path that means them in this process.
+_HANDED: dict[str, Any] = {}
 
 
 class Registry(Mapping[str, T], Generic[T]):
@@ -74,7 +76,7 @@ class Registry(Mapping[str, T], Generic[T]):
 def subclass_of(base: type) -> schema.Allowed:
     """The kind of a component that inherits `base` and has fields as settings."""
     return schema.Allowed(
-        f"a frozen dataclass that inherits {_place(base)}",
+        f"a frozen dataclass that inherits {place(base)}",
         lambda found: schema.is_component(found) and issubclass(found, base),
     )
 
@@ -107,8 +109,8 @@ def add(known: dict[str, type], path: str, component: type) -> None:
     other = known.setdefault(group, component)
     if other is not component:
         raise errors.ConfigError(
-            f"methods.{group}: has the fields of {_place(other)} and of"
-            f" {_place(component)}: must be of one: rename yours, or give it `group`"
+            f"methods.{group}: has the fields of {place(other)} and of"
+            f" {place(component)}: must be of one: rename yours, or give it `group`"
         )
 
 
@@ -131,6 +133,25 @@ def build(
     return schema.check(component, methods.get(group, {}), f"methods.{group}")
 
 
+def hand(thing: Any, path: str = "") -> str:
+    """Let an import path mean `thing` in this process, wherever it was defined.
+
+    Args:
+      thing: a class or function, or, with `path`, any object.
+      path: that shall mean it; "": where `thing` says that it is.
+
+    Returns:
+      The path, for the settings.
+    """
+    path = path or place(thing)
+    module, _, attribute = path.partition(":")
+    if getattr(sys.modules.get(module), attribute, None) is thing:
+        _HANDED.pop(path, None)  # it is what an import gives
+    else:
+        _HANDED[path] = thing
+    return path
+
+
 def load(path: str, field: str) -> Any:
     """The object at the import path `path`, "package.module:Class".
 
@@ -140,6 +161,8 @@ def load(path: str, field: str) -> Any:
       ConfigError: the module cannot be imported or has no such attribute; the message
         names `field`, the setting that holds the path.
     """
+    if path in _HANDED:
+        return _HANDED[path]
     module, _, attribute = path.partition(":")
     # As with `python -m`, modules in the current folder can be imported.
     if (folder := os.getcwd()) not in sys.path:
@@ -153,6 +176,6 @@ def load(path: str, field: str) -> Any:
         ) from error
 
 
-def _place(component: type) -> str:
-    """Import path of a class."""
+def place(component: Any) -> str:
+    """Import path of a class or function."""
     return f"{component.__module__}:{component.__qualname__}"

@@ -15,12 +15,22 @@ Chunk = Callable[[Tree, Tree, Any, Any], tuple[Tree, dict[str, Any]]]
 # A stage in progress: yields `Steps`, is sent their final states, returns its outcome.
 Run = Generator["Steps", Tree, Any]
 
+# Name of the loops whose steps are federated rounds.
+ROUND = "round"
+
 # Scope of the loops over training steps: what is told of a program, traced or compiled,
 # names them by it.
 TRAINING = "training"
 
 # Metrics of a chunk that are not plotted: where training stopped being finite.
 DIVERGED_STEP, DIVERGED_CLIENT = "diverged_step", "diverged_client"
+
+
+@dataclasses.dataclass
+class Ended:
+    """Where a loop ended before its last step: after `step` steps; None: it did not."""
+
+    step: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,9 @@ class Steps:
         leaves of `state` stay in host memory.
       layout: digest of what a step's number means, where that depends on how the work
         is laid out; a state that was saved under another layout is of no use.
+      pictures: from a state to uint8 images [rows, n, H, W, D] by name, for those who
+        watch; None: there are none.
+      ended: set by whoever runs the loop, if it ended early.
     """
 
     name: str
@@ -53,6 +66,20 @@ class Steps:
     together: bool = True
     on_host: bool = False
     layout: str = ""
+    pictures: Callable[[Tree], dict[str, Any]] | None = None
+    ended: Ended = dataclasses.field(default_factory=Ended)
+
+    @property
+    def done(self) -> int:
+        """Number of steps that were run, once the loop has ended."""
+        return self.num_steps if self.ended.step is None else self.ended.step
+
+    @property
+    def stopped(self) -> dict[str, Any]:
+        """For a stage's results: {"stopped": {"after", "of"}} if it ended early."""
+        if self.ended.step is None:
+            return {}
+        return {"stopped": {"after": self.done, "of": self.num_steps}}
 
 
 def train(

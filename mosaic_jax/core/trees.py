@@ -9,6 +9,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.typing import DTypeLike
 
 from mosaic_jax.core import errors
@@ -102,6 +103,22 @@ def weighted_mean(tree: Tree, weight: Array) -> Tree:
         return jnp.sum(jnp.where(w > 0, w * leaf, 0), axis=0)
 
     return jax.tree.map(mean, tree)
+
+
+def running_mean(mean: Tree, new: Tree, decay: float, number: Array) -> Tree:
+    """Exponential running mean after one more entry, free of what it started at.
+
+    Args:
+      mean: of the `number` entries before, whose weights add up to 1; the first entry
+        replaces it.
+      new: the entry.
+      decay: in (0, 1), weight of an entry relative to that of the next.
+      number: [] int, of entries before.
+
+    Reference: the debiased form of Kingma and Ba, 2015, as a recursion.
+    """
+    weight = (1 - decay) / (1 - decay ** (number + 1.0))
+    return optax.incremental_update(new, mean, weight)
 
 
 def num_bytes(tree: Tree) -> int:

@@ -155,7 +155,8 @@ class ServerState(Struct):
     algorithm. `last_round` int32 [C] is the round that each client last took part in,
     counted over the study, -1 before its first. `client_model` [C, ...] are the local
     models of that round where they are kept, else empty; `training` is the state of
-    training on the server, if there is any.
+    training on the server, if there is any; `anchor` is the model that clients stay
+    near in all rounds of a stage, if there is one.
     """
 
     model: ModelState
@@ -164,6 +165,7 @@ class ServerState(Struct):
     last_round: Array
     client_model: Tree
     training: Tree = ()
+    anchor: Tree = ()
 
 
 class ClientModels(Struct):
@@ -180,11 +182,12 @@ class ClientModels(Struct):
 class GanState(Struct):
     """Training state of a client's GAN.
 
-    `average` is the generator's running mean, () where none is kept.
+    `average` is the generator's running mean, () where none is kept; `discriminator`
+    and its optimiser's state are () where there is none.
     """
 
     generator: ModelState
-    discriminator: ModelState
+    discriminator: Tree
     average: Tree
     generator_opt: Tree
     discriminator_opt: Tree
@@ -217,6 +220,20 @@ class Prototypes(Struct):
     gate_logits: Array
     label: Array
     client: Array
+
+
+class Gathered(Struct):
+    """Prototypes that clients sent round by round, P of them, as NumPy arrays.
+
+    `feature` float32 [P, F] are those of the global model as it was received; `label`
+    int32 [P], `client` int32 [P] and `round` int32 [P], over the study, tell whose
+    centre of which class it is, and when it was sent.
+    """
+
+    feature: Array
+    label: Array
+    client: Array
+    round: Array
 
 
 class MetaState(Struct):

@@ -11,7 +11,7 @@ import numpy as np
 from mosaic_jax.core import errors, files, schema, trees
 from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
 from mosaic_jax.data import augment, partition, sources
-from mosaic_jax.data.arrays import Arrays, Info, absent
+from mosaic_jax.data.dataset import Arrays, Info, absent
 
 _log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Data(schema.Group):
         default="auto",
         meaning="of training images; auto: as is usual for the data set",
     )
-    split: str = schema.one_of(
+    split: str = schema.component(
         (*partition.MODES, "file"),
         default="dirichlet_unbalanced",
         meaning="how images are dealt to clients",
@@ -45,6 +45,28 @@ class Data(schema.Group):
     num_clients: int = schema.at_least(1, default=10, meaning="number of clients")
     alpha: float = schema.above(
         0, default=0.01, meaning="Dirichlet concentration; smaller: clients differ more"
+    )
+    iid_share: float = schema.between(
+        0,
+        1,
+        default=0.5,
+        meaning="of split dirichlet_mixed: share of the images that is dealt evenly",
+    )
+    classes_per_client: int = schema.at_least(
+        1,
+        default=2,
+        meaning="of split pathological; of split shards: shards for each client",
+    )
+    sigma: float = schema.at_least(
+        0,
+        default=1.0,
+        meaning="of split quantity: deviation of the logarithm of clients' sizes",
+    )
+    client_test: str = schema.one_of(
+        ("even", "own"),
+        default="even",
+        meaning="test images for a client's own model; even: a part for each; own: by"
+        " the classes of its training images",
     )
     split_seed: int = schema.at_least(
         0,
@@ -68,6 +90,10 @@ class Data(schema.Group):
             )
 
 
+# Settings that a way to split may name.
+SPLIT_FIELDS = ("alpha", "iid_share", "classes_per_client", "sigma")
+
+
 @dataclasses.dataclass(frozen=True)
 class StudyData:
     """All data of a study, in host memory.
@@ -76,8 +102,8 @@ class StudyData:
       info: what networks depend on.
       clients: training images, split over clients.
       held_out: "test" images and, if some were held out, "validation" images.
-      test_index: [C, M'] int, test images dealt evenly to the clients, for the accuracy
-        of a client's own model.
+      test_index: [C, M'] int, test images of each client, for the accuracy of its own
+        model: dealt evenly, or drawn by its classes.
       parts: numbers of each client's training images.
       label_count: [C, K] int, training images of each class at each client.
       sha256: hex digest of the split.
@@ -142,8 +168,8 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
             label,
             mode=config.split,
             num_clients=config.num_clients,
-            alpha=config.alpha,
             seed=split_seed,
+            **{name: getattr(config, name) for name in SPLIT_FIELDS},
         )
     if config.num_clients > len(arrays.test_label):
         raise errors.DataError(
@@ -154,10 +180,13 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
     test_count = np.bincount(arrays.test_label, minlength=info.num_classes)
     if message := absent(label_count.sum(0), test_count):
         _log.warning("the clients hold %s", message)
-    order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
-    per_client = len(order) // config.num_clients
     train, sha256 = LabelledImages(image, label), partition.digest(parts)
-    test_index = order[: per_client * config.num_clients].reshape(-1, per_client)
+    if config.client_test == "own":
+        test_index = partition.own_test_sets(label_count, arrays.test_label, split_seed)
+    else:
+        order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
+        per_client = len(order) // config.num_clients
+        test_index = order[: per_client * config.num_clients].reshape(-1, per_client)
     # Everything that a stage can read of the data.
     content = {
         "info": dataclasses.asdict(info),
@@ -187,10 +216,12 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
 def save_split(path: pathlib.Path, data: StudyData) -> None:
     """Write the split as JSON: digest, label counts and image numbers per client.
 
-    The labels of the held-out sets are included, so that a report needs no images.
+    The labels of the held-out sets and the properties of the images are included, so
+    that neither a report nor a trained model needs the images.
     """
     content = {
         "sha256": data.sha256,
+        "info": dataclasses.asdict(data.info),
         "label_counts": data.label_count.tolist(),
         "clients": [part.tolist() for part in data.parts],
         "held_out_labels": {

@@ -7,7 +7,7 @@ import numpy as np
 
 from mosaic_jax.core import errors
 from mosaic_jax.data import formats, images, limits
-from mosaic_jax.data.arrays import Arrays, nearest_size, resize
+from mosaic_jax.data.dataset import Arrays, nearest_size, resize
 from mosaic_jax.data.formats import Header
 
 _log = logging.getLogger(__name__)
@@ -97,9 +97,11 @@ def npz(path: pathlib.Path) -> Arrays:
         else:
             image = array[..., None] if array.ndim == 3 else array
             arrays.append(resize(image, nearest_size(image.shape[1])))
-    if len(parts) == 2:
-        return Arrays(*arrays)
-    image, label = arrays
+    return Arrays(*arrays) if len(parts) == 2 else with_test_set(*arrays)
+
+
+def with_test_set(image: np.ndarray, label: np.ndarray) -> Arrays:
+    """Images [N, H, W, D] with classes [N], a fixed fifth of each held out as test."""
     test = _held_out(label)
     return Arrays(image[~test], label[~test], image[test], label[test])
 

@@ -2,39 +2,46 @@
 
 import csv
 import hashlib
+import inspect
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from mosaic_jax.core import errors, files
-from mosaic_jax.data import limits
+from mosaic_jax.core import errors, files, schema
+from mosaic_jax.core.registry import Registry
+from mosaic_jax.data import limits, skews
 
 MIN_SIZE = 10
 MAX_TRIES = 1000
 
 
 def split(
-    labels: np.ndarray, *, mode: str, num_clients: int, alpha: float, seed: int
+    labels: np.ndarray,
+    *,
+    mode: str,
+    num_clients: int,
+    seed: int,
+    **fields: float,
 ) -> list[np.ndarray]:
     """Divide images over clients (Dirichlet splits as by Hsu et al., 2019).
 
     Args:
       labels: [N] integers, 0..K-1.
-      mode: a name of `MODES`: "iid" (equal random parts), "dirichlet_unbalanced" (each
-        class is divided in proportions from Dir(alpha) over the clients; a client that
-        already has N / num_clients images gets no more; drawn again until each has at
-        least 10), or "dirichlet_balanced" (each client draws N / num_clients images
-        without replacement, with class weights from Dir(alpha)).
+      mode: a name of `MODES`, or "package.module:function" of a user's own, which is
+        `(labels, num_clients, np_rng) -> list of C arrays of image numbers`.
       num_clients: C >= 1.
-      alpha: Dirichlet concentration, > 0; the smaller, the more the clients differ.
       seed: of NumPy's legacy RandomState, with which the published splits were made.
+      fields: settings of the split; a mode gets those that it names, such as `alpha`,
+        Dirichlet concentration, > 0: the smaller, the more the clients differ.
 
     Returns:
       C disjoint arrays of image numbers.
 
     Raises:
+      ConfigError: there is no such mode.
       DataError: there is no such split; the message says which setting to change.
     """
     labels = np.asarray(labels)
@@ -45,15 +52,74 @@ def split(
         )
     for field, value, least, most in (
         ("data.num_clients", num_clients, 1, np.inf),
-        ("data.alpha", alpha, np.finfo(float).tiny, np.finfo(float).max),
+        (
+            "data.alpha",
+            fields.get("alpha", 1.0),
+            np.finfo(float).tiny,
+            np.finfo(float).max,
+        ),
         ("seed of the split", seed, 0, 2**32 - 1),
     ):
         if not least <= value <= most:
             raise errors.DataError(f"{field} = {value}: must be in [{least}, {most}]")
-    if mode not in MODES:
-        known = ", ".join(MODES)
-        raise errors.DataError(f"data.split = {mode!r}: must be one of {known}")
-    return MODES[mode](labels, num_clients, alpha, np.random.RandomState(seed))
+    function = MODES.find(mode)
+    named = inspect.signature(function).parameters
+    own = {name: value for name, value in fields.items() if name in named}
+    np_rng = np.random.RandomState(seed)
+    if mode in MODES:
+        parts = function(labels, num_clients, np_rng, **own)
+    else:
+        parts = _of_user(mode, lambda: function(labels, num_clients, np_rng, **own))
+    return _checked(parts, f"data.split = {mode!r}", len(labels), num_clients)
+
+
+def _of_user(mode: str, draw: Callable[[], Any]) -> list[np.ndarray]:
+    """What a user's function returns, which may return or raise anything."""
+    try:
+        parts = [np.asarray(part) for part in draw()]
+    except errors.MosaicError:
+        raise
+    except Exception as error:
+        raise errors.DataError(
+            f"data.split = {mode!r}: {type(error).__name__}: {errors.reason(error)}"
+        ) from error
+    for i, part in enumerate(parts):
+        if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
+            raise errors.DataError(
+                f"data.split = {mode!r}: client {i} has {part.dtype} of shape"
+                f" {part.shape}: must have image numbers, integers [n]"
+            )
+    return [part.astype(np.int64) for part in parts]
+
+
+def _checked(
+    parts: list[np.ndarray], field: str, num_images: int, num_clients: int
+) -> list[np.ndarray]:
+    """`parts`, if they are a split.
+
+    Raises:
+      DataError: they are not; the message begins with `field`.
+    """
+    if len(parts) != num_clients:
+        raise errors.DataError(
+            f"{field}: has {len(parts)} clients: must be data.num_clients ="
+            f" {num_clients}"
+        )
+    for i, part in enumerate(parts):
+        if not len(part):
+            raise errors.DataError(f"{field}: client {i} has no images")
+    every = np.concatenate(parts)
+    if every.min() < 0 or every.max() >= num_images:
+        raise errors.DataError(
+            f"{field}: image numbers {every.min()}..{every.max()}: must be"
+            f" 0..{num_images - 1}"
+        )
+    number, count = np.unique(every, return_counts=True)
+    if count.max() > 1:
+        raise errors.DataError(
+            f"{field}: image {number[count.argmax()]} is there {count.max()} times"
+        )
+    return parts
 
 
 def read(
@@ -91,26 +157,7 @@ def read(
             f"data.split_file = {str(path)!r}: cannot be read: {errors.reason(error)}"
         ) from error
     field = f"data.split_file = {str(path)!r}"
-    if len(parts) != num_clients:
-        raise errors.DataError(
-            f"{field}: has {len(parts)} clients: must be data.num_clients ="
-            f" {num_clients}"
-        )
-    for i, part in enumerate(parts):
-        if not len(part):
-            raise errors.DataError(f"{field}: client {i} has no images")
-    every = np.concatenate(parts)
-    if every.min() < 0 or every.max() >= num_images:
-        raise errors.DataError(
-            f"{field}: image numbers {every.min()}..{every.max()}: must be"
-            f" 0..{num_images - 1}"
-        )
-    number, count = np.unique(every, return_counts=True)
-    if count.max() > 1:
-        raise errors.DataError(
-            f"{field}: image {number[count.argmax()]} is there {count.max()} times"
-        )
-    return parts
+    return _checked(parts, field, num_images, num_clients)
 
 
 def _json(text: str) -> list[list[int]]:
@@ -133,16 +180,24 @@ def _csv(text: str) -> list[list[int]]:
 
 
 def _iid(
-    labels: np.ndarray, num_clients: int, alpha: float, np_rng: np.random.RandomState
+    labels: np.ndarray, num_clients: int, np_rng: np.random.RandomState
 ) -> list[np.ndarray]:
-    """Equal random parts, whatever `alpha`."""
-    del alpha
+    """Equal random parts."""
     return np.array_split(np_rng.permutation(len(labels)), num_clients)
 
 
 def _unbalanced(
-    labels: np.ndarray, num_clients: int, alpha: float, np_rng: np.random.RandomState
+    labels: np.ndarray,
+    num_clients: int,
+    np_rng: np.random.RandomState,
+    *,
+    alpha: float,
 ) -> list[np.ndarray]:
+    """Each class is divided in proportions from Dir(alpha) over the clients.
+
+    A client that already has N / num_clients images gets no more; drawn again until
+    each has at least 10.
+    """
     limit = len(labels) / num_clients
     if limit < MIN_SIZE:
         raise errors.DataError(
@@ -176,9 +231,41 @@ def _unbalanced(
     )
 
 
-def _balanced(
-    labels: np.ndarray, num_clients: int, alpha: float, np_rng: np.random.RandomState
+def _mixed(
+    labels: np.ndarray,
+    num_clients: int,
+    np_rng: np.random.RandomState,
+    *,
+    alpha: float,
+    iid_share: float,
 ) -> list[np.ndarray]:
+    """A share of the images evenly at random, the rest in proportions from Dir(alpha).
+
+    Each class of the rest is divided as in `_unbalanced`, without its bounds on sizes.
+    """
+    order = np_rng.permutation(len(labels))
+    cut = max(num_clients, round(iid_share * len(labels)))
+    clients = [[part] for part in np.array_split(order[:cut], num_clients)]
+    rest = order[cut:]
+    for k in np.unique(labels):
+        members = rest[labels[rest] == k]
+        share = np_rng.dirichlet(np.full(num_clients, alpha))
+        if np.isnan(share).any():  # with a tiny alpha every variate may round to 0
+            share = np.eye(num_clients)[np_rng.randint(num_clients)]
+        cuts = (np.cumsum(share) * len(members)).round().astype(int)[:-1]
+        for client, part in zip(clients, np.split(members, cuts), strict=True):
+            client.append(part)
+    return [np.concatenate(parts) for parts in clients]
+
+
+def _balanced(
+    labels: np.ndarray,
+    num_clients: int,
+    np_rng: np.random.RandomState,
+    *,
+    alpha: float,
+) -> list[np.ndarray]:
+    """Each client draws N / num_clients images, with class weights from Dir(alpha)."""
     num_classes = labels.max() + 1
     left = np.ones(len(labels), bool)
     clients = []
@@ -200,12 +287,75 @@ def _balanced(
     return clients
 
 
-# (labels [N], number of clients, alpha, random numbers) -> image numbers per client.
-MODES: dict[str, Callable[..., list[np.ndarray]]] = {
-    "iid": _iid,
-    "dirichlet_unbalanced": _unbalanced,
-    "dirichlet_balanced": _balanced,
-}
+def _is_function(found: Any) -> bool:
+    return callable(found) and not isinstance(found, type)
+
+
+# (labels [N], number of clients, random numbers) -> image numbers per client; settings
+# by name.
+MODES: Registry[Callable[..., list[np.ndarray]]] = Registry(
+    "data.split",
+    {
+        "iid": _iid,
+        "dirichlet_unbalanced": _unbalanced,
+        "dirichlet_balanced": _balanced,
+        "dirichlet_mixed": _mixed,
+        "pathological": skews.pathological,
+        "shards": skews.shards,
+        "quantity": skews.quantity,
+    },
+    schema.Allowed(
+        "a function of labels, number of clients and random numbers to a list of arrays"
+        " of image numbers",
+        _is_function,
+    ),
+)
+
+
+def own_test_sets(
+    label_count: np.ndarray, test_label: np.ndarray, seed: int
+) -> np.ndarray:
+    """Test images for each client, in the proportions of its training classes.
+
+    Each client has as many as if all were dealt, but a hundred at least; clients share
+    images. Within a client an image is there twice only where its class has too few.
+    Classes without test images are left out of a client's proportions.
+
+    Args:
+      label_count: [C, K] int, training images of each class at each client.
+      test_label: [T] int.
+      seed: of the draws.
+
+    Returns:
+      [C, M'] int, numbers of test images.
+
+    Raises:
+      DataError: there is no test image of any class of a client.
+    """
+    np_rng = np.random.RandomState(seed)
+    num_clients, num_classes = label_count.shape
+    size = max(len(test_label) // num_clients, min(100, len(test_label)))
+    classes = [np.flatnonzero(test_label == k) for k in range(num_classes)]
+    counted = label_count * np.array([len(images) > 0 for images in classes])[None]
+    result = np.empty((num_clients, size), int)
+    for client, count in enumerate(counted):
+        if not count.sum():
+            raise errors.DataError(
+                f"data.client_test = 'own': client {client} has no class of which there"
+                " are test images"
+            )
+        wanted = size * count / count.sum()
+        quota = np.floor(wanted).astype(int)
+        # Those with the largest remainders; ties by class.
+        order = np.argsort(quota - wanted, kind="stable")
+        quota[order[: size - quota.sum()]] += 1
+        drawn = [
+            np.resize(np_rng.permutation(images), n)
+            for images, n in zip(classes, quota, strict=True)
+            if n
+        ]
+        result[client] = np.concatenate(drawn)
+    return result
 
 
 def label_counts(

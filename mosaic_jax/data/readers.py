@@ -10,7 +10,7 @@ import tqdm
 from mosaic_jax.core import errors
 from mosaic_jax.data import formats, images, limits
 from mosaic_jax.data.archives import Archive, members, read_members, reading
-from mosaic_jax.data.arrays import Arrays, resize
+from mosaic_jax.data.dataset import Arrays, resize
 
 FASHION_MNIST_FOLDERS = (pathlib.Path("/usr/share/datasets/fashion-mnist"),)
 
@@ -99,12 +99,12 @@ def digits(directory: pathlib.Path) -> Arrays:
 
 
 def mnist(directory: pathlib.Path) -> Arrays:
-    """MNIST (LeCun et al., 1998) from idx files, resized to 32, grey to RGB."""
+    """MNIST (LeCun et al., 1998) from idx files, resized to 32."""
     return _idx_set(MNIST, (directory / "mnist",))
 
 
 def fashion_mnist(directory: pathlib.Path) -> Arrays:
-    """Fashion-MNIST (Xiao et al., 2017) from idx files, resized to 32, grey to RGB."""
+    """Fashion-MNIST (Xiao et al., 2017) from idx files, resized to 32."""
     folders = (directory / "fashion_mnist", directory, *FASHION_MNIST_FOLDERS)
     return _idx_set(FASHION_MNIST, folders)
 
@@ -119,7 +119,7 @@ def _idx_set(files: Files, folders: Sequence[pathlib.Path]) -> Arrays:
         )
 
     def image(name: str) -> np.ndarray:
-        return np.repeat(resize(raw[name][..., None], 32), 3, axis=-1)
+        return resize(raw[name][..., None], 32)
 
     return Arrays(
         image("train-images-idx3-ubyte.gz"),

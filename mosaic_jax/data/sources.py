@@ -2,21 +2,21 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from mosaic_jax.core import errors, schema
 from mosaic_jax.core.registry import Registry
-from mosaic_jax.data import formats, own, readers
-from mosaic_jax.data.arrays import IMAGE_SIZES, Arrays, Info, describe, fit
+from mosaic_jax.data import formats, own, prepared, readers
+from mosaic_jax.data.dataset import IMAGE_SIZES, Arrays, Info, describe
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
 _CIFAR100_MOMENTS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-_GREY = (0.1307,) * 3, (0.3081,) * 3
+_GREY = (0.1307,), (0.3081,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,10 +49,10 @@ SOURCES: Registry[Source] = Registry(
     {
         "digits": Source(Info(10, 16, 1, (0.3053,), (0.3334,), "none"), readers.digits),
         "mnist": Source(
-            Info(10, 32, 3, *_GREY, "none"), readers.mnist, "mnist", (60_000, 10_000)
+            Info(10, 32, 1, *_GREY, "none"), readers.mnist, "mnist", (60_000, 10_000)
         ),
         "fashion_mnist": Source(
-            Info(10, 32, 3, *_GREY, "none"),
+            Info(10, 32, 1, *_GREY, "none"),
             readers.fashion_mnist,
             "fashion_mnist",
             (60_000, 10_000),
@@ -97,7 +97,7 @@ SOURCES: Registry[Source] = Registry(
         "npz": Source(None, own.npz),
     },
     schema.Allowed(
-        "a function from a path to mosaic_jax.data.arrays.Arrays", _is_source
+        "a function from a path to mosaic_jax.data.dataset.Arrays", _is_source
     ),
 )
 
@@ -108,14 +108,15 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
     It comes from the first of these that there is: the cache in `directory`, a set that
     TFDS prepared there, the set's files there, a download. For "folder", `directory` is
     the user's folder, for "npz" the file; neither is cached. A `name` such as
-    "package.module:function" is a user's function from a path to `Arrays`.
+    "package.module:function" is a user's function from a path to `Arrays`, one such as
+    "tfds:NAME" any set of images with classes that TFDS prepared.
 
     Raises:
       ConfigError: there is no such data set.
       DataError: files are damaged, or missing and cannot be downloaded; the message
         says which file to put where. Or a user's function returns something else.
     """
-    source, directory = SOURCES.find(name), pathlib.Path(directory).expanduser()
+    source, directory = _find(name), pathlib.Path(directory).expanduser()
     if not isinstance(source, Source):
         source = Source(None, _of_user(name, source), needs_files=False)
     if source.info is None:
@@ -132,8 +133,8 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
         arrays = Arrays(**formats.read_npz(cache, _FIELDS))
         check(name, info, arrays)
         return info, arrays
-    prepared = _prepared(directory, source.tfds) if source.tfds else None
-    arrays = _from_tfds(prepared, info) if prepared else source.read(directory)
+    folder = prepared.find(directory, source.tfds) if source.tfds else None
+    arrays = prepared.read(folder, info) if folder else source.read(directory)
     check(name, info, arrays)
     _write_cache(cache, arrays)
     return info, arrays
@@ -145,12 +146,12 @@ def is_at_hand(name: str, directory: str | pathlib.Path) -> bool:
     Raises:
       ConfigError: there is no such data set.
     """
-    source, directory = SOURCES.find(name), pathlib.Path(directory).expanduser()
+    source, directory = _find(name), pathlib.Path(directory).expanduser()
     if not isinstance(source, Source) or not any(source.num_images):
         return True
     assert source.info is not None  # the number of images is known
     cached = _cache(name, source.info, directory).exists()
-    return cached or bool(source.tfds and _prepared(directory, source.tfds))
+    return cached or bool(source.tfds and prepared.find(directory, source.tfds))
 
 
 def check(name: str, info: Info, arrays: Arrays) -> None:
@@ -190,6 +191,15 @@ def check(name: str, info: Info, arrays: Arrays) -> None:
             )
 
 
+def _find(name: str) -> Source | Callable[[pathlib.Path], Any]:
+    """The source called `name`."""
+    kind, _, rest = name.partition(":")
+    if kind == "tfds" and rest:
+        read = functools.partial(prepared.read_any, name=rest)
+        return Source(None, read, needs_files=False)
+    return SOURCES.find(name)
+
+
 def _of_user(
     name: str, function: Callable[[pathlib.Path], Any]
 ) -> Callable[[pathlib.Path], Arrays]:
@@ -205,7 +215,7 @@ def _of_user(
             ) from error
         if not isinstance(found, Arrays):
             raise errors.DataError(
-                f"data.name = {name!r}: must return mosaic_jax.data.arrays.Arrays, not"
+                f"data.name = {name!r}: must return mosaic_jax.data.dataset.Arrays, not"
                 f" {type(found).__name__}"
             )
         return found
@@ -225,43 +235,3 @@ def _write_cache(path: pathlib.Path, arrays: Arrays) -> None:
         partial = path.with_suffix(".partial.npz")
         np.savez(partial, **{field: getattr(arrays, field) for field in _FIELDS})
         partial.replace(path)
-
-
-def _prepared(directory: pathlib.Path, name: str) -> pathlib.Path | None:
-    """Folder of the latest version of a data set that TFDS prepared, or None."""
-    found = sorted((directory / name).glob("**/dataset_info.json"))
-    return found[-1].parent if found else None
-
-
-def _from_tfds(folder: pathlib.Path, info: Info) -> Arrays:
-    """Read a data set that TFDS prepared.
-
-    TensorFlow is needed unless it was prepared in the format ArrayRecord.
-    """
-    import tensorflow_datasets as tfds
-
-    # Declared loosely in the library itself.
-    builder: Any = tfds.builder_from_directory(str(folder))
-    file_format = builder.info.file_format.value
-
-    def rows(split: str) -> Any:
-        if file_format == "array_record":
-            return builder.as_data_source(split)
-        try:
-            return tfds.as_numpy(builder.as_dataset(split=split))
-        except ImportError as error:
-            raise errors.DataError(
-                f"{folder}: prepared as {file_format}: must be array_record where"
-                " TensorFlow is not installed (prepare it with"
-                " file_format='array_record')"
-            ) from error
-
-    def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
-        image, label = [], []
-        for row in tqdm.tqdm(rows(split), split, disable=None):
-            image.append(np.asarray(row["image"]))
-            label.append(int(row["label"]))
-        return fit(image, info), np.array(label)
-
-    splits = ["train", "test" if "test" in builder.info.splits else "validation"]
-    return Arrays(*arrays(splits[0]), *arrays(splits[1]))

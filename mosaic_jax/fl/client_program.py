@@ -8,6 +8,7 @@ a class with these three functions.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flax.struct
 import jax
@@ -18,6 +19,9 @@ from mosaic_jax.core import errors, prng, steps, trees
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Struct, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.nn.classifier import Classifier
+
+if TYPE_CHECKING:
+    from mosaic_jax.fl.anchors import Anchor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,8 @@ class Turn(Struct):
       key: of all rounds of the study; fold in what it is for, the round, the client.
       local: the SGD of these rounds: number of steps, learning rate.
       lesson: what training on the server sends along, of methods that do, else {}.
+      anchor: the model that clients stay near in all rounds of a stage, else {}.
+      done: int32 [] of local steps in this turn; None: `local.steps`.
     """
 
     model: ModelState
@@ -56,6 +62,13 @@ class Turn(Struct):
     key: Array
     local: training.Local = flax.struct.field(pytree_node=False)
     lesson: Tree = flax.struct.field(default_factory=dict)
+    anchor: Tree = flax.struct.field(default_factory=dict)
+    done: Array | None = None
+
+    @property
+    def steps(self) -> int | Array:
+        """Number of local steps in this turn, [] int32 where clients' differ."""
+        return self.local.steps if self.done is None else self.done
 
 
 class Result(Struct):
@@ -114,7 +127,7 @@ def run(
     program: ClientProgram,
     turn: Turn,
     batch_at: Callable[[Array], Batch],
-    num_steps: int,
+    num_steps: int | Array,
 ) -> tuple[Result, Array]:
     """Run a client's turn: `init`, `num_steps` steps, `final`.
 
@@ -148,6 +161,7 @@ class Seen(Struct):
       features: [B, F] of its images, before the head.
       step: int32 [], within the round.
       key: of this client and step.
+      classifier: of the client, to ask other models by.
     """
 
     turn: Turn
@@ -155,11 +169,12 @@ class Seen(Struct):
     features: Array
     step: Array
     key: Array
+    classifier: Classifier = flax.struct.field(pytree_node=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalSGD(ClientProgram):
-    """Plain SGD from a fresh optimiser, changed by the hooks of an algorithm.
+    """SGD, or what `local` says, from a fresh optimiser, with an algorithm's hooks.
 
     Attributes:
       classifier: that the client trains.
@@ -167,17 +182,19 @@ class LocalSGD(ClientProgram):
       local: learning rate and weight decay.
       taught: from parameters and what is seen to a scalar that is added to the loss,
         by training on the server that teaches clients; None: there is none.
+      anchor: keeps the client near `turn.anchor`; None: nothing does.
     """
 
     classifier: Classifier
     algorithm: "Hooks"
     local: training.Local
     taught: Callable[[Tree, Seen], Array] | None = None
+    anchor: "Anchor | None" = None
 
     def init(self, turn: Turn) -> Tree:
         """The model that the client starts from, and the optimiser's state."""
         model = self.algorithm.receive(turn.model, turn.state)
-        return model, self._tx.init(model.params)
+        return model, self.optimizer(turn, 0).init(model.params)
 
     def step(
         self, turn: Turn, carry: Tree, batch: Batch, step: Array
@@ -193,22 +210,38 @@ class LocalSGD(ClientProgram):
         Returns:
           The new model and optimiser state, and the loss [] without the penalty.
         """
+        carry, loss, _ = self.train(turn, carry, batch, step)
+        return carry, loss
+
+    def train(
+        self, turn: Turn, carry: Tree, batch: Batch, step: Array
+    ) -> tuple[Tree, Array, Array]:
+        """As `step`, with the features [B, F] of the minibatch before the step.
+
+        Args:
+          turn: of the client.
+          carry: model and optimiser state.
+          batch: the minibatch.
+          step: [] int32, number of the step in the turn.
+        """
         key = prng.named(turn.key, "hooks")
         key = prng.at(key, turn.number, turn.client.number, step)
 
         def seen(features: Array) -> Seen:
-            return Seen(turn, batch, features, step, key)
+            return Seen(turn, batch, features, step, key, self.classifier)
 
         def penalty(params: Tree, features: Array) -> Array:
             added = self.algorithm.penalty(params, seen(features))
             if self.taught is not None:
                 added += self.taught(params, seen(features))
+            if self.anchor is not None:
+                added += self.anchor.penalty(self, params, seen(features))
             return added
 
         model, opt_state = carry
-        model, opt_state, loss = training.sgd_step(
+        model, opt_state, loss, features = training.sgd_step_and_features(
             self.classifier,
-            self._tx,
+            self.optimizer(turn, step),
             model,
             opt_state,
             batch,
@@ -217,7 +250,7 @@ class LocalSGD(ClientProgram):
             ),
             penalty=penalty,
         )
-        return (model, opt_state), loss
+        return (model, opt_state), loss, features
 
     def final(self, turn: Turn, carry: Tree, loss: Array) -> Result:
         """Upload and state by the algorithm.
@@ -231,7 +264,7 @@ class LocalSGD(ClientProgram):
         return Result(upload, carry[0], state)
 
     def traffic(self, image_shape: tuple[int, int, int], client: Client) -> Traffic:
-        """The model one way, the upload the other."""
+        """What is sent of the model one way, the upload the other."""
         model = jax.eval_shape(
             functools.partial(self.classifier.init, image_shape=image_shape),
             jax.eval_shape(prng.root, 0),
@@ -251,12 +284,13 @@ class LocalSGD(ClientProgram):
             local=self.local,
         )
         upload = jax.eval_shape(sent, model, turn)
-        down = trees.num_bytes(model) + trees.num_bytes(turn.server)
-        return Traffic(trees.num_bytes(upload), down)
+        down = self.algorithm.download(model), turn.server
+        return Traffic(trees.num_bytes(upload), trees.num_bytes(down))
 
-    @property
-    def _tx(self) -> optax.GradientTransformation:
-        return training.sgd(self.local.learning_rate, self.local.weight_decay)
+    def optimizer(self, turn: Turn, step: int | Array) -> optax.GradientTransformation:
+        """Of local step `step` = 0, 1, ...; the state of all steps has one form."""
+        del step
+        return training.optimizer(self.local, turn.number)
 
 
 def with_lesson(
@@ -288,6 +322,8 @@ class Hooks:
 
     # The server's state goes to the clients with the model.
     sends_state = False
+    # Passes of a minibatch forward through the network, in each step, beside training.
+    further_passes = 0
 
     def init_server(self, model: ModelState) -> Tree:
         """State that the server keeps across rounds, before the first one."""
@@ -299,6 +335,10 @@ class Hooks:
         del model
         return {}
 
+    def download(self, model: ModelState) -> Tree:
+        """What of the global model clients are sent; the rest they must not use."""
+        return model
+
     def receive(self, model: ModelState, client_state: Tree) -> ModelState:
         """The model that a client starts from.
 
@@ -308,6 +348,15 @@ class Hooks:
         """
         del client_state
         return model
+
+    def personal_model(self, model: ModelState, client_state: Tree) -> ModelState:
+        """The model that a client with one of its own is judged by.
+
+        Args:
+          model: global.
+          client_state: what the client kept.
+        """
+        return self.receive(model, client_state)
 
     def logits(self, logits: Array, seen: Seen) -> Array:
         """Logits [B, K] as the local cross-entropy sees them."""
@@ -329,3 +378,12 @@ class Hooks:
         """
         del loss
         return trained, turn.state
+
+    def program(self, classifier: Classifier, local: training.Local) -> LocalSGD:
+        """What a client with the whole network does in a round.
+
+        Args:
+          classifier: that the client trains.
+          local: settings of its SGD.
+        """
+        return LocalSGD(classifier, self, local)

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core.types import Array
+from mosaic_jax.core.types import Array, Tree
 from mosaic_jax.data import augment
 
 
 def predict(
-    function: Callable[[Array], Array], image: Array, *, batch_size: int
-) -> Array:
+    function: Callable[[Array], Tree], image: Array, *, batch_size: int
+) -> Tree:
     """Apply a function to images in batches of equal size.
 
     The last batch is padded with images from the start; their results are cut off.

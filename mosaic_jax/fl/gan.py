@@ -1,6 +1,12 @@
-"""A client's GAN, whose generator a classifier shapes (Mosaic, stage 2)."""
+"""A client's GAN, whose generator a classifier shapes (Mosaic, stage 2).
+
+Without a discriminator the classifier is all that judges: it is frozen and plays the
+discriminator, as the teacher does in data-free distillation (DAFL: Chen et al., ICCV
+2019).
+"""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,8 +17,8 @@ from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.types import Array, GanState, ModelState, Tree
 from mosaic_jax.data import augment
-from mosaic_jax.data.arrays import Info
-from mosaic_jax.nn import dcgan, losses, networks
+from mosaic_jax.data.dataset import Info
+from mosaic_jax.nn import dcgan, losses, networks, submodel
 from mosaic_jax.nn.classifier import Classifier
 
 
@@ -22,9 +28,10 @@ class Gan:
 
     Attributes:
       generator: noise [B, latent_dim] to images in [-1, 1].
-      discriminator: images to logits [B].
+      discriminator: images to logits [B]; None: the classifier alone judges what is
+        generated, and no real image is looked at.
       classifier: of the losses that shape the generator.
-      tx: optimiser of generator and discriminator.
+      tx: optimiser of the generator and the discriminator.
       latent_dim: length of the noise.
       entropy_weight: of the classifier's mean entropy on generated images.
       diversity_weight: of `losses.diversity` of its predictions on them.
@@ -40,7 +47,7 @@ class Gan:
     """
 
     generator: networks.Module
-    discriminator: networks.Module
+    discriminator: networks.Module | None
     classifier: Classifier
     tx: optax.GradientTransformation
     latent_dim: int
@@ -57,20 +64,32 @@ class Gan:
         keys = jax.random.split(key)
         z = jnp.zeros((1, self.latent_dim))
         generator = _model(self.generator.init(keys[0], z, train=False))
-        image = jnp.zeros((1, *image_shape))
-        discriminator = _model(self.discriminator.init(keys[1], image, train=False))
+        discriminator, discriminator_opt = (), ()
+        if self.discriminator is not None:
+            image = jnp.zeros((1, *image_shape))
+            discriminator = _model(self.discriminator.init(keys[1], image, train=False))
+            discriminator_opt = self.tx.init(discriminator.params)
         return GanState(
             generator=generator,
             discriminator=discriminator,
             average=generator if self.ema_decay else (),
             generator_opt=self.tx.init(generator.params),
-            discriminator_opt=self.tx.init(discriminator.params),
+            discriminator_opt=discriminator_opt,
         )
 
     def sample(self, generator: ModelState, z: Array) -> Array:
         """Signed images [B, H, W, D] of noise `z` [B, nz], by running statistics."""
         output: Any = self.generator.apply(generator.variables, z, train=False)
         return self.decode(output)
+
+    def deviation(self, generator: ModelState, z: Array) -> Array:
+        """How much the images of noise `z` [n, nz] differ; near 0: collapsed.
+
+        Returns:
+          [] float32, the mean over pixels, which are in [-1, 1], of the standard
+          deviation over the n images.
+        """
+        return jnp.mean(jnp.std(self.sample(generator, z), axis=0))
 
     def decode(self, output: Array) -> Array:
         """The generator's output as signed images."""
@@ -84,6 +103,7 @@ class Gan:
         self,
         state: GanState,
         key: Array,
+        number: Array,
         image: Array,
         mask: Array,
         *,
@@ -92,12 +112,16 @@ class Gan:
         inverts: Array,
         statistics: ModelState,
     ) -> tuple[GanState, dict[str, Array]]:
-        """One discriminator step, then one generator step on the same noise.
+        """One discriminator step, if there is one, then one generator step.
+
+        Both see the same noise.
 
         Args:
           state: training state of this client's GAN.
           key: random key of this step and client.
-          image: [B, H, W, D] training images in [-1, 1].
+          number: [] int, of this client's steps before this one.
+          image: [B, H, W, D] training images in [-1, 1]; without a discriminator only
+            their number counts.
           mask: [B] bool, False for entries that only pad the batch.
           client_model: the client's classifier f_i, not trained here.
           class_share: [K] float32, target frequencies of the classes, sums to 1.
@@ -114,9 +138,11 @@ class Gan:
             has_aux=True,
         )
         generator = state.generator.replace(batch_stats=updated)
-        discriminator, discriminator_opt, d_loss = self._discriminator_step(
-            state, key, image, mask, fake
-        )
+        discriminator, discriminator_opt, judged = (), (), {}
+        if self.discriminator is not None:
+            discriminator, discriminator_opt, judged = self._discriminator_step(
+                state, key, image, mask, fake
+            )
 
         def objective(fake):
             return self._generator_loss(
@@ -136,31 +162,33 @@ class Gan:
         )
         params = optax.apply_updates(generator.params, update)
         generator = generator.replace(params=params)
-        average, kept = state.average, self.ema_decay
-        if kept:
-            average = jax.tree.map(
-                lambda old, new: kept * old + (1 - kept) * new, average, generator
-            )
+        average = state.average
+        if self.ema_decay:
+            average = trees.running_mean(average, generator, self.ema_decay, number)
         state = GanState(
             generator, discriminator, average, generator_opt, discriminator_opt
         )
-        return state, {"discriminator_loss": d_loss, **metrics}
+        return state, judged | metrics
 
     def flops(self, image_shape: tuple[int, int, int]) -> tuple[float, float]:
-        """FLOPs of generating one image (H, W, D), and of the logit of it."""
+        """FLOPs of generating one image (H, W, D), and of the logit of it.
+
+        The latter is 0 where there is no discriminator.
+        """
         state = jax.eval_shape(lambda: self.init(jax.random.key(0), image_shape))
-        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
         z = jax.ShapeDtypeStruct((1, self.latent_dim), jnp.float32)
+        generating = flops.count(self.sample, state.generator, z)
+        network = self.discriminator
+        if network is None:
+            return generating, 0.0
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
 
         def judge(discriminator: ModelState, image: Array) -> Array:
             variables = discriminator.variables
-            logits: Any = self.discriminator.apply(variables, image, train=False)
+            logits: Any = network.apply(variables, image, train=False)
             return logits
 
-        return (
-            flops.count(self.sample, state.generator, z),
-            flops.count(judge, state.discriminator, image),
-        )
+        return generating, flops.count(judge, state.discriminator, image)
 
     def step_flops(self, image_shape: tuple[int, int, int], *, inverts: bool) -> float:
         """FLOPs of `step` per image (H, W, D) of a client's batch; see `step`."""
@@ -183,6 +211,7 @@ class Gan:
         return image, updated["batch_stats"]
 
     def _judge(self, model: ModelState, key: Array, image: Array, mask=None):
+        assert self.discriminator is not None  # else there is no model of it
         if self.translate:
             black = self.encode(jnp.full(image.shape[-1], -1.0))
             image = augment.translate(key, image, pixels=self.translate, black=black)
@@ -208,11 +237,12 @@ class Gan:
             gradient, state.discriminator_opt, state.discriminator.params
         )
         params = optax.apply_updates(state.discriminator.params, update)
-        return ModelState(params, batch_stats), opt_state, loss
+        metrics = {"discriminator_loss": loss}
+        return ModelState(params, batch_stats), opt_state, metrics
 
     def _generator_loss(
         self,
-        discriminator: ModelState,
+        discriminator: Tree,
         key: Array,
         fake: Array,
         *,
@@ -221,9 +251,10 @@ class Gan:
         inverts: Array,
         statistics: ModelState,
     ) -> tuple[Array, dict[str, Array]]:
-        judged, _ = self._judge(discriminator, prng.named(key, "generator"), fake)
-        adversarial = losses.adversarial(judged, True)
-        loss, metrics = adversarial, {"generator_loss": adversarial}
+        loss, metrics = jnp.zeros(()), {}
+        if self.discriminator is not None:
+            judged, _ = self._judge(discriminator, prng.named(key, "generator"), fake)
+            loss = metrics["generator_loss"] = losses.adversarial(judged, True)
         image = self.decode(fake)
         if self.entropy_weight or self.diversity_weight:
             if self.classifier_train_mode:
@@ -267,9 +298,12 @@ def build(study: View, info: Info, classifier: Classifier) -> Gan:
     """
     config, compat = study.generators, study.compat
     size, kind = info.image_size, (study.model.dtype, study.compute.convolution)
+    discriminator = None
+    if config.discriminator == "network":
+        discriminator = dcgan.Discriminator(size, config.width, *kind)
     return Gan(
         generator=dcgan.Generator(size, info.channels, config.width, *kind),
-        discriminator=dcgan.Discriminator(size, config.width, *kind),
+        discriminator=discriminator,
         classifier=classifier,
         tx=optax.adam(config.learning_rate, b1=0.5, b2=0.999),
         latent_dim=config.latent_dim,
@@ -280,6 +314,47 @@ def build(study: View, info: Info, classifier: Classifier) -> Gan:
         normalised_range=compat.value_range == "normalised",
         ema_decay=config.ema_decay,
         translate=config.translate,
+    )
+
+
+def narrowed(model_gan: Gan, state: GanState, rates: Sequence[float]) -> GanState:
+    """GANs cut to their first channels, by each client's rate; all else stays zero.
+
+    Args:
+      model_gan: the GAN.
+      state: of the clients, leaves [C, ...].
+      rates: [C], each client's fraction of the channels, in (0, 1].
+    """
+
+    def cut(module: networks.Module, model: ModelState) -> ModelState:
+        return submodel.within(model, channel_mask(module, model, rates))
+
+    generator, discriminator = model_gan.generator, state.discriminator
+    if model_gan.discriminator is not None:
+        discriminator = cut(model_gan.discriminator, discriminator)
+    return state.replace(
+        generator=cut(generator, state.generator),
+        discriminator=discriminator,
+        average=cut(generator, state.average) if state.average else (),
+    )
+
+
+def channel_mask(
+    module: networks.Module, model: ModelState, rates: Sequence[float]
+) -> ModelState:
+    """Which parameters of a network clients hold: the first channels, by their rates.
+
+    Args:
+      module: the network.
+      model: of the clients, leaves [C, ...].
+      rates: [C], each client's fraction of the channels, in (0, 1].
+
+    Returns:
+      1 for a parameter that the client holds, else 0, as of `submodel.Part`.
+    """
+    masks = submodel.first_channels(module.widths, rates)
+    return jax.vmap(lambda model, masks: submodel.held(model, module.spaces, masks))(
+        model, masks
     )
 
 

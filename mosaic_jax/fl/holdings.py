@@ -4,11 +4,12 @@ Here every client holds all of it; in `fl/parts.py` clients hold parts of it.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
 from mosaic_jax.core.types import ModelState, Tree
-from mosaic_jax.fl.client_program import ClientProgram, Hooks, LocalSGD
+from mosaic_jax.fl.client_program import ClientProgram, Hooks
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn.classifier import Classifier
 
@@ -19,6 +20,15 @@ class Group:
 
     rate: float
     members: np.ndarray
+
+
+def shares(sizes: Sequence[int], count: int) -> list[int]:
+    """How many of `count` participants come from each group of clients.
+
+    They are in proportion to the groups' `sizes`, rounded so that they sum to `count`.
+    """
+    ends = np.cumsum(sizes) * (count / sum(sizes))
+    return np.diff(np.rint(ends).astype(int), prepend=0).tolist()
 
 
 class Holdings:
@@ -71,9 +81,9 @@ class WholeNetwork(Holdings):
         return [Group(1.0, np.arange(self.num_clients))]
 
     def program(self, rate: float, local: Local) -> ClientProgram:
-        """Local SGD with the algorithm's hooks; `rate` is 1."""
+        """Local SGD as the algorithm has it; `rate` is 1."""
         del rate
-        return LocalSGD(self.classifier, self.algorithm, local)
+        return self.algorithm.program(self.classifier, local)
 
     def forward_flops(self, image_shape: tuple[int, int, int]) -> np.ndarray:
         """The same number for every client: FLOPs of the whole network."""

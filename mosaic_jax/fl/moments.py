@@ -11,7 +11,7 @@ from mosaic_jax.core.types import (
     ModelState,
     Tree,
 )
-from mosaic_jax.fl import parallel, training
+from mosaic_jax.fl import parallel, training, workload
 from mosaic_jax.nn import norm
 from mosaic_jax.nn.classifier import Classifier
 
@@ -36,7 +36,7 @@ def of_clients(
       key: of all rounds.
       model: whose statistics are asked for.
       weight: [C], not all 0, of the clients' answers.
-      local: how many minibatches, and of what size.
+      local: how many minibatches of a round, and of what size.
       augmentation: of the images.
     """
 
@@ -44,11 +44,12 @@ def of_clients(
         client: Client, weight: Array, shared: Tree, images: LabelledImages
     ) -> tuple[Tree, Tree]:
         model, key, total = shared
+        count = workload.planned_steps(local, client.size)
         batch_at = training.client_batches(
             client,
             images,
             0,
-            local.steps,
+            workload.most_steps(local, client.index.shape[-1]),
             key=key,
             batch_size=local.batch_size,
             augmentation=augmentation,
@@ -63,7 +64,7 @@ def of_clients(
                 lambda old, new: norm.cumulative(old, new, number), found, blended
             )
 
-        found = jax.lax.fori_loop(0, local.steps, step, model.batch_stats)
+        found = jax.lax.fori_loop(0, count, step, model.batch_stats)
         return (), jax.tree.map(lambda leaf: leaf * (weight / total), found)
 
     weight = jnp.asarray(weight, jnp.float32)

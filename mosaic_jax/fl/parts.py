@@ -242,7 +242,12 @@ class NarrowSGD(ClientProgram):
         return self.inner.traffic(image_shape, client)
 
     def _cut(self, turn: Turn) -> Turn:
-        return turn.replace(model=self.holdings.cut(turn.model, self._channels(turn)))
+        """The turn of the narrow network, kept near the same part of the anchor."""
+        channels = self._channels(turn)
+        anchor = self.holdings.cut(turn.anchor, channels) if turn.anchor else {}
+        return turn.replace(
+            model=self.holdings.cut(turn.model, channels), anchor=anchor
+        )
 
     def _channels(self, turn: Turn) -> submodel.Channels:
         return self.holdings.channels(

@@ -39,19 +39,21 @@ def features(
 def cluster_classes(
     key: Array,
     feature: Array,
-    client: Client,
     label: Array,
+    mask: Array,
     *,
+    num_classes: int,
     num_clusters: int,
     num_steps: int,
 ) -> tuple[Array, Array]:
     """Cluster the images of each of a client's classes by their features.
 
     Args:
-      key: random key of all clients.
-      feature: [M, F] float32, of the client's images and the padding of its index.
-      client: whose images they are.
+      key: random key of the client.
+      feature: [M, F] float32, of its images.
       label: [M] int32, classes of the images.
+      mask: [M] bool, False for entries that only pad the others.
+      num_classes: K.
       num_clusters: k, clusters of a class.
       num_steps: Lloyd iterations.
 
@@ -59,21 +61,20 @@ def cluster_classes(
       The cluster of each image within its class, [M] int32, k for padding; and which
       clusters are not empty, [K, k] bool.
     """
-    mine = jnp.arange(len(label)) < client.size
 
     def one_class(found: Array, k: Array) -> tuple[Array, Array]:
-        mask = mine & (label == k)
+        of_class = mask & (label == k)
         cluster, held = kmeans(
-            prng.at(key, client.number, k),
+            prng.at(key, k),
             feature,
-            mask,
+            of_class,
             num_clusters=num_clusters,
             num_steps=num_steps,
         )
-        return jnp.where(mask, cluster, found), held
+        return jnp.where(of_class, cluster, found), held
 
     padding = jnp.full(len(label), num_clusters, jnp.int32)
-    return jax.lax.scan(one_class, padding, jnp.arange(len(client.label_count)))
+    return jax.lax.scan(one_class, padding, jnp.arange(num_classes))
 
 
 def centres(

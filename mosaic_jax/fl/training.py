@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 from mosaic_jax.core import prng, schema
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 from mosaic_jax.data import augment
+from mosaic_jax.fl import optimizers
 from mosaic_jax.nn import losses
 from mosaic_jax.nn.classifier import Classifier
 
@@ -22,20 +24,100 @@ PenaltyHook = Callable[[Tree, Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Local(schema.Group):
-    """Local SGD of a client in a federated round."""
+    """Local training of a client in a federated round."""
 
     steps: int = schema.at_least(1, default=10, meaning="minibatches a round")
     batch_size: int = schema.at_least(1, default=64, meaning="images in a minibatch")
-    learning_rate: float = schema.above(0, default=0.01, meaning="of plain SGD")
+    learning_rate: float = schema.above(0, default=0.01, meaning="of the optimiser")
     weight_decay: float = schema.at_least(
         0, default=1e-4, meaning="L2 on every parameter, as PyTorch's SGD has it"
     )
+    optimizer: str = schema.component(
+        optimizers.OPTIMIZERS,
+        default="sgd",
+        meaning="fresh in every round; or one of optax, such as optax:lion",
+    )
+    momentum: float = schema.below_one(0.9, "of optimizer = momentum and nesterov")
+    clip_norm: float = schema.at_least(
+        0, default=0.0, meaning="largest norm of a gradient, before L2 is added; 0: any"
+    )
+    schedule: str = schema.one_of(
+        optimizers.SCHEDULES,
+        default="constant",
+        meaning="of the learning rate over the rounds of the study but the last ones,"
+        " finetune's, which have their own rate",
+    )
+    schedule_rounds: int = schema.at_least(
+        1,
+        default=1,
+        meaning="step: rounds of one rate; cosine: rounds to the least rate",
+    )
+    schedule_factor: float = schema.between(
+        0,
+        1,
+        default=0.99,
+        meaning="step: from one rate to the next; cosine: from the first to the least",
+    )
+    epochs: int = schema.at_least(
+        0, default=0, meaning="passes over its images that a client makes; 0: `steps`"
+    )
+    stragglers: float = schema.between(
+        0, 1, default=0.0, meaning="probability that a client is slow in a round"
+    )
+    straggler_share: float = schema.field(
+        0.1,
+        "in (0, 1]",
+        lambda x: 0 < x <= 1,
+        "of its steps that a slow client makes at least; drawn between this and 1",
+    )
+
+    failures: float = schema.below_one(
+        0.0, "probability that a client trains in a round but its upload is lost"
+    )
+
+    def problems(self, study: Any) -> Iterator[str]:
+        """Prototypes go by `steps` minibatches, and by what every client sends."""
+        if self.failures and study.exchanges_prototypes:
+            yield (
+                f"local.failures = {self.failures}: must be 0 for init.method ="
+                f" {study.init.method!r}, whose clients exchange prototypes"
+            )
+        if self.failures and study.prototypes.gathered == "every_round":
+            yield (
+                f"local.failures = {self.failures}: must be 0 for prototypes.gathered ="
+                " 'every_round', which are sent with the uploads"
+            )
+        if self.epochs and study.prototypes.gathered == "every_round":
+            yield (
+                f"local.epochs = {self.epochs}: must be 0 for prototypes.gathered ="
+                " 'every_round'"
+            )
 
 
 def sgd(learning_rate: float, weight_decay: float) -> optax.GradientTransformation:
     """SGD with L2 regularisation of every parameter, as in PyTorch."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate)
+    return optimizers.sgd(learning_rate, weight_decay, 0.0)
+
+
+def learning_rate(local: Local, number: int | Array) -> float | jax.Array:
+    """The learning rate of round `number`, counted over the study."""
+    return optimizers.rate_at(
+        local.schedule,
+        local.learning_rate,
+        number,
+        rounds=local.schedule_rounds,
+        factor=local.schedule_factor,
+    )
+
+
+def optimizer(local: Local, number: int | Array = 0) -> optax.GradientTransformation:
+    """A client's optimiser in round `number`, counted over the study."""
+    return optimizers.build(
+        local.optimizer,
+        learning_rate(local, number),
+        decay=local.weight_decay,
+        momentum=local.momentum,
+        clip=local.clip_norm,
     )
 
 
@@ -222,16 +304,74 @@ def sgd_step(
     Returns:
       The new model and optimiser state, and the loss [] without the penalty.
     """
+    return sgd_step_and_features(
+        classifier,
+        tx,
+        model,
+        opt_state,
+        batch,
+        adjust_logits=adjust_logits,
+        penalty=penalty,
+    )[:3]
 
-    def objective(params: Tree) -> tuple[Array, tuple[Tree, Array]]:
+
+def sgd_step_and_features(
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    model: ModelState,
+    opt_state: optax.OptState,
+    batch: Batch,
+    *,
+    adjust_logits: LogitsHook,
+    penalty: PenaltyHook,
+) -> tuple[ModelState, optax.OptState, Array, Array]:
+    """As `sgd_step`, with the features [B, F] of the minibatch before the step.
+
+    Args:
+      classifier: the network.
+      tx: the optimiser.
+      model: variables of the network.
+      opt_state: state of the optimiser.
+      batch: the minibatch.
+      adjust_logits: as of `sgd_step`.
+      penalty: likewise.
+    """
+    slope, (batch_stats, loss, features) = gradient(
+        classifier, model, batch, adjust_logits=adjust_logits, penalty=penalty
+    )
+    update, opt_state = tx.update(slope, opt_state, model.params)
+    params = optax.apply_updates(model.params, update)
+    return ModelState(params, batch_stats), opt_state, loss, features
+
+
+def gradient(
+    classifier: Classifier,
+    model: ModelState,
+    batch: Batch,
+    *,
+    adjust_logits: LogitsHook = lambda logits, features: logits,
+    penalty: PenaltyHook = lambda params, features: jnp.zeros(()),
+) -> tuple[Tree, tuple[Tree, Array, Array]]:
+    """The gradient of the cross-entropy of a minibatch, and of the penalty.
+
+    Args:
+      classifier: the network.
+      model: variables of the network.
+      batch: the minibatch.
+      adjust_logits: as of `sgd_step`.
+      penalty: likewise.
+
+    Returns:
+      The gradient; and the new `batch_stats`, the loss [] without the penalty, and the
+      features [B, F].
+    """
+
+    def objective(params: Tree) -> tuple[Array, tuple[Tree, Array, Array]]:
         logits, features, batch_stats = classifier.train_outputs(
             model.replace(params=params), batch.image, batch.mask
         )
         logits = adjust_logits(logits, features)
         loss = losses.cross_entropy(logits, batch.label, batch.mask)
-        return loss + penalty(params, features), (batch_stats, loss)
+        return loss + penalty(params, features), (batch_stats, loss, features)
 
-    gradient, (batch_stats, loss) = jax.grad(objective, has_aux=True)(model.params)
-    update, opt_state = tx.update(gradient, opt_state, model.params)
-    params = optax.apply_updates(model.params, update)
-    return ModelState(params, batch_stats), opt_state, loss
+    return jax.grad(objective, has_aux=True)(model.params)

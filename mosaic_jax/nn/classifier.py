@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.core import flops
+from mosaic_jax.core import errors, flops
 from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.nn import networks
@@ -166,7 +166,16 @@ class Classifier:
         return flops.count(self.logits, model, image)
 
     def normalise(self, image: Array) -> Array:
-        """Signed images [B, H, W, D], standardised by the data set's moments."""
+        """Signed images [B, H, W, D], standardised by the data set's moments.
+
+        Raises:
+          DataError: they are not floats, so they cannot be signed images.
+        """
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise errors.DataError(
+                f"images of {image.dtype}: must be floats in [-1, 1], as"
+                " `augment.to_signed` makes them of uint8"
+            )
         return augment.normalise(image, self.mean, self.std)
 
     def denormalise(self, image: Array) -> Array:

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from mosaic_jax.core import errors, programs, schema
 from mosaic_jax.core.registry import Registry
-from mosaic_jax.nn import cnn, mlp, norm, resnet
+from mosaic_jax.nn import adapted, cnn, mlp, norm, resnet
 
 Module = nn.Module
 MAX_WIDTH = 4096
@@ -18,6 +18,8 @@ _OPTIONAL = ("width", "lowering")
 
 
 def _is_network(found: Any) -> bool:
+    if isinstance(found, adapted.Handed):
+        return True
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         return False
     defined = {name for base in found.__mro__ for name in vars(base)}
@@ -117,18 +119,24 @@ def _fields(name: str) -> set[str]:
     return {one.name for one in dataclasses.fields(getattr(network, "func", network))}
 
 
-def build_classifier(name: str, num_classes: int, **fields: Any) -> Module:
+def build_classifier(
+    name: str,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    **fields: Any,
+) -> Module:
     """The network called `name`, or a user's own module "package.module:Class".
 
     Args:
       name: of `NETWORKS`, or an import path.
       num_classes: K.
+      image_shape: (H, W, D) of the images.
       fields: `width`, `dtype`, `lowering`, `norm` and `rate`; a module is given those
         of them that it declares.
 
     Raises:
-      ConfigError: the network is unknown or cannot be imported, or lacks a field that
-        is set to something else than its default.
+      ConfigError: the network is unknown or cannot be imported, lacks a field that is
+        set to something else than its default, or cannot be adapted to such images.
     """
     network: Any = NETWORKS.find(name)
     own, defaults = _fields(name), schema.defaults(Model) | {"dtype": "float32"}
@@ -140,5 +148,7 @@ def build_classifier(name: str, num_classes: int, **fields: Any) -> Module:
     ]
     if lacking:
         raise errors.ConfigError("\n".join(lacking))
+    if isinstance(network, adapted.Handed):
+        return network.build(num_classes, image_shape)
     fields = {key: value for key, value in fields.items() if key in own}
     return network(num_classes=num_classes, **fields)

@@ -99,7 +99,17 @@ def _strips(block: Strips, pictures: Pictures, folder: html.FigureFolder) -> str
         for i, name in enumerate(block.names)
     ]
     label = f"Images: {block.name.replace('_', ' ')}"
-    return html.paragraph(block.caption) + html.strips(block.head, rows, label)
+    film = html.strips(block.head, rows, label)
+    several = all(pictures[name].ndim == 5 for name in block.columns)
+    if not several or len(columns) < 3:
+        return html.paragraph(block.caption) + film
+    # The first and the last moment large, all of them behind a line.
+    ends = {head: i for i, head in enumerate(columns) if i in (0, len(columns) - 1)}
+    large = [
+        (name, {head: cells[i] for head, i in ends.items()}) for name, cells in rows
+    ]
+    shown = html.paragraph(block.caption) + html.pairs(large)
+    return shown + html.folded(f"All moments: {', '.join(columns)}", film)
 
 
 def _side_by_side(images: np.ndarray) -> np.ndarray:

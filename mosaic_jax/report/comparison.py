@@ -12,9 +12,11 @@ import numpy as np
 
 from mosaic_jax import server
 from mosaic_jax.core import files, registry, schema
-from mosaic_jax.report import figures, html
+from mosaic_jax.fl import algorithms
+from mosaic_jax.report import figures, glossary, html, ranking
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, Groups, SavedRun
+from mosaic_jax.run.settings import NEUTRAL
 
 # {"mean", "spread"}; the spread is the standard deviation of a sample, 0 of one.
 Spread = dict[str, float]
@@ -22,7 +24,12 @@ Rows = Mapping[str, Mapping[str, Any]]
 # They differ between runs of the same study, or tell nothing about its result.
 NOT_COMPARED = ("seed", "seeds", "compare", "profile", "data.dir")
 # Models beside the final one that a table has, by their column.
-OTHER_MODELS = {"teacher": "teacher, %", "personal": "clients' own models, %"}
+OTHER_MODELS = {
+    "teacher": "teacher, %",
+    "distilled": "distilled, %",
+    "personal": "clients' own models, %",
+    "nearest_prototype": "by nearest prototype, %",
+}
 
 
 def summarise(groups: Groups) -> dict[str, dict[str, Any]]:
@@ -73,7 +80,8 @@ def server_work(settings: Mapping[str, Any]) -> str:
             f" {settings['distill']['steps']} steps; clients also train GANs"
         )
     if settings["server"]["method"] == "none":
-        return "none"
+        algorithm = algorithms.ALGORITHMS.get(settings["init"]["method"])
+        return algorithm.server_work if algorithm else "none"
     if settings["server"]["when"] == "once":
         method = server.METHODS.get(settings["server"]["method"])
         asks = method is not None and method.asks_for_generators
@@ -100,7 +108,7 @@ def columns(rows: Rows) -> tuple[list[str], list[list[str]]]:
     smallest = min(rates, key=float, default="")
     cards = dict.fromkeys(card for row in rows.values() for card in _cards(row))
     found: dict[str, Callable[[Mapping[str, Any]], str]] = {
-        "test accuracy, %": lambda row: _per_cent(row["test_accuracy"]),
+        "test accuracy, %": lambda row: _per_cent(row.get("test_accuracy")),
         **{
             column: lambda row, model=model: _per_cent(
                 row.get(f"{model}_test_accuracy")
@@ -131,7 +139,7 @@ def _cards(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def table(rows: Rows) -> str:
-    """Markdown, as printed and in the README."""
+    """Markdown, as printed and in docs/results.md."""
     head, cells = columns(rows)
     lines = [head, ["---"] * len(head), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -161,6 +169,7 @@ def write(
     head, cells = columns(rows)
     sections = [
         ("Summary", _links(groups, path) + html.table(head, cells, "All studies")),
+        ("Ranking", ranking.ranking(groups) if len(groups) > 1 else ""),
         ("Accuracy", _accuracy(groups, rows, folder)),
         ("Classes", _classes(groups, folder)),
         ("Costs", _costs(groups, folder)),
@@ -170,8 +179,22 @@ def write(
     ]
     num_clients = first.partition["num_clients"]
     lead = f"{len(groups)} studies; {num_clients} clients, {first.dataset}"
-    files.write_bytes(path, html.page(title, lead, sections).encode())
+    terms_used = glossary.used("".join(body for _, body in sections))
+    sections.append(("Terms", html.terms(terms_used) if terms_used else ""))
+    text = html.page(title, lead, sections, _headline(rows))
+    files.write_bytes(path, text.encode())
     return rows
+
+
+def _headline(rows: Rows) -> str:
+    """The best study and the next, by their test accuracy."""
+    found = {
+        name: row.get("test_accuracy") or row["personal_test_accuracy"]
+        for name, row in rows.items()
+    }
+    order = sorted(found, key=lambda name: -found[name]["mean"])
+    shown = [f"{name} {_per_cent(found[name])} %" for name in order[:2]]
+    return f"Highest test accuracy: {', then '.join(shown)}."
 
 
 def _links(groups: Groups, path: pathlib.Path) -> str:
@@ -190,11 +213,17 @@ def _links(groups: Groups, path: pathlib.Path) -> str:
 
 
 def _accuracy(groups: Groups, rows: Rows, folder: FigureFolder) -> str:
+    # Of methods that end in no global model that of the clients' own models counts.
+    final = {
+        name: row.get("test_accuracy") or row["personal_test_accuracy"]
+        for name, row in rows.items()
+    }
     parts = [
         folder.add(
             "methods",
-            figures.bars({n: row["test_accuracy"] for n, row in rows.items()}),
-            "Final test accuracy, mean over seeds; whiskers: standard deviation.",
+            figures.bars(final),
+            "Final test accuracy, mean over seeds; whiskers: standard deviation. Where"
+            " a method has no global model, that of the clients' own models.",
         ),
         *_curves(groups, folder),
     ]
@@ -232,13 +261,14 @@ def _curves(groups: Groups, folder: FigureFolder) -> list[str]:
         folder.add(
             "rounds",
             figures.curves(rounds, xlabel="federated round"),
-            f"Test accuracy of the global model over federated rounds{band}.",
+            "Test accuracy of the global model, or else the mean of the clients' own"
+            f" models, over federated rounds{band}.",
         ),
         folder.add(
             "bytes",
             figures.curves(sent, xlabel="MB sent by clients"),
-            "Test accuracy of the global model against what all clients had sent by"
-            f" then, generators, prototypes and label counts included{band}.",
+            "The same against what all clients had sent by then, generators, prototypes"
+            f" and label counts included{band}.",
         ),
     ]
 
@@ -317,14 +347,20 @@ def _differences(groups: Groups) -> str:
         for name, group in groups.items()
     }
     fields = sorted(set().union(*flat.values()))
-    rows = []
+    critical, neutral = [], []
     for field in fields:
         values = [found.get(field, "") for found in flat.values()]
         if field not in NOT_COMPARED and len({str(value) for value in values}) > 1:
-            rows.append((field, *values))
-    if not rows:
-        return html.paragraph("None but names and seeds.")
-    return html.table(["setting", *groups], rows, "Settings that differ")
+            # What says how a study is run or measured, and no more, changes no result.
+            kept = neutral if schema.is_covered(field, NEUTRAL) else critical
+            kept.append((field, *values))
+    head, parts = ["setting", *groups], []
+    if critical:
+        parts.append(html.table(head, critical, "Settings that differ"))
+    if neutral:
+        table = html.table(head, neutral, "Settings that change no result")
+        parts.append(html.folded(f"{len(neutral)} more that change no result", table))
+    return "".join(parts) or html.paragraph("None but names and seeds.")
 
 
 def _environments(groups: Groups) -> str:

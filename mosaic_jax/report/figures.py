@@ -10,6 +10,7 @@ import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 
 from mosaic_jax.core import files
@@ -39,6 +40,8 @@ STYLE = {
 # In inches: a figure's width, and the side of an image among others.
 WIDTH, IMAGE_SIDE = 5.4, 0.45
 MARKERS = "os^Dv<>"
+# Of a loop's measures.
+MOST_POINTS = 200
 # Of bars, once the colours are used up.
 HATCHES = ("", "//", "..", "xx")
 
@@ -130,7 +133,16 @@ def heat(
         width=min(7.5, max(4.4, 1.7 + 0.42 * width)),
         height=min(6.5, max(2.2, 1.0 + 0.32 * height)),
     )
-    image = axes.imshow(values, cmap="cividis", aspect="auto", interpolation="nearest")
+    top = float(np.nanmax(np.abs(values), initial=0)) or 1.0
+    low = -top if np.nanmin(values, initial=0) < 0 else 0.0
+    image = axes.imshow(
+        values,
+        cmap=_shades(signed=low < 0),
+        vmin=low,
+        vmax=top,
+        aspect="auto",
+        interpolation="nearest",
+    )
     figure.colorbar(image, label=label)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     if width <= 20:
@@ -140,12 +152,23 @@ def heat(
     elif height <= 20:
         axes.set_yticks(range(height))
     if width <= 12 and height <= 25:
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
         for (row, column), value in np.ndenumerate(values):
-            colour = "black" if value > middle else "white"
             text = "" if np.isnan(value) else format(value, fmt)
-            axes.text(column, row, text, ha="center", va="center", color=colour, size=8)
+            # Zeros would be most of what one sees.
+            if text.strip("-0."):
+                colour = "white" if abs(value) > top / 2 else INK
+                axes.text(
+                    *(column, row, text), ha="center", va="center", color=colour, size=8
+                )
     return figure
+
+
+def _shades(*, signed: bool) -> ListedColormap:
+    """Blue, the stronger the more, from nothing at 0; below that orange."""
+    strength = np.linspace(-1.0 if signed else 0.0, 1.0, 257)
+    blue, orange = (to_rgb(COLOURS[i]) for i in (0, 1))
+    rgb = np.where(strength[:, None] >= 0, blue, orange)
+    return ListedColormap(np.concatenate([rgb, np.abs(strength)[:, None]], axis=1))
 
 
 def label_counts(label_count: np.ndarray) -> Figure:
@@ -279,6 +302,27 @@ def rates(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     axes.set(xlabel="share of channels")
     _accuracy_axis(axes)
     _legend(figure, axes)
+    return figure
+
+
+def progress(lines: Mapping[str, Sequence[float]], step: Sequence[float]) -> Figure:
+    """What a training loop measured.
+
+    Args:
+      lines: of each measure by name, its value after each of `step`.
+      step: numbers of steps, [N].
+    """
+    figure, axes = new(2.3, width=3.2)
+    kept = slice(None, None, -(-len(step) // MOST_POINTS))
+    for i, (name, values) in enumerate(lines.items()):
+        style: dict[str, Any] = _line_style(i) | {"marker": ""}
+        axes.plot(step[kept], values[kept], label=name, **style)
+    every = [value for values in lines.values() for value in values]
+    if min(every) > 0 and max(every) > 30 * min(every):
+        axes.set_yscale("log")
+    axes.set(xlabel="step", ylabel="" if len(lines) > 1 else next(iter(lines)))
+    axes.grid(visible=True)
+    _legend(figure, axes, 2)
     return figure
 
 

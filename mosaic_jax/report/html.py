@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mosaic_jax.core import files
-from mosaic_jax.report import figures
+from mosaic_jax.report import figures, glossary, numbers
 
 _HERE = pathlib.Path(__file__).parent
 # Columns with a cell longer than this are prose: they wrap.
@@ -26,14 +26,18 @@ _POLICY = (
 )
 
 
-def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
+def page(
+    title: str, lead: str, sections: Sequence[tuple[str, str]], headline: str = ""
+) -> str:
     """A whole page.
 
     Args:
       title: its heading.
       lead: a line below that.
       sections: heading and HTML of each; empty ones are left out.
+      headline: what was found, in a sentence; "": nothing is said.
     """
+    told = f'<p class="headline">{html.escape(headline)}</p>' if headline else ""
     shown = [(name, body) for name, body in sections if body]
     links = "".join(
         f'<li><a href="#{_anchor(name)}">{html.escape(name)}</a></li>'
@@ -50,11 +54,17 @@ def page(title: str, lead: str, sections: Sequence[tuple[str, str]]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(title)}</title><style>{style}</style></head><body>
-<header><h1>{html.escape(title)}</h1><p class="quiet">{html.escape(lead)}</p></header>
+<header><h1>{html.escape(title)}</h1>{told}
+<p class="quiet">{html.escape(lead)}</p></header>
 <nav aria-label="Sections"><ul>{links}</ul></nav>
 <main>{parts}</main>
+{_script("download.js") if "data-get" in parts else ""}
 </body></html>
 """
+
+
+def _script(name: str) -> str:
+    return f"<script>{(_HERE / name).read_text()}</script>"
 
 
 def _anchor(name: str) -> str:
@@ -90,11 +100,11 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> s
 
 
 def _row(cells: Sequence[Any], prose: Sequence[bool]) -> str:
-    first, *rest = (html.escape(str(cell)) for cell in cells)
+    first, *rest = map(str, cells)
     return (
-        f'<tr><th scope="row">{first}</th>'
+        f'<tr><th scope="row">{term(first)}</th>'
         + "".join(
-            f"<td{_PROSE_CLASS[wraps]}>{cell}</td>"
+            f"<td{_PROSE_CLASS[wraps]}>{html.escape(cell)}</td>"
             for cell, wraps in zip(rest, prose[1:], strict=True)
         )
         + "</tr>"
@@ -111,7 +121,7 @@ def _table(
 ) -> str:
     wraps = [*prose, *[False] * (len(head) - len(prose))]
     heads = "".join(
-        f'<th scope="col"{_PROSE_CLASS[wrap]}>{html.escape(name)}</th>'
+        f'<th scope="col"{_PROSE_CLASS[wrap]}>{term(name)}</th>'
         for name, wrap in zip(head, wraps, strict=True)
     )
     label = html.escape(caption)
@@ -135,24 +145,49 @@ def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) ->
     data = json.dumps([[str(cell) for cell in row] for row in rows])
     # Within a script element only "</" and "<!--" end or change anything.
     data = data.replace("<", "\\u003c")
-    script = (_HERE / "search.js").read_text()
     return (
         f'<div class="search"><label for="clients-search">Search {html.escape(name)}'
         '</label><input id="clients-search" type="search" autocomplete="off"></div>'
         '<p id="clients-told" role="status"></p>'
         + _table(head, "", name, body_id="clients-rows")
         + f'<script type="application/json" id="clients-data">{data}</script>'
-        f"<script>{script}</script>"
+        + _script("search.js")
     )
 
 
-def figure(drawn: Figure, caption: str) -> str:
-    """A figure that follows the page's theme."""
+def term(text: str) -> str:
+    """`text`, with what it means on hover where the glossary has it."""
+    meaning = glossary.meaning(text)
+    shown = html.escape(text)
+    return f'<abbr title="{html.escape(meaning)}">{shown}</abbr>' if meaning else shown
+
+
+def terms(meanings: Mapping[str, str]) -> str:
+    """A list of terms with what they mean."""
+    items = "".join(
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning)}</dd>"
+        for name, meaning in meanings.items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def figure(name: str, drawn: Figure, caption: str) -> str:
+    """A figure that follows the page's theme, with its numbers to take along.
+
+    Args:
+      name: of the files that it is saved as.
+      drawn: the figure.
+      caption: a sentence below it.
+    """
     text = html.escape(caption)
-    picture, width = figures.svg(drawn, text), 96 * drawn.get_figwidth()
+    table = base64.b64encode(numbers.of(drawn).encode()).decode()
+    file = html.escape(name)
     return (
-        f'<figure style="width:{width:.0f}px">{picture}'
-        f"<figcaption>{text}</figcaption></figure>"
+        f'<figure data-name="{file}">{figures.svg(drawn, text)}<figcaption>{text}'
+        ' <span class="get"><button type="button" data-get="svg">SVG</button>'
+        '<button type="button" data-get="png">PNG</button>'
+        f'<a download="{file}.csv" href="data:text/csv;base64,{table}">CSV</a></span>'
+        "</figcaption></figure>"
     )
 
 
@@ -184,12 +219,13 @@ class FigureFolder:
           HTML.
         """
         self.save(name, drawn)
-        return figure(drawn, caption)
+        return figure(name, drawn, caption)
 
 
-def side_by_side(*parts: str) -> str:
-    """Figures in HTML, as many beside each other as there is room for."""
-    return f'<div class="figures">{"".join(parts)}</div>' if any(parts) else ""
+def side_by_side(*parts: str, small: bool = False) -> str:
+    """Figures in HTML, two beside each other where there is room, small ones more."""
+    kind = "figures small" if small else "figures"
+    return f'<div class="{kind}">{"".join(parts)}</div>' if any(parts) else ""
 
 
 def image(pixels: np.ndarray, label: str) -> str:
@@ -222,6 +258,24 @@ def strips(
         for name, cells in rows
     )
     return f'<div class="film">{_table(head, body, caption)}</div>'
+
+
+def pairs(rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """Pictures one below the other, at a size at which one sees them.
+
+    Args:
+      rows: name and pictures, in HTML, by their headings, of each.
+    """
+    items = "".join(
+        f"<li><strong>{html.escape(name)}</strong>"
+        + "".join(
+            f"<div><span>{html.escape(head)}</span>{cell}</div>"
+            for head, cell in cells.items()
+        )
+        + "</li>"
+        for name, cells in rows
+    )
+    return f'<ul class="pairs">{items}</ul>'
 
 
 def folded(name: str, body: str) -> str:

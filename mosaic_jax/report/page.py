@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from mosaic_jax.core import files
-from mosaic_jax.report import blocks, figures, html, runs
+from mosaic_jax.report import blocks, figures, glossary, headline, html, runs
+from mosaic_jax.report.headline import OWN
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, SavedRun
 
@@ -20,8 +21,10 @@ from mosaic_jax.report.runs import FINAL, SavedRun
 MOST_ROWS = 60
 # Past this many clients, how their sizes spread is worth a picture.
 MOST_SIZES = 25
+# Of a row of a loop's history, what it is of.
+NO_MEASURES = {"stage", "loop", "step", "time"}
 # Models that no federated round measures, drawn as lines beside those that rounds do.
-MARKS = ("teacher", "distilled", "personal")
+MARKS = ("teacher", "distilled", OWN)
 
 
 def write(workdir: pathlib.Path) -> pathlib.Path:
@@ -35,6 +38,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     """
     run = runs.read(workdir)
     sections = _sections(run, FigureFolder(workdir / "figures"))
+    terms = glossary.used("".join(sections.values()))
+    sections["Terms"] = html.terms(terms) if terms else ""
     partition = run.summary.partition
     mode = partition["mode"]
     lead = (
@@ -43,7 +48,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         + f", {run.summary.rounds} federated rounds"
     )
     path = workdir / "report.html"
-    text = html.page(run.title, lead, list(sections.items()))
+    text = html.page(run.title, lead, list(sections.items()), headline.sentence(run))
     files.write_bytes(path, text.encode())
     return path
 
@@ -52,6 +57,7 @@ def _sections(run: SavedRun, folder: FigureFolder) -> dict[str, str]:
     """HTML by title, in order; a stage may add to a section that every study has."""
     found = {
         "Accuracy": _accuracy(run, folder),
+        "Training": _training(run, folder),
         "Classes": _classes(run, folder),
         "Clients": _clients(run, folder),
     }
@@ -81,23 +87,49 @@ def percent(value: float | None) -> str:
 def _accuracy(run: SavedRun, folder: FigureFolder) -> str:
     accuracies = run.summary.accuracies
     rows = [
-        (model, *(percent(found.get(model)) for found in accuracies.values()))
+        (
+            glossary.model(model, run.settings),
+            *(percent(found.get(model)) for found in accuracies.values()),
+        )
         for model in accuracies["test"]
     ]
-    return (
-        html.cards(_cards(run))
-        + html.table(["model", *accuracies], rows, "Accuracy of every model")
-        + _headline(run)
-        + html.side_by_side(*_curves(run, folder), *_rates(run, folder))
-    )
+    table = html.table(["model", *accuracies], rows, "Accuracy of every model")
+    drawn = html.side_by_side(*_curves(run, folder), *_rates(run, folder))
+    return html.cards(_cards(run)) + drawn + table + _headline(run)
+
+
+def _training(run: SavedRun, folder: FigureFolder) -> str:
+    """What every loop measured, but the accuracies, which other figures have."""
+    parts = []
+    for stage, record in run.records.items():
+        for loop in dict.fromkeys(row["loop"] for row in record.history):
+            rows = [row for row in record.history if row["loop"] == loop]
+            names = [
+                name
+                for name in rows[-1].keys() - NO_MEASURES
+                if not name.endswith("_accuracy") and all(name in row for row in rows)
+            ]
+            if not names or len(rows) < 2:
+                continue
+            lines = {
+                name.replace("_", " "): [row[name] for row in rows]
+                for name in sorted(names)
+            }
+            drawn = figures.progress(lines, [row["step"] for row in rows])
+            caption = f"{glossary.stage(stage, run.settings)}: {loop}"
+            parts.append(folder.add(f"training_{stage}_{loop}", drawn, caption))
+    return html.side_by_side(*parts, small=True)
 
 
 def _cards(run: SavedRun) -> dict[str, str]:
     """What is seen at a glance: of the stages' headline numbers those with a "card"."""
     summary = run.summary
-    sent = sum(summary.communication_bytes["up"].values())
+    sent, test = sum(summary.communication_bytes["up"].values()), summary.test_accuracy
+    model, title = FINAL, "the final model"
+    if FINAL not in test and OWN in test:
+        model, title = OWN, "the clients' own models"
     return {
-        "test accuracy of the final model": percent(summary.test_accuracy.get(FINAL)),
+        f"test accuracy of {title}": percent(test.get(model)),
         "MB sent by clients": f"{sent / 1e6:.1f}",
         "seconds": f"{sum(summary.seconds.values()):.0f}",
     } | {
@@ -135,7 +167,10 @@ def _curves(run: SavedRun, folder: FigureFolder) -> list[str]:
 
     def lines(axis: str, scale: float = 1) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {
-            stage: (curve[axis][of_stage] / scale, curve["accuracy"][None, of_stage])
+            glossary.model(stage, run.settings): (
+                curve[axis][of_stage] / scale,
+                curve["accuracy"][None, of_stage],
+            )
             for stage in stages
             for of_stage in [curve["stage"] == stage]
         }
@@ -145,9 +180,10 @@ def _curves(run: SavedRun, folder: FigureFolder) -> list[str]:
         folder.add(
             "accuracy",
             figures.curves(lines("round"), xlabel="federated round", marks=marks),
-            "Test accuracy of the global model over federated rounds. Horizontal:"
-            " the teacher, the student after distillation, or the mean of the"
-            " clients' own models, where the method has them.",
+            "Test accuracy of the global model, or else the mean of the clients' own"
+            " models, over federated rounds. Horizontal: the teacher, the student after"
+            " distillation, or the mean of the clients' own models, where the method"
+            " has them.",
         ),
         folder.add(
             "accuracy_bytes",
@@ -176,7 +212,12 @@ def _classes(run: SavedRun, folder: FigureFolder) -> str:
     parts = [
         folder.add(
             "per_class",
-            figures.per_class({name: run.per_class(name) for name in models}),
+            figures.per_class(
+                {
+                    glossary.model(name, run.settings): run.per_class(name)
+                    for name in models
+                }
+            ),
             "Test accuracy within each class.",
         ),
         folder.add(
@@ -247,7 +288,10 @@ def _client_rows(run: SavedRun) -> tuple[list[str], list[list[str]]]:
             f"{row.argmax()} ({100 * row.max() / max(row.sum(), 1):.0f} %)"
             for row in count
         ],
-    } | run.client_columns()
+    }
+    first = f"after {glossary.model('init', run.settings)}"
+    for name, found in run.client_columns().items():
+        columns[name.replace("after init", first)] = found
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
@@ -257,7 +301,7 @@ def _costs(run: SavedRun, folder: FigureFolder) -> str:
     waste = run.summary.padding_waste
     rows = [
         (
-            stage,
+            glossary.stage(stage, run.settings),
             f"{record.seconds:.1f}",
             f"{record.time['compiling']:.1f}",
             f"{record.time['waiting']:.1f}",
@@ -269,7 +313,10 @@ def _costs(run: SavedRun, folder: FigureFolder) -> str:
         )
         for stage, record in run.records.items()
     ]
-    time = {stage: record.time for stage, record in run.records.items()}
+    time = {
+        glossary.stage(stage, run.settings): record.time
+        for stage, record in run.records.items()
+    }
     traffic = run.summary.communication_bytes
     sent = {
         f"{direction} ({who})": {

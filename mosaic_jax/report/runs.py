@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from mosaic_jax.core import errors, files
+from mosaic_jax.core.steps import ROUND
 from mosaic_jax.fl import evaluation
+from mosaic_jax.report import glossary
 from mosaic_jax.run import checkpoint, store
 from mosaic_jax.run import summary as summaries
 from mosaic_jax.run.store import Record
@@ -20,8 +22,8 @@ from mosaic_jax.stages.sections import Section
 
 _log = logging.getLogger(__name__)
 
-# The loop whose steps are federated rounds, and the model that is a study's answer.
-ROUND, FINAL = "round", "final"
+# The model that is a study's answer.
+FINAL = "final"
 
 Groups = dict[str, list["SavedRun"]]
 
@@ -53,14 +55,11 @@ class SavedRun:
     @property
     def title(self) -> str:
         """What was run, in a few words."""
-        method = self.summary.method
-        if method == "federated":
-            server = self.settings["server"]["method"]
-            method = self.settings["init"]["method"] if server == "none" else server
+        method = glossary.method(self.settings)
         return f"{method} on {self.summary.dataset}, seed {self.summary.seed}"
 
     def curve(self) -> dict[str, np.ndarray]:
-        """The global model over federated rounds.
+        """The global model, or else the clients' own models, over federated rounds.
 
         Payloads in `sent_before` crossed before a stage's first round, all others
         evenly over its rounds; a stage without rounds sends everything at once.
@@ -258,7 +257,10 @@ def _studies_in(path: pathlib.Path) -> list[pathlib.Path]:
                 return [files.child(path, name) for name in order]
     inner = sorted(one for one in path.glob("*") if _seeds_in(one))
     if not inner:
-        raise errors.DataError(f"{path}: must be a run directory, with a summary.json")
+        missing = "" if path.is_dir() else "no such folder: "
+        raise errors.DataError(
+            f"{path}: {missing}must be a run directory, with a config.json"
+        )
     return inner
 
 

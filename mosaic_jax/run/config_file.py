@@ -56,11 +56,13 @@ def check_same_study(workdir: pathlib.Path, settings: Settings) -> None:
     # As JSON represents them: tuples become lists.
     new = json.loads(json.dumps(schema.to_mapping(settings)))
     ignored = {"data.dir"}
+    defaults = schema.flat(Settings())
     for group in ("method", "seed", "data", "model"):
         before = flax.traverse_util.flatten_dict({group: old.get(group)}, sep=".")
         after = flax.traverse_util.flatten_dict({group: new[group]}, sep=".")
         for name in sorted(after.keys() - ignored):
-            if before.get(name) != after[name]:
+            # A field that is newer than the run had its default there.
+            if before.get(name, defaults.get(name)) != after[name]:
                 hint = ""
                 if name == "model.dtype":
                     hint = f"; --config.model.dtype={before.get(name)} goes on with it"

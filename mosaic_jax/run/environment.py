@@ -11,9 +11,11 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from jax.experimental import multihost_utils
 
 from mosaic_jax.core import errors, programs
@@ -126,3 +128,12 @@ def git_revision() -> str:
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         return result.stdout.strip()
     return ""
+
+
+def progress_bar(**fields: Any) -> tqdm.tqdm:
+    """A bar of tqdm with these fields: on a terminal, or as a notebook has it."""
+    if "ipykernel" not in sys.modules:
+        return tqdm.tqdm(**fields, disable=None)
+    from tqdm import auto  # it looks for the notebook when it is imported
+
+    return auto.tqdm(**fields)

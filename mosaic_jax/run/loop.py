@@ -10,6 +10,7 @@ import logging
 import math
 import pathlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,20 +19,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import errors, trees
+from mosaic_jax.core import errors, files, trees
 from mosaic_jax.core.errors import Interrupted
 from mosaic_jax.core.steps import DIVERGED_CLIENT, DIVERGED_STEP, Run, Steps
 from mosaic_jax.core.types import Tree
-from mosaic_jax.run import checkpoint, environment, tracking
+from mosaic_jax.run import callbacks, checkpoint, environment, store, tracking
+from mosaic_jax.run.callbacks import Callback, Round
 from mosaic_jax.run.stopwatch import Stopwatch, TimeSheet
 
 _log = logging.getLogger(__name__)
+# Seconds between two pictures of a state.
+SHOW_EVERY = 5.0
 
 
 class Interruption:
     """Records SIGINT, SIGTERM and SIGHUP; a second signal ends the process.
 
-    A signal that the process was started to ignore, as by nohup, stays ignored.
+    A signal that the process was started to ignore, as by nohup, stays ignored. Only
+    the main thread of a process can handle signals: in another none is recorded.
     """
 
     def __init__(self) -> None:
@@ -40,10 +45,11 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         """Install the handlers."""
+        handles = threading.current_thread() is threading.main_thread()
         self._previous = {
             signum: signal.signal(signum, self._handle)
             for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-            if signal.getsignal(signum) != signal.SIG_IGN
+            if handles and signal.getsignal(signum) != signal.SIG_IGN
         }
         return self
 
@@ -74,6 +80,7 @@ class Loop:
       identity: of the stage, for its checkpoints.
       time_sheet: of the stage.
       profile: folder for a trace of one chunk; None: no trace.
+      callbacks: the user's, called after federated rounds.
     """
 
     stage: str
@@ -87,6 +94,7 @@ class Loop:
     identity: Mapping[str, Any]
     time_sheet: TimeSheet
     profile: pathlib.Path | None = None
+    callbacks: Sequence[Callback] = ()
 
 
 class _Running:
@@ -129,7 +137,8 @@ class _Running:
         steps = self.steps
         leaves, structure = jax.tree.flatten((steps.args, self.state))
         shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-        alone = None if steps.together and not steps.on_host else id(self)
+        together = steps.together and not steps.on_host and not self.loop.callbacks
+        alone = None if together else id(self)
         same = steps.name, steps.num_steps, steps.every, self.step
         return (*same, structure, shapes, alone)
 
@@ -174,6 +183,32 @@ class _Running:
         with Stopwatch.waits():
             notes = {"history": history, "layout": self.steps.layout}
             self._saved.save(self.step, self.state, notes)
+
+    def show(self) -> None:
+        """Write what the state looks like, for those who watch the run."""
+        if self.steps.pictures and environment.is_primary():
+            self.loop.directory.mkdir(parents=True, exist_ok=True)
+            path = self.loop.directory / store.PICTURES
+            with Stopwatch.waits():
+                files.write_arrays(path, self.steps.pictures(self.state))
+
+    def stops(self) -> bool:
+        """Tell callbacks of the step that was reached; whether one ends the loop."""
+        loop, steps = self.loop, self.steps
+
+        def reached() -> Round:
+            history = loop.tracker.history(loop.stage, steps.name)
+            aside = ("stage", "loop", "step", "time")
+            return Round(
+                stage=loop.stage,
+                number=self.step,
+                of=steps.num_steps,
+                metrics={k: v for k, v in history[-1].items() if k not in aside},
+                history=history,
+                state=self.state,
+            )
+
+        return callbacks.stops(loop.callbacks, steps.name, reached)
 
     def close(self) -> None:
         """Release the checkpoints."""
@@ -231,8 +266,8 @@ def _run_loops(group: Sequence[_Running]) -> None:
     args = tuple(loop.place(running.steps.args) for running in group)
     samples = len(group) * steps.samples_per_step
     loop.progress.begin(loop.stage, steps.name, step, steps.num_steps, samples)
-    last_save = time.monotonic()
-    pending = None
+    last_save = last_shown = time.monotonic()
+    pending, first_chunk = None, True
 
     def report() -> None:
         if pending is None:
@@ -248,7 +283,15 @@ def _run_loops(group: Sequence[_Running]) -> None:
             running.loop.time_sheet.write()
 
     try:
-        while step < steps.num_steps:
+        # A run that goes on from its last checkpoint may have been about to end there.
+        stops = step > 0 and group[0].stops()
+        while step < steps.num_steps and not stops:
+            # Here: the next chunk takes the memory of the state. Of several processes
+            # none has all of it.
+            if jax.process_count() == 1 and time.monotonic() - last_shown >= SHOW_EVERY:
+                for running in group:
+                    running.show()
+                last_shown = time.monotonic()
             end = min(step + steps.every, steps.num_steps)
             # The second chunk is traced, as it compiles nothing; or the only one.
             traced = step == (steps.every if steps.num_steps > steps.every else 0)
@@ -257,6 +300,9 @@ def _run_loops(group: Sequence[_Running]) -> None:
                 run = _traced(loop.profile / loop.stage / steps.name, program)
             states = tuple(running.state for running in group)
             states, metrics = run(args, states, step, end)
+            if first_chunk and not steps.on_host:
+                loop.progress.compiled()
+            first_chunk = False
             # The previous chunk's metrics are read while this one computes.
             report()
             pending, step = (end, metrics), end
@@ -265,9 +311,13 @@ def _run_loops(group: Sequence[_Running]) -> None:
             if jax.process_count() > 1:
                 # Otherwise the chunk's time would count as waiting for the others.
                 jax.block_until_ready(states)
+            if loop.callbacks:
+                report()
+                pending = None
+                stops = group[0].stops()
             due = time.monotonic() - last_save >= loop.checkpoint_seconds
             signum = environment.highest(loop.interruption.signum)
-            if signum or due or step == steps.num_steps:
+            if signum or due or stops or step == steps.num_steps:
                 report()
                 pending = None
                 for running in group:
@@ -276,6 +326,9 @@ def _run_loops(group: Sequence[_Running]) -> None:
                 last_save = time.monotonic()
             if signum:
                 raise Interrupted(signum)
+        if step < steps.num_steps:
+            steps.ended.step = step
+            _log.info("%s %s: ended by a callback at %d", loop.stage, steps.name, step)
     finally:
         loop.progress.end()
         for running in group:

@@ -89,7 +89,7 @@ def classifier_bytes(config: Settings, info: Info, classifier: Classifier) -> in
       info: of the data set.
       classifier: of the clients.
     """
-    tx = training.sgd(config.local.learning_rate, config.local.weight_decay)
+    tx = training.optimizer(config.local)
     model = jax.eval_shape(lambda: classifier.init(jax.random.key(0), info.image_shape))
 
     def step(model: Tree, batch: Batch) -> Tree:
@@ -115,6 +115,7 @@ def gan_bytes(config: Settings, info: Info, classifier: Classifier) -> int:
         return model_gan.step(
             state,
             jax.random.key(0),
+            jnp.int32(0),
             batch.image,
             batch.mask,
             client_model=model,
@@ -160,8 +161,9 @@ def prototypes_bytes(
         cluster, held = prototypes.cluster_classes(
             jax.random.key(0),
             feature,
-            client,
             label,
+            jnp.arange(num_images) < client.size,
+            num_classes=info.num_classes,
             num_clusters=wanted.clusters,
             num_steps=wanted.iterations,
         )

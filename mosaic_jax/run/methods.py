@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mosaic_jax.core import errors, registry, schema
-from mosaic_jax.run import settings
+from mosaic_jax.run import settings, variants
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.server import METHODS
 from mosaic_jax.server.base import ServerTraining
@@ -42,9 +42,15 @@ HETEROGENEOUS = (
     "mosaic+fedrolex",
     "mosaic+feddropout",
 )
+# Those of "architectures": clients have networks of unlike kinds, by `model.others`.
+ARCHITECTURES = ("fedproto", "fedtgp", "mosaic")
 # Ends the name of a method whose last rounds have the learning rate of Mosaic's.
 DECAY = "_decay"
-LISTS = {"all": COMPARED, "heterogeneous": HETEROGENEOUS}
+LISTS = {
+    "all": COMPARED,
+    "heterogeneous": HETEROGENEOUS,
+    "architectures": ARCHITECTURES,
+}
 
 
 def changes(study: Any, name: str) -> dict[str, Any]:
@@ -58,17 +64,19 @@ def changes(study: Any, name: str) -> dict[str, Any]:
 
     Args:
       study: settings of a Mosaic study, or a ConfigDict of them.
-      name: of the method, or "package.module:Class"; "METHOD+ALGORITHM" trains the
-        clients by a federated algorithm, "METHOD@smallest" gives everyone the network
-        of the smallest budget, "METHOD_decay" trains the last rounds, as many as
-        Mosaic's fine-tuning has, at its learning rate.
+      name: of the method, or "package.module:Class"; "mosaic:paper" and
+        "mosaic:published" are Mosaic in the form of the paper or its code (see
+        `variants`), "METHOD+ALGORITHM" trains the clients by a federated algorithm,
+        "METHOD@smallest" gives everyone the network of the smallest budget,
+        "METHOD_decay" trains the last rounds, as many as Mosaic's fine-tuning has, at
+        its learning rate.
 
     Returns:
       New values of fields by dotted name.
 
     Raises:
-      ConfigError: an import path cannot be imported, or what stands after "@" or before
-        "_decay" is something else.
+      ConfigError: an import path cannot be imported, or what stands after "@" or
+        "mosaic:", or before "_decay", is something else.
     """
     told, (name, _, algorithm) = name, name.partition("+")
     name, _, size = name.partition("@")
@@ -83,15 +91,17 @@ def changes(study: Any, name: str) -> dict[str, Any]:
         )
     if size:
         result["model.rate"] = float(min(study.budgets.rates))
-    method = _server_method(name)
-    once = name == "mosaic" or (method is not None and method.when == "once")
+    form = form_of(name)
+    is_mosaic = name == "mosaic" or form
+    method = None if is_mosaic else _server_method(name)
+    once = is_mosaic or (method is not None and method.when == "once")
     if once and decays:
         raise errors.ConfigError(
             f"compare = {told!r}: must be without {DECAY!r}: the last rounds of"
             f" {name!r} have Mosaic's learning rate anyway"
         )
-    if name == "mosaic":
-        return result
+    if is_mosaic:
+        return result | (variants.changes(study, form) if form else {})
     result["method"] = "federated"
     if method is None:
         result["init.method"] = name
@@ -101,6 +111,12 @@ def changes(study: Any, name: str) -> dict[str, Any]:
         result["warmup.rounds"] = study.warmup.rounds + study.finetune.rounds
         result["finetune.rounds"] = 0
     return result
+
+
+def form_of(name: str) -> str:
+    """The form that a name of Mosaic says: "paper" of "mosaic:paper", else ""."""
+    name, _, form = name.partition(":")
+    return form if name == "mosaic" else ""
 
 
 def choose(config: Any, name: str) -> None:

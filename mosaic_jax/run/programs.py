@@ -1,10 +1,11 @@
 """What all command-line programs have in common: exit codes, errors, Ctrl-C."""
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 from mosaic_jax.core import errors
 
@@ -29,11 +30,30 @@ def _end(signum: int, _: object) -> None:
     os._exit(128 + signum)
 
 
+def spelled(program: str) -> str:
+    """How a user started this console, from `sys.argv[0]`, such as "mosaic"."""
+    name = os.path.basename(program)
+    if name == "launch.py":
+        return "python launch.py"
+    return "python -m mosaic_jax" if name == "__main__.py" else "mosaic"
+
+
+def without(words: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Words of a command line without some flags, given by name, and their values."""
+    names = {f"{dashes}{flag}" for flag in flags for dashes in ("-", "--")}
+    return [
+        word
+        for before, word in itertools.pairwise(["", *words])
+        if before not in names and word.partition("=")[0] not in names
+    ]
+
+
 def exit_code(program: Callable[[], None]) -> int:
     """Run `program`; errors that a user can fix become lines on stderr.
 
     Returns:
-      The exit code: 0; 2 for a user's error; 128 + the number of a signal.
+      The exit code: 0; 2 for a user's error; 3 where some of several studies came to no
+      end; 128 + the number of a signal.
     """
     try:
         program()
@@ -45,7 +65,7 @@ def exit_code(program: Callable[[], None]) -> int:
         if not lines:
             raise
         print("\n".join(lines), file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, errors.SomeFailed) else 2
     return 0
 
 

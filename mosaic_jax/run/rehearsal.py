@@ -4,7 +4,9 @@ Stages run as they always do, but every program is told to an examiner, which kn
 costs, and zeros come back. So bytes sent, shapes and programs are those of the study.
 """
 
+import contextlib
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -17,7 +19,7 @@ from mosaic_jax.core.costs import Loop
 from mosaic_jax.core.steps import Steps
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated, sources
-from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.dataset import Arrays, Info
 from mosaic_jax.data.federated import Data, StudyData
 from mosaic_jax.fl.parallel import ClientAxis
 from mosaic_jax.fl.schedule import Pieces
@@ -154,7 +156,7 @@ def rehearse(
         needed = {name: artifacts[name] for name in link.needs(study.settings)}
         resident = [tree for name, tree in artifacts.items() if name != "prototypes"]
         recorder = _Recorder(examine, link.name)
-        with programs.recorded(recorder):
+        with programs.recorded(recorder), _without_findings():
             outcome = _run(link, context, needed, recorder)
         artifacts |= outcome.artifacts
         left = _bytes_of_others(resident, needed)
@@ -163,6 +165,17 @@ def rehearse(
         waiting.discard(link.name)
         if wanted and not waiting:
             return
+
+
+@contextlib.contextmanager
+def _without_findings() -> Iterator[None]:
+    """Keep to itself what stages find in results that are all 0."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _run(

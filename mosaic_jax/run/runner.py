@@ -18,15 +18,18 @@ from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.fl import parallel
+from mosaic_jax.run import callbacks as called
 from mosaic_jax.run import (
     config_file,
     environment,
     memory,
     processes,
+    pulse,
     store,
     tracking,
 )
 from mosaic_jax.run import study as studies
+from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.loop import Interrupted, Interruption, run_stage
 from mosaic_jax.run.placement import Placement
 from mosaic_jax.run.settings import Settings
@@ -51,6 +54,7 @@ class Experiment:
         reuse_from: Sequence[str | pathlib.Path] = (),
         command: Sequence[str] = (),
         data: StudyData | None = None,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """Build the study, and check all that can be checked before it runs.
 
@@ -60,6 +64,7 @@ class Experiment:
           reuse_from: run directories whose finished stages may be reused.
           command: the command line that started the study, for the records.
           data: images and split, in place of those that the settings name.
+          callbacks: a user's code that is called while the study runs.
 
         Raises:
           ConfigError: a name is not known, settings contradict each other, or
@@ -76,7 +81,7 @@ class Experiment:
                 "log.wandb = True: needs the package wandb: pip install wandb"
             )
         config_file.check_same_study(self.workdir, settings)
-        self.study = studies.build(settings, data)
+        self.study = studies.build(settings, data, callbacks)
         known = [link.name for link in self.study.chain]
         if settings.profile and settings.profile not in known:
             raise errors.ConfigError(
@@ -217,6 +222,9 @@ def _compute(
     """Run one stage of each study; its time is divided evenly among them."""
     name = missing[0][1][0].name
     _log.info("%s: running", name)
+    progress.enter(name)
+    for run, _ in missing:
+        called.told(run.study.callbacks, "on_stage_start", name)
     with Stopwatch() as watch:
         share = 1 / len(missing)
         loops = [
@@ -230,7 +238,8 @@ def _compute(
         spent = [loop.time_sheet.spent() for loop in loops]
     _log.info("%s: done in %.1f s", name, sum(watch.spent().values()))
     for (run, planned), outcome, seconds in zip(missing, outcomes, spent, strict=True):
-        run.save(planned, outcome, seconds)
+        record = run.save(planned, outcome, seconds)
+        called.told(run.study.callbacks, "on_stage_end", name, record)
 
 
 @contextlib.contextmanager
@@ -243,12 +252,13 @@ def _progress(experiments: Sequence[Experiment]) -> Iterator[tracking.Progress]:
         writes=environment.is_primary(),
     )
     try:
-        yield progress
+        with pulse.Pulse(lambda: progress.doing):
+            yield progress
     except Interrupted:
         progress.stopped("interrupted")
         raise
-    except errors.MosaicError:
-        progress.stopped("failed")
+    except errors.MosaicError as error:
+        progress.stopped("failed", str(error))
         raise
 
 

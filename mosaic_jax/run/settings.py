@@ -26,7 +26,9 @@ from mosaic_jax.stages.finetune import Finetune
 from mosaic_jax.stages.generators import Generators
 from mosaic_jax.stages.init import Init
 from mosaic_jax.stages.meta import Meta
+from mosaic_jax.stages.prototype_rounds import PrototypeRounds, stages_of
 from mosaic_jax.stages.prototypes import Prototypes
+from mosaic_jax.stages.refine import Refine
 from mosaic_jax.stages.server import Server
 from mosaic_jax.stages.warmup import Warmup
 
@@ -149,6 +151,7 @@ class Settings(schema.Group):
     experts: Experts = dataclasses.field(default_factory=Experts)
     prototypes: Prototypes = dataclasses.field(default_factory=Prototypes)
     meta: Meta = dataclasses.field(default_factory=Meta)
+    refine: Refine = dataclasses.field(default_factory=Refine)
     distill: Distill = dataclasses.field(default_factory=Distill)
     finetune: Finetune = dataclasses.field(default_factory=Finetune)
     audit: Audit = dataclasses.field(default_factory=Audit)
@@ -173,6 +176,16 @@ class Settings(schema.Group):
         return self.server.method != "none" and self.server.when == "every_round"
 
     @property
+    def exchanges_prototypes(self) -> bool:
+        """Whether clients send class prototypes and no models."""
+        return ALGORITHMS.find(self.init.method).exchanges == "prototypes"
+
+    @property
+    def prototype_rounds(self) -> list[PrototypeRounds]:
+        """The stages of a study in which they do."""
+        return stages_of(self)
+
+    @property
     def total_rounds(self) -> int:
         """Number of federated rounds of all stages."""
         return self.init.rounds + self.warmup.rounds + self.finetune.rounds
@@ -185,10 +198,15 @@ class Settings(schema.Group):
                 f"seeds = {self.seeds}: must be <= {MAX_SEED + 1 - self.seed} for"
                 f" seed = {self.seed}"
             )
-        if self.method != "mosaic" and self.model.others:
+        if (
+            self.method != "mosaic"
+            and self.model.others
+            and not self.exchanges_prototypes
+        ):
             yield (
                 f"method = {self.method!r}: must be 'mosaic' where clients have"
-                f" different networks, model.others = {self.model.others}"
+                f" different networks, model.others = {self.model.others}, and"
+                f" init.method = {self.init.method!r} averages models"
             )
 
 

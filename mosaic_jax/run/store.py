@@ -154,7 +154,9 @@ def copy(stage: FinishedStage, target: pathlib.Path) -> None:
     """Copy a finished stage to the folder `target`, which is never there in part."""
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(stage.directory, partial)
+    # Whoever finished it may be removing what it needed only while it ran.
+    passing = shutil.ignore_patterns(CHECKPOINTS, TIMES)
+    shutil.copytree(stage.directory, partial, ignore=passing)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
 

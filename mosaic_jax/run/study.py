@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import optax
 from clu import parameter_overview
 
 from mosaic_jax import server, stages
@@ -13,18 +14,21 @@ from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
-from mosaic_jax.fl import algorithms
+from mosaic_jax.fl import algorithms, optimizers
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.nn import losses, networks
+from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.run import callbacks
 from mosaic_jax.run import settings as composed
+from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.server.base import ServerTraining, Task
 from mosaic_jax.stages.base import Blueprint, Link
 
 # Raised whenever the same settings give another result; part of every fingerprint.
-FORMAT = 8
+FORMAT = 10
 # A stage and its fingerprint.
 Planned = tuple[Link, str]
 
@@ -40,6 +44,7 @@ class Study:
       algorithm: of the federated rounds.
       server: training on the server; None: there is none.
       chain: the stages in their order.
+      callbacks: a user's code that is called while it runs.
     """
 
     settings: Settings
@@ -48,6 +53,7 @@ class Study:
     algorithm: Algorithm
     server: ServerTraining | None
     chain: tuple[Link, ...]
+    callbacks: tuple[Callback, ...] = ()
 
     @property
     def classifier(self) -> Classifier:
@@ -139,6 +145,8 @@ class Study:
                 "data": self.data.content_sha256,
                 "needs": {name: producer[name] for name in needs},
             }
+            if ends := callbacks.in_fingerprint(self.callbacks, link.name):
+                visible["callbacks"] = ends
             fingerprint = schema.digest(visible)[:16]
             provides = link.provides(self.settings)
             producer |= {name: fingerprint for name in provides}
@@ -149,8 +157,7 @@ class Study:
         """Fields and code of the components that a stage may use, for a fingerprint."""
         reads = link.reads(self.settings)
         result: dict[str, Any] = {
-            name: provenance.code_digest(type(network.module))
-            for name, network in self.networks.items()
+            name: _code(network.module) for name, network in self.networks.items()
         }
         if schema.is_covered("init.method", reads):
             result["algorithm"] = provenance.of_component(self.algorithm)
@@ -160,6 +167,14 @@ class Study:
         if ":" in divergence and schema.is_covered("distill.divergence", reads):
             loss = losses.DIVERGENCES.find(divergence)
             result["divergence"] = provenance.code_digest(loss)
+        optimizer = self.settings.local.optimizer
+        if ":" in optimizer and schema.is_covered("local.optimizer", reads):
+            # Optax's own change with its version, a user's with their code.
+            result["optimizer"] = (
+                optax.__version__
+                if optimizer.startswith("optax:")
+                else provenance.code_digest(optimizers.OPTIMIZERS.find(optimizer))
+            )
         if provenance.is_users(type(link.stage)):
             result["stage"] = provenance.of_component(link.stage)
         return result
@@ -174,12 +189,17 @@ class Study:
         }
 
 
-def build(settings: Settings, data: StudyData | None = None) -> Study:
+def build(
+    settings: Settings,
+    data: StudyData | None = None,
+    called: Sequence[Callback] = (),
+) -> Study:
     """The study that the settings describe.
 
     Args:
       settings: of the study.
       data: images and split, in place of those that the settings name.
+      called: a user's callbacks.
 
     Raises:
       ConfigError: a name is not known, or parts of the study contradict each other.
@@ -210,6 +230,12 @@ def build(settings: Settings, data: StudyData | None = None) -> Study:
         algorithm=algorithm,
         server=method,
         chain=chain,
+        callbacks=callbacks.check(
+            called,
+            [link.name for link in chain],
+            parts=isinstance(algorithm, PartialTraining),
+            held_out=data.held_out,
+        ),
     )
 
 
@@ -223,23 +249,48 @@ def build_networks(settings: Settings, info: Info) -> dict[str, Classifier]:
     Raises:
       ConfigError: a network is unknown, or a user's own does not work on the images.
     """
+    model, lowering = settings.model, settings.compute.convolution
+    return {
+        name: build_network(name, model, lowering, info) for name in settings.networks
+    }
 
-    def build_network(name: str) -> Classifier:
-        module = networks.build_classifier(
-            name,
-            info.num_classes,
-            width=settings.model.width,
-            dtype=settings.model.dtype,
-            lowering=settings.compute.convolution,
-            norm=settings.model.norm,
-            rate=settings.model.rate,
-        )
-        classifier = Classifier(module, info.mean, info.std)
-        if ":" in name:
-            _check_network(name, classifier, info)
-        return classifier
 
-    return {name: build_network(name) for name in settings.networks}
+def build_network(
+    name: str, model: networks.Model, lowering: str, info: Info
+) -> Classifier:
+    """One of the classifiers of a study.
+
+    Args:
+      name: of the network.
+      model: settings of its shape.
+      lowering: `compute.convolution`.
+      info: properties of the images.
+
+    Raises:
+      ConfigError: the network is unknown, or a user's own does not work on the images.
+    """
+    module = networks.build_classifier(
+        name,
+        info.num_classes,
+        info.image_shape,
+        width=model.width,
+        dtype=model.dtype,
+        lowering=lowering,
+        norm=model.norm,
+        rate=model.rate,
+    )
+    classifier = Classifier(module, info.mean, info.std)
+    if ":" in name:
+        _check_network(name, classifier, info)
+    return classifier
+
+
+def _code(module: networks.Module) -> Any:
+    """Of a network, for a fingerprint."""
+    if isinstance(module, Adapted):
+        adapter = provenance.code_digest(Adapted)
+        return [adapter, provenance.description(module.of_user)]
+    return provenance.code_digest(type(module))
 
 
 def _shown(component: Any, field: str, reads: tuple[str, ...]) -> Any:
@@ -278,6 +329,7 @@ def _check_names(settings: Settings) -> None:
         networks.NETWORKS.find(name)
     if settings.method == "mosaic":
         losses.DIVERGENCES.find(settings.distill.divergence)
+    optimizers.OPTIMIZERS.find(settings.local.optimizer)
     known = components(settings)
     for group, fields in settings.methods.items():
         if group not in known:

@@ -98,10 +98,13 @@ class StudyRun:
                 writes=environment.is_primary(),
             ),
             profile=self.experiment.workdir / "profile" if profiled else None,
+            callbacks=self.study.callbacks,
         )
 
-    def save(self, planned: Planned, outcome: Outcome, spent: dict[str, float]) -> None:
-        """Save what a stage returned.
+    def save(
+        self, planned: Planned, outcome: Outcome, spent: dict[str, float]
+    ) -> Record:
+        """Save what a stage returned; its record.
 
         Args:
           planned: the stage and its fingerprint.
@@ -131,7 +134,7 @@ class StudyRun:
             up=outcome.up,
             down=outcome.down,
             sent_before=list(outcome.sent_before),
-            flops=self.study.flops[link.name],
+            flops=self.study.flops[link.name] * _share(outcome),
             history=self.tracker.history(link.name),
             seconds=sum(spent.values()),
             time=spent,
@@ -148,6 +151,7 @@ class StudyRun:
                 params = trees.flatten(artifact.params)
                 self.tracker.histograms(f"{link.name}/{name}", params)
         self._add(FinishedStage(link.name, directory, record), outcome.artifacts)
+        return record
 
     def _reused(self, planned: Planned) -> FinishedStage | None:
         """The finished stage; one of another run directory is copied into this one."""
@@ -179,6 +183,12 @@ class StudyRun:
     def _directory(self, planned: Planned) -> pathlib.Path:
         link, fingerprint = planned
         return store.directory_of(self.experiment.workdir, link.name, fingerprint)
+
+
+def _share(outcome: Outcome) -> float:
+    """The part of its steps that a stage did, in (0, 1]; < 1 if it was ended early."""
+    stopped = outcome.results.get("stopped", {"after": 1, "of": 1})
+    return stopped["after"] / stopped["of"]
 
 
 def _check(outcome: Outcome, link: Link, template: dict[str, Tree]) -> None:

@@ -27,7 +27,9 @@ class Summary:
       test_accuracy: of each model that the stages trained, in [0, 1], in their order.
       validation_accuracy: likewise on the validation images; {} if there are none.
       collapsed_generators: numbers of the clients whose generators collapsed.
-      rounds: number of federated rounds of all stages.
+      rounds: number of federated rounds of all stages, less those that callbacks saved.
+      distilled_kept: the last rounds were undone, as they cost the distilled model
+        more validation accuracy than `finetune.max_drop` allows.
       headline: numbers of the stages by name, each with mean, low, high and meaning.
       padding_waste: processed samples per training sample, >= 1, of stages whose
         clients take unequal numbers of steps.
@@ -52,6 +54,7 @@ class Summary:
     validation_accuracy: Accuracies
     collapsed_generators: list[int]
     rounds: int
+    distilled_kept: bool
     headline: dict[str, dict[str, Any]]
     padding_waste: dict[str, float]
     communication_bytes: dict[str, dict[str, int]]
@@ -79,7 +82,7 @@ class OverSeeds:
 
     Fields are as in `Summary`, but numbers that differ between seeds are replaced by
     {"mean", "spread"}; the spread is the sample standard deviation. The numbers of
-    `headline` are merged without their intervals.
+    `headline` are merged without their intervals. `distilled_kept` is a list of seeds.
     """
 
     method: str
@@ -89,6 +92,7 @@ class OverSeeds:
     validation_accuracy: dict[str, Any]
     headline: dict[str, Any]
     rounds: int
+    distilled_kept: list[int]
     communication_bytes: dict[str, dict[str, int]]
     seconds: dict[str, Any]
     time: dict[str, Any]
@@ -135,7 +139,11 @@ def build(
             for record in records
             for client in record.results.get("collapsed_clients", [])
         ),
-        rounds=settings.total_rounds,
+        rounds=settings.total_rounds - _left_out(records),
+        distilled_kept=any(
+            record.results.get("last_rounds", {}).get("undone", False)
+            for record in records
+        ),
         headline={
             name: value for record in records for name, value in record.headline.items()
         },
@@ -186,6 +194,9 @@ def over_seeds(summaries: Sequence[Summary]) -> OverSeeds:
             if all(name in summary.headline for summary in summaries)
         },
         rounds=first.rounds,
+        distilled_kept=[
+            summary.seed for summary in summaries if summary.distilled_kept
+        ],
         communication_bytes=first.communication_bytes,
         seconds=merge([summary.seconds for summary in summaries]),
         time=merge([summary.time for summary in summaries]),
@@ -228,6 +239,12 @@ def _accuracies(records: Sequence[Record], held_out: str) -> Accuracies:
                 result.pop(name, None)  # it moves to its later place
                 result[name] = assessed[f"{held_out}_accuracy"]
     return result
+
+
+def _left_out(records: Sequence[Record]) -> int:
+    """Number of rounds that callbacks ended stages before."""
+    stopped = [r.results["stopped"] for r in records if "stopped" in r.results]
+    return sum(one["of"] - one["after"] for one in stopped)
 
 
 def _total(parts: Sequence[Mapping[str, int]]) -> dict[str, int]:

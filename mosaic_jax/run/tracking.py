@@ -14,6 +14,7 @@ import tensorboardX
 import tqdm
 
 from mosaic_jax.core.types import Array
+from mosaic_jax.run import environment, pulse
 
 _log = logging.getLogger(__name__)
 # Most rows of pictures that are shown.
@@ -231,7 +232,18 @@ class Progress:
         self._done: list[str] = []
         self._start = time.monotonic()
         self._now: dict[str, Any] = {}
+        # What the run is at, and since when by `time.monotonic`.
+        self.doing = ("preparing", self._start)
         self._bar: tqdm.tqdm | None = None
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage that has to run."""
+        self._now = {"stage": stage}
+        self._does(f"{stage}: preparing and compiling")
+
+    def _does(self, what: str) -> None:
+        self.doing = (what, time.monotonic())
+        self._write(state="running", doing=what, **self._now)
 
     def begin(
         self, stage: str, loop: str, step: int, num_steps: int, samples_per_step: int
@@ -253,9 +265,24 @@ class Progress:
         }
         self._first, self._samples_per_step = step, samples_per_step
         self._loop_start = time.monotonic()
-        self._bar = tqdm.tqdm(
-            initial=step, total=num_steps, desc=f"{stage} {loop}", disable=None
+        self._bar = environment.progress_bar(
+            initial=step, total=num_steps, desc=f"{stage} {loop}"
         )
+        self._does(
+            f"{stage}: compiling, to begin with {loop} {step + 1} of {num_steps}"
+        )
+
+    def compiled(self) -> None:
+        """The loop's program is there: until now its time says nothing of its speed."""
+        now = time.monotonic()
+        self._start += now - self._loop_start
+        self._loop_start = now
+        self._does(self._at(self._now["step"]))
+
+    def _at(self, step: int) -> str:
+        now = self._now
+        following = min(step + 1, now["num_steps"])
+        return f"{now['stage']}: at {now['loop']} {following} of {now['num_steps']}"
 
     def update(self, step: int, metrics: dict[str, float], memory: int) -> str:
         """Report progress within the loop.
@@ -276,8 +303,10 @@ class Progress:
         study_left = self._study_left(step, now)
         samples = rate * self._samples_per_step
         self._now["step"] = step
+        self.doing = (self._at(step), now)
         self._write(
             state="running",
+            doing=self.doing[0],
             **self._now,
             metrics=metrics,
             samples_per_second=samples,
@@ -299,6 +328,7 @@ class Progress:
         """End the loop, finished or not."""
         if self._bar is not None:
             self._bar.close()
+        self._does(f"{self._now['stage']}: compiling and computing what follows")
 
     def finished(self, stage: str, *, reused: bool) -> None:
         """Report a finished stage; `reused`: it did not run now."""
@@ -311,9 +341,9 @@ class Progress:
         over = len(self._done) == len(self._flops)
         self._write(state="done" if over else "running", stage=stage)
 
-    def stopped(self, state: str) -> None:
-        """Report that the run ends early, as "interrupted" or "failed"."""
-        self._write(state=state, **self._now)
+    def stopped(self, state: str, why: str = "") -> None:
+        """Report that the run ends early, as "interrupted" or "failed", and why."""
+        self._write(state=state, why=why, **self._now)
 
     def _study_left(self, step: int, now: float) -> float | None:
         """Estimated seconds of the study; a stage is taken to have one loop only."""
@@ -327,7 +357,8 @@ class Progress:
         return left * (now - self._start) / done
 
     def _write(self, **content: Any) -> None:
-        content = {"time": time.time(), "stages_done": self._done, **content}
+        stages = {"stages": list(self._flops), "stages_done": self._done}
+        content = {"time": time.time(), **stages, **content}
         for path in self._paths:
             partial = path.with_name(path.name + ".partial")
             partial.write_text(json.dumps(content))
@@ -343,12 +374,24 @@ def _clock(seconds: float | None) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class _AboveBars(logging.StreamHandler):
+    """Lines on stderr that leave a progress bar whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tqdm.tqdm.write(self.format(record), file=self.stream)
+            self.flush()
+        except Exception:  # a closed terminal is no reason to stop
+            self.handleError(record)
+
+
 def configure_logging() -> None:
     """Show the library's log lines on stderr."""
     # Orbax would print the traces of errors that this library reports in one line.
     absl.logging.set_verbosity(absl.logging.FATAL)
     logger = logging.getLogger("mosaic_jax")
-    handler = logging.StreamHandler()
+    handler = _AboveBars()
+    handler.addFilter(pulse.Sparse(__name__))
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger.handlers = [handler]
     logger.propagate = False

@@ -17,6 +17,9 @@ from mosaic_jax.nn import losses
 from mosaic_jax.server import base, mosaic
 
 TRANSLATE_PIXELS = 2
+# A client counts as holding a class from this part of an equal share of its labels on:
+# a generator does not learn to draw what it has seen a few times.
+HELD_FROM = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,28 @@ class DistillSettings(schema.Group):
     samples_per_generator: int = schema.at_least(
         1, default=32, meaning="images of each client's generator in a step"
     )
+    pool: int = schema.at_least(
+        0,
+        default=0,
+        meaning="images of each generator, drawn once and shown to the teacher once;"
+        " 0: new ones in every step",
+    )
     weighting: str = schema.one_of(
         ("uniform", "size"), default="uniform", meaning="of clients; size: by n_i"
+    )
+    own_classes: bool = schema.anything(
+        default=False,
+        meaning="leave out images on which the teacher names a class that their client"
+        " does not hold",
+    )
+    balanced: bool = schema.anything(
+        default=False,
+        meaning="weigh images so that classes count by their labels' shares",
+    )
+    focus: float = schema.at_least(
+        0,
+        default=0.0,
+        meaning="> 0: power of the divergence from the student that images count by",
     )
     min_confidence: float = schema.below_one(
         default=0.0, meaning="images of a less sure teacher are left out"
@@ -60,11 +83,36 @@ class DistillSettings(schema.Group):
     )
 
     def problems(self, study: Any) -> Iterator[str]:
-        """Held-out images are there where they are asked for."""
+        """Held-out images are there where they are asked for; they are no pool."""
         if self.source == "validation" and study.data.validation == 0:
             yield (
                 "data.validation = 0.0: must be > 0 for distill.source = 'validation'"
             )
+        if self.source == "validation" and self.pool:
+            yield (
+                f"distill.pool = {self.pool}: must be 0 for distill.source ="
+                " 'validation', whose images are all there"
+            )
+        if 0 < self.pool < self.samples_per_generator:
+            yield (
+                f"distill.pool = {self.pool}: must be 0, or >="
+                f" distill.samples_per_generator = {self.samples_per_generator}"
+            )
+
+
+@flax.struct.dataclass
+class Pool:
+    """Generated images that the teacher has seen.
+
+    Attributes:
+      image: uint8 [C, P, H, W, D], P of each client's generator.
+      logits: float32 [C, P, K], the teacher's.
+      weight: float32 [C * P], what the images count; () before all are drawn.
+    """
+
+    image: Array
+    logits: Array
+    weight: Tree = ()
 
 
 @flax.struct.dataclass
@@ -75,12 +123,16 @@ class EnsembleAndGenerators:
       teacher: experts and head.
       generators: of the clients, [C, ...].
       weight: [C], of each client's samples; 0: its generator has collapsed.
+      label_count: [C, K], images of each class at each client.
+      pool: a `Pool`, () where images are drawn in every step.
       held_out: real images that no client holds, read where `source` is "validation".
     """
 
     teacher: Teacher
     generators: ModelState
     weight: Array
+    label_count: Array
+    pool: Tree
     held_out: dict[str, LabelledImages]
 
 
@@ -121,10 +173,10 @@ class Distillation(base.ServerTraining):
     ) -> tuple[Tree, ModelState, dict[str, Array]]:
         """One step; see the base class. Metrics are means over the batch."""
         del number
-        image, weight = self._batch(task, key, teachers)
-        target = self.ensemble.logits(teachers.teacher, image)
-        confidence = jnp.max(jax.nn.softmax(target), axis=-1)
-        weight = weight * (confidence >= self.config.min_confidence)
+        image, target, weight = self._batch(task, key, teachers)
+        if self.config.focus:
+            apart = losses.jensen_shannon(task.classifier.logits(model, image), target)
+            weight = weight * apart**self.config.focus
         # No sample may be sure enough: a batch of weight 0 then changes nothing.
         weight = weight / jnp.maximum(jnp.sum(weight), 1e-12)
 
@@ -149,6 +201,7 @@ class Distillation(base.ServerTraining):
         update, state = self._tx.update(gradient, state, model.params)
         params = optax.apply_updates(model.params, update)
         agreement = jnp.argmax(logits, -1) == jnp.argmax(target, -1)
+        confidence = jnp.max(jax.nn.softmax(target), axis=-1)
         metrics = {
             "loss": loss,
             "agreement": jnp.sum(agreement * weight),
@@ -163,30 +216,145 @@ class Distillation(base.ServerTraining):
             rate = optax.cosine_decay_schedule(rate, self.config.steps)
         return optax.adam(rate)
 
+    def fill(
+        self, pool: Pool, teachers: EnsembleAndGenerators, key: Array, number: Array
+    ) -> Pool:
+        """The pool with the images of step `number` of drawing it.
+
+        Args:
+          pool: after the step before.
+          teachers: what teaches the student.
+          key: random key of the step.
+          number: [] int32; a step draws `samples_per_generator` images of each client.
+        """
+        image = self._drawn(teachers, key)
+        logits = self.ensemble.logits(teachers.teacher, image)
+        first = number * self.config.samples_per_generator
+
+        # The last step's images overlap those of the one before where they must.
+        def put(old: Array, new: Array) -> Array:
+            new = new.reshape(self.num_clients, -1, *new.shape[1:])
+            return jax.lax.dynamic_update_slice_in_dim(old, new, first, axis=1)
+
+        return Pool(
+            image=put(pool.image, augment.to_uint8(image)),
+            logits=put(pool.logits, logits),
+        )
+
+    def filled(self, pool: Pool, teachers: EnsembleAndGenerators) -> Pool:
+        """The pool whose images are all drawn, with what each of them counts.
+
+        Where none would count, all images of living generators do: the student learns
+        what the teacher says of them, as without conditions.
+        """
+        logits = pool.logits.reshape(-1, pool.logits.shape[-1])
+        client = jnp.repeat(jnp.arange(self.num_clients), pool.logits.shape[1])
+        weight = self._counts(teachers, logits, client)
+        weight = jnp.where(jnp.any(weight > 0), weight, teachers.weight[client])
+        return dataclasses.replace(pool, weight=weight)
+
+    def _counts(
+        self, teachers: EnsembleAndGenerators, logits: Array, client: Array
+    ) -> Array:
+        """What generated images count, [B], by the teacher's logits and their client.
+
+        Args:
+          teachers: what teaches the student.
+          logits: [B, K] of the teacher.
+          client: [B] int32, whose generator drew each image.
+        """
+        weight = teachers.weight[client] * self._is_sure(logits)
+        if self.config.own_classes:
+            named = jnp.argmax(logits, axis=-1)
+            weight = weight * holds(teachers.label_count)[client, named]
+        if self.config.balanced:
+            held = jnp.sum(jnp.asarray(teachers.label_count, jnp.float32), axis=0)
+            weight = by_class(weight, logits, held / jnp.sum(held))
+        return weight
+
+    def _is_sure(self, logits: Array) -> Array:
+        """Whether the teacher with `logits` [B, K] is sure enough, [B] bool."""
+        confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
+        return confidence >= self.config.min_confidence
+
     def _batch(
         self, task: base.Task, key: Array, teachers: EnsembleAndGenerators
-    ) -> tuple[Array, Array]:
-        """Signed images [B, H, W, D] of all clients, and the weights [B] of each."""
-        count = self.config.samples_per_generator
-        weight = jnp.repeat(teachers.weight, count)
-        if self.config.source == "generated":
-            z_key = prng.named(key, "z")
-            image = generate(
-                self.model_gan, teachers.generators, z_key, count, self.num_clients
-            )
-        else:
+    ) -> tuple[Array, Array, Array]:
+        """Signed images [B, H, W, D] of all clients, and for each of them the teacher's
+        logits [B, K] and the weight [B].
+
+        The teacher of a pool has seen the images as they were drawn; images of a pool
+        are drawn by what they count, all others are weighted by it.
+        """
+        if self.config.pool:
+            image, logits = self._from_pool(teachers.pool, prng.named(key, "rows"))
+            image = self._augmented(task, key, image)
+            return image, logits, jnp.ones(len(image))
+        if self.config.source == "validation":
             # An upper bound, not the method: real images that no client holds.
             real = teachers.held_out["validation"].image
             shape = (self.samples,)
             rows = jax.random.randint(prng.named(key, "rows"), shape, 0, len(real))
-            image = augment.to_signed(real[rows])
-            weight = jnp.ones_like(weight)
-        augment_key = prng.named(key, "augment")
+            image = self._augmented(task, key, augment.to_signed(real[rows]))
+            logits = self.ensemble.logits(teachers.teacher, image)
+            return image, logits, self._is_sure(logits).astype(jnp.float32)
+        image = self._drawn(teachers, prng.named(key, "z"))
+        image = self._augmented(task, key, image)
+        logits = self.ensemble.logits(teachers.teacher, image)
+        each = self.config.samples_per_generator
+        client = jnp.repeat(jnp.arange(self.num_clients), each)
+        return image, logits, self._counts(teachers, logits, client)
+
+    def _from_pool(self, pool: Pool, key: Array) -> tuple[Array, Array]:
+        """Signed images [B, H, W, D], drawn by what they count, and their logits."""
+        count, shape = self.num_clients * self.config.pool, (self.samples,)
+        rows = jax.random.choice(key, count, shape, p=pool.weight)
+        client, place = jnp.divmod(rows, self.config.pool)
+        image = augment.to_signed(pool.image[client, place])
+        return image, pool.logits[client, place]
+
+    def _augmented(self, task: base.Task, key: Array, image: Array) -> Array:
+        key = prng.named(key, "augment")
         if self.config.augment == "data":
-            image = augment.augment(task.augmentation, augment_key, image)
-        elif self.config.augment == "translate":
-            image = augment.translate(augment_key, image, pixels=TRANSLATE_PIXELS)
-        return image, weight
+            return augment.augment(task.augmentation, key, image)
+        if self.config.augment == "translate":
+            return augment.translate(key, image, pixels=TRANSLATE_PIXELS)
+        return image
+
+    def _drawn(self, teachers: EnsembleAndGenerators, key: Array) -> Array:
+        return generate(
+            self.model_gan,
+            teachers.generators,
+            key,
+            self.config.samples_per_generator,
+            self.num_clients,
+        )
+
+
+def by_class(weight: Array, logits: Array, class_share: Array) -> Array:
+    """Weights [B] whose sums over the images of a class are its share.
+
+    Classes that the teacher sees on none of the images have no part.
+
+    Args:
+      weight: [B], of the images within their class.
+      logits: [B, K] of the teacher, who tells the class.
+      class_share: [K], sums to 1.
+    """
+    named = jnp.argmax(logits, axis=-1)
+    total = jnp.zeros(len(class_share)).at[named].add(weight)
+    return weight * (class_share / jnp.maximum(total, 1e-12))[named]
+
+
+def holds(label_count: Array) -> Array:
+    """Which classes each client counts as holding, [C, K] bool.
+
+    Args:
+      label_count: [C, K], images of each class at each client.
+    """
+    count = jnp.asarray(label_count, jnp.float32)
+    equal = jnp.sum(count, axis=1, keepdims=True) / count.shape[1]
+    return (count > 0) & (count >= HELD_FROM * equal)
 
 
 def generate(

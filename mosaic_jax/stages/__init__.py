@@ -33,6 +33,8 @@ def chain(study: "Settings") -> tuple[Link, ...]:
 
 
 def _federated(study: "Settings") -> list[Link]:
+    if study.exchanges_prototypes:
+        return [Link(stage) for stage in study.prototype_rounds]
     rounds: list[Stage] = [study.init]
     if study.trains_once and study.server.asks_for_generators():
         rounds = _with_generators(study)
@@ -52,7 +54,10 @@ def _mosaic(study: "Settings") -> list[Link]:
         federated.append(study.warmup)
     federated.append(study.experts)
     links = _for_each_network(federated, names)
-    links += [Link(stage) for stage in (study.prototypes, study.meta, study.distill)]
+    links += [Link(study.prototypes), Link(study.meta)]
+    if study.refine.steps:
+        links.append(Link(study.refine))
+    links.append(Link(study.distill))
     if study.finetune.rounds:
         links += _for_each_network([study.finetune], names[:1])
     if study.audit.images:

@@ -1,4 +1,4 @@
-"""Audit: what the generators leak about training images, and how good they are.
+"""Audit: what generators and prototypes leak, and how good the generators are.
 
 The audit is no part of the method: it sees all real images, and nothing that it
 measures goes back into training.
@@ -17,7 +17,7 @@ from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Array, Generators, LabelledImages, ModelState
 from mosaic_jax.data import augment
 from mosaic_jax.fl import evaluation, gan
-from mosaic_jax.stages import measures, sections
+from mosaic_jax.stages import measures, sections, single_images
 from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage, each_network
 from mosaic_jax.stages.measures import Estimate
 
@@ -53,7 +53,7 @@ MEANING = {
 
 @dataclasses.dataclass(frozen=True)
 class Audit(Stage):
-    """Measures what the generators leak, after the study; it changes no result."""
+    """Measures what clients' uploads leak, after the study; it changes no result."""
 
     name = "audit"
 
@@ -72,15 +72,17 @@ class Audit(Stage):
         return ("reference_model", *each_network("client_generators", study))
 
     def reads(self, study: "Settings") -> tuple[str, ...]:
-        """The settings of the generators' networks."""
+        """The settings of the generators' networks, and how many centres there are."""
         del study
-        return ("generators", "compat")
+        return ("generators", "compat", "prototypes.clusters")
 
     def run(
         self, context: Context, reference_model: ModelState, **of_networks: Generators
     ) -> Run:
-        """Measure every client's generator."""
-        return _audit(self, context, reference_model, of_networks)
+        """Measure every client's generator, and count its prototypes."""
+        yield from ()
+        found = _audit(self, context, reference_model, of_networks)
+        return single_images.added(context, found)
 
     def flops(self, blueprint: Blueprint) -> float:
         """FLOPs of generating images and of all features; distances cost little."""
@@ -99,8 +101,8 @@ def _audit(
     context: Context,
     reference_model: ModelState,
     of_networks: dict[str, Generators],
-) -> Run:
-    yield from ()
+) -> Outcome:
+    """What the generators leak, and how good they are."""
     generators = trees.concatenate(list(of_networks.values()))
     numbers = np.concatenate(
         [
@@ -215,7 +217,7 @@ def _section(
         caption="The generated images that are nearest to a training image, compared"
         " with their distance to images that no client holds.",
     )
-    return sections.Section("Audit of the generators", (table, scatter, pairs))
+    return sections.Section("Audit", (table, scatter, pairs))
 
 
 def _over_clients(values: np.ndarray, weight: np.ndarray) -> Estimate:

@@ -13,6 +13,7 @@ from mosaic_jax.core.schema import View
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
     Array,
+    Client,
     FederatedDataset,
     LabelledImages,
     ModelState,
@@ -88,6 +89,15 @@ class Blueprint:
         names = list(self.networks)
         numbers = np.arange(self.data.clients.num_clients)
         return numbers[names.index(name) :: len(names)]
+
+    @property
+    def by_network(self) -> Client:
+        """All clients in host memory, those of one network after those of the other.
+
+        It is the order of artifacts that are made for each network and joined.
+        """
+        order = np.concatenate([self.members(name) for name in self.networks])
+        return trees.take(self.data.clients.client, order)
 
     def for_network(self, name: str) -> "Blueprint":
         """The study restricted to the clients that have network `name`."""

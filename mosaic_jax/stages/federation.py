@@ -10,9 +10,11 @@ import numpy as np
 from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.types import Array, ClientModels, ModelState, ServerState, Tree
+from mosaic_jax.fl import workload
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.fl.algorithms.base import initial_state
 from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.anchors import Anchor
 from mosaic_jax.fl.holdings import Holdings
 from mosaic_jax.fl.parts import PartsOfNetwork
 from mosaic_jax.fl.training import Local
@@ -44,6 +46,7 @@ def build(
     *,
     keep_models: bool = False,
     server: ServerTraining | None = None,
+    anchor: Anchor | None = None,
 ) -> Rounds:
     """The rounds of a study.
 
@@ -52,6 +55,7 @@ def build(
       local: settings of the clients' SGD.
       keep_models: whether the clients' trained models are kept.
       server: training on the server after every aggregation; None: there is none.
+      anchor: keeps clients near the model before these rounds; None: nothing does.
 
     Raises:
       ConfigError: a group of clients that hold parts of one size has no participant.
@@ -66,6 +70,7 @@ def build(
         clients_per_round=context.settings.init.clients_per_round,
         server=server,
         task=context.task if server else None,
+        anchor=anchor,
     )
 
 
@@ -74,6 +79,12 @@ def holdings_of(blueprint: Blueprint) -> Holdings:
     return blueprint.algorithm.holdings(
         blueprint.classifier, blueprint.data.clients.num_clients, blueprint.rates
     )
+
+
+def clients_in_round(blueprint: Blueprint) -> int:
+    """Number of clients that take part in a round."""
+    some = blueprint.settings.init.clients_per_round
+    return some or blueprint.data.clients.num_clients
 
 
 def reads_rounds(study: "Settings") -> tuple[str, ...]:
@@ -124,8 +135,10 @@ def query_flops(blueprint: Blueprint) -> float:
     """FLOPs of recalibrating one model's batch-norm on all clients; 0 if not done."""
     if not holdings_of(blueprint).recalibrates:
         return 0.0
-    local = blueprint.settings.local
-    images = blueprint.data.clients.num_clients * local.steps * local.batch_size
+    local, clients = blueprint.settings.local, blueprint.data.clients
+    planned = dataclasses.replace(local, stragglers=0.0)
+    images = clients.num_clients * local.batch_size
+    images *= workload.mean_steps(planned, clients.client.size)
     return images * blueprint.classifier.flops(blueprint.data.info.image_shape)
 
 
@@ -187,17 +200,22 @@ class FederatedStage(Stage):
     def flops_of_rounds(self, blueprint: Blueprint, rounds: int) -> float:
         """FLOPs of `rounds` rounds, with their evaluations."""
         settings = blueprint.settings
-        count, local = blueprint.data.clients.num_clients, settings.local
-        clients = settings.init.clients_per_round or count
-        images = local.steps * local.batch_size
         holdings = holdings_of(blueprint)
         each = holdings.forward_flops(blueprint.data.info.image_shape).mean()
-        total = rounds * clients * images * flops.TRAINED * each
+        passes = flops.TRAINED + blueprint.algorithm.further_passes
+        total = self.images_of_rounds(blueprint, rounds) * passes * each
         forward = blueprint.classifier.flops(blueprint.data.info.image_shape)
         evaluations = -(-rounds // settings.evaluation.every) + 1
         total += evaluations * (
             blueprint.num_held_out * forward + query_flops(blueprint)
         )
         if blueprint.trains_every_round:
+            clients = clients_in_round(blueprint)
             total += blueprint.server.flops(blueprint.task, clients, rounds)
         return float(total)
+
+    def images_of_rounds(self, blueprint: Blueprint, rounds: int) -> int:
+        """Number of images that all clients train on in `rounds` rounds."""
+        local, clients = blueprint.settings.local, blueprint.data.clients
+        each = workload.mean_steps(local, clients.client.size) * local.batch_size
+        return round(rounds * clients_in_round(blueprint) * each)

@@ -2,12 +2,11 @@
 
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core.types import Array, GanState
+from mosaic_jax.core.types import Array
 from mosaic_jax.data import augment
 from mosaic_jax.stages import sections
 from mosaic_jax.stages.base import Context
@@ -17,18 +16,6 @@ SHARES = (0.05, 0.2, 0.5, 1.0)
 MOMENTS = tuple(f"after {100 * share:.0f} %" for share in SHARES)
 NUM_IMAGES = 8
 NUM_CLIENTS = 20
-
-
-@flax.struct.dataclass
-class GanWithSnapshots:
-    """A client's GAN and its film.
-
-    `film` is uint8 [T, n, H, W, D], n images at each of T moments; they are black until
-    the moment has come.
-    """
-
-    gan: GanState
-    film: Array
 
 
 def add(
@@ -49,6 +36,17 @@ def add(
         return jnp.where(now[:, None, None, None, None], image, film)
 
     return jax.lax.cond(jnp.any(moments == number + 1), added, lambda: film)
+
+
+def latest(film: Array) -> dict[str, np.ndarray]:
+    """Of the first clients the images of the last moment that has come, while it runs.
+
+    Args:
+      film: uint8 [C, T, n, H, W, D].
+    """
+    images = np.asarray(film[:NUM_CLIENTS])
+    come = images.any(axis=(2, 3, 4, 5)).sum(axis=1)  # black until then
+    return {"generated": images[np.arange(len(images)), np.maximum(come - 1, 0)]}
 
 
 def pictures(context: Context, film: Array) -> dict[str, np.ndarray]:

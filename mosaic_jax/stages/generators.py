@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import jax
@@ -12,10 +12,10 @@ import numpy as np
 from mosaic_jax.core import flops, prng, programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Array, ClientModels, GanState, ModelState, Tree
-from mosaic_jax.fl import gan, parallel, training
+from mosaic_jax.fl import gan, training
 from mosaic_jax.nn import submodel
-from mosaic_jax.nn.networks import MAX_WIDTH, Module
-from mosaic_jax.stages import federation, films, local
+from mosaic_jax.nn.networks import MAX_WIDTH
+from mosaic_jax.stages import federation, films, health, local, patience
 from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ _log = logging.getLogger(__name__)
 
 # Added to each class's share, so that a class that the client lacks has a finite cost.
 LABEL_SMOOTHING = 1e-3
-# Images by which a generator is judged to have collapsed.
-NUM_COLLAPSE_SAMPLES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +57,16 @@ class Generators(Stage):
     width: int = schema.between(
         1, MAX_WIDTH, default=64, meaning="channels of both networks: ngf and ndf"
     )
+    discriminator: str = schema.one_of(
+        ("network", "classifier"),
+        default="network",
+        meaning="what judges generated images: a network that learns to tell them from"
+        " real ones, or the frozen classifier, by how sure it is",
+    )
+    augment: bool = schema.anything(
+        default=False,
+        meaning="the discriminator's real images are augmented as a classifier's",
+    )
     entropy_weight: float = schema.at_least(
         0, default=0.0, meaning="> 0: favours images that the classifier is sure of"
     )
@@ -77,6 +85,15 @@ class Generators(Stage):
     ema_decay: float = schema.below_one(
         default=0.0, meaning="> 0: upload the running mean of the generator"
     )
+    patience: int = schema.at_least(
+        0,
+        default=0,
+        meaning="> 0: a client sends the generator whose images looked most like its"
+        " own, and stops after so many looks without a nearer one",
+    )
+    look_every: int = schema.at_least(
+        1, default=100, meaning="steps between looks, with patience"
+    )
     collapse_below: float = schema.at_least(
         0, default=0.05, meaning="pixel deviation over samples, on a scale of 2"
     )
@@ -93,10 +110,31 @@ class Generators(Stage):
                 f"generators.max_steps = {self.max_steps}: must be 0, for no bound,"
                 f" or >= generators.min_steps = {self.min_steps}"
             )
+        if self.discriminator == "classifier":
+            yield from self._problems_of_classifier()
         if study.model.norm == "group" and self.inversion_weight > 0:
             yield (
                 f"generators.inversion_weight = {self.inversion_weight}: must be 0"
                 " for model.norm = 'group', which has no statistics to match"
+            )
+
+    def _problems_of_classifier(self) -> Iterator[str]:
+        """What a classifier that plays the discriminator needs, and does not see."""
+        told = "generators.discriminator = 'classifier'"
+        if self.entropy_weight == 0:
+            yield (
+                f"generators.entropy_weight = {self.entropy_weight}: must be > 0 for"
+                f" {told}, which judges by it"
+            )
+        if self.translate:
+            yield (
+                f"generators.translate = {self.translate}: must be 0 for {told}, whose"
+                " input is not shifted"
+            )
+        if self.augment:
+            yield (
+                f"generators.augment = {self.augment}: must be False for {told}, which"
+                " is shown no real images"
             )
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
@@ -126,15 +164,10 @@ class Generators(Stage):
 
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """Generators [C, ...], and which of them have not collapsed."""
-        info, count = blueprint.data.info, blueprint.data.clients.num_clients
-        model_gan = gan.build(blueprint.settings, info, blueprint.classifier)
-        state = jax.eval_shape(lambda: model_gan.init(prng.root(0), info.image_shape))
-        model = jax.eval_shape(lambda g: trees.broadcast(g, count), state.generator)
-        alive = trees.shape((count,), bool)
-        return {"client_generators": types.Generators(model, alive)}
+        return {"client_generators": shapes(blueprint)}
 
     def flops(self, blueprint: Blueprint) -> float:
-        """FLOPs of all GAN steps, and of training fresh classifiers."""
+        """FLOPs of all planned GAN steps, and of training fresh classifiers."""
         data, settings = blueprint.data, blueprint.settings
         size, shape = data.clients.client.size, data.info.image_shape
         model_gan = gan.build(settings, data.info, blueprint.classifier)
@@ -150,6 +183,27 @@ class Generators(Stage):
             forward = blueprint.classifier.flops(shape)
             total += steps.sum() * batch * flops.TRAINED * forward
         return float(total)
+
+
+class TrainedGan(types.Struct):
+    """A client's GAN in training.
+
+    `film` uint8 [T, n, H, W, D] has n images at each of T moments, black until the
+    moment has come; `best` is what patience goes by, () without it.
+    """
+
+    gan: GanState
+    film: Array
+    best: Tree
+
+
+def shapes(blueprint: Blueprint) -> types.Generators:
+    """Shapes and types of the generators of a study's clients."""
+    info, count = blueprint.data.info, blueprint.data.clients.num_clients
+    model_gan = gan.build(blueprint.settings, info, blueprint.classifier)
+    state = jax.eval_shape(lambda: model_gan.init(prng.root(0), info.image_shape))
+    model = jax.eval_shape(lambda g: trees.broadcast(g, count), state.generator)
+    return types.Generators(model, trees.shape((count,), bool))
 
 
 def num_steps(config: Generators, size: Array) -> np.ndarray:
@@ -191,21 +245,6 @@ def class_targets(label_count: Array, target: str) -> Array:
     return share / jnp.sum(share, axis=1, keepdims=True)
 
 
-def deviation(model_gan: gan.Gan, generator: ModelState, z: Array) -> Array:
-    """How much a generator's images differ; near 0 if it has collapsed.
-
-    Args:
-      model_gan: the GAN.
-      generator: of one client.
-      z: [n, nz] noise.
-
-    Returns:
-      [] float32, the mean over pixels, which are in [-1, 1], of the standard deviation
-      over the n images.
-    """
-    return jnp.mean(jnp.std(model_gan.sample(generator, z), axis=0))
-
-
 def _train_generators(
     config: Generators,
     context: Context,
@@ -221,55 +260,61 @@ def _train_generators(
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
     sizes = context.data.clients.client.size
     steps = num_steps(config, sizes)
-    filmed = yield from _train(context, model_gan, classifiers, inverted, steps)
-    generators = _uploaded(filmed.gan, config)
+    trained = yield from _train(context, model_gan, classifiers, inverted, steps)
+    generators = _uploaded(trained, config)
+    done = np.asarray(trained.best.steps) if trained.best else steps
     sent = trees.num_bytes(generators)
     if context.rates:
-        mask = _channel_mask(model_gan.generator, generators, context.rates)
+        mask = gan.channel_mask(model_gan.generator, generators, context.rates)
         sent = submodel.num_bytes(generators, mask)
 
-    @programs.jit
-    def deviations(generators: ModelState, key: Array) -> Array:
-        z = jax.random.normal(key, (NUM_COLLAPSE_SAMPLES, model_gan.latent_dim))
-        return parallel.expert_map(lambda g: deviation(model_gan, g, z), generators)
-
-    spread = deviations(generators, prng.named(context.key, "collapse"))
-    alive = spread >= config.collapse_below
-    number = context.data.clients.client.number
-    collapsed = number[~np.asarray(alive)].tolist()
-    if collapsed:
-        _log.warning("generators of clients %s collapsed; they are left out", collapsed)
-    status = {n: "collapsed" if n in collapsed else "kept" for n in number.tolist()}
+    found = health.of_generators(
+        context, model_gan, generators, classifiers, config.collapse_below
+    )
+    collapsed = found.number[~found.alive].tolist()
     return Outcome(
         artifacts={
-            "client_generators": types.Generators(model=generators, alive=alive)
+            "client_generators": types.Generators(generators, jnp.asarray(found.alive))
         },
         results={
-            "deviation": spread.tolist(),
+            **{
+                name: np.round(getattr(found, name), 5).tolist()
+                for name in ("deviation", "contrast", "nearest", "moments")
+            },
             "collapsed_clients": collapsed,
-            "padding_waste": _padding_waste(context, steps),
+            "steps": done.tolist(),
+            "padding_waste": _padding_waste(context, steps, done),
         },
-        clients={"generator": status},
+        clients={"generator": found.status},
         section=films.section(context, collapsed),
-        pictures=films.pictures(context, filmed.film),
+        pictures=films.pictures(context, trained.film),
         up={"generators": sent},
     )
 
 
-def _uploaded(state: GanState, config: Generators) -> ModelState:
+def _uploaded(state: TrainedGan, config: Generators) -> ModelState:
     """The generator that a client sends."""
+    return state.best.model if config.patience else _latest(state.gan, config)
+
+
+def _latest(state: GanState, config: Generators) -> ModelState:
+    """The generator as it is after the last step, or its running mean."""
     return state.average if config.ema_decay else state.generator
 
 
-def _padding_waste(context: Context, steps: np.ndarray) -> float:
-    """Processed samples per training sample, >= 1: short batches, idle lanes."""
+def _padding_waste(context: Context, steps: np.ndarray, done: np.ndarray) -> float:
+    """Processed samples per training sample, >= 1: short batches, idle lanes.
+
+    Of planned `steps` [C] the clients trained for `done` [C], and idled after that:
+    idle lanes count, though they cost nothing where all of a device idle.
+    """
     config, sizes = context.settings.generators, context.data.clients.client.size
     plan = context.axis.plan(steps, context.settings.log.every_steps)
     processed = plan.processed * config.batch_size
     each = np.full_like(sizes, config.batch_size, float)
     if config.epochs:
         each = sizes / steps_of_epochs(1, sizes, config.batch_size)
-    waste = processed / float(np.sum(steps * each))
+    waste = processed / float(np.sum(done * each))
     _log.info("generators: padding waste %.3f", waste)
     return waste
 
@@ -282,14 +327,16 @@ def _train(
     steps: np.ndarray,
 ) -> Run:
     config, data = context.settings.generators, context.clients
+    info = context.data.info
     networks = _init_each(context, "networks", model_gan.init)
     mask = None
     if context.rates:
-        networks = narrowed(model_gan, networks, context.rates)
+        networks = gan.narrowed(model_gan, networks, context.rates)
         latest = context.settings.init.rounds - 1
         mask = federation.trained_masks(context, global_model, latest)
     moments = np.ceil(steps[:, None] * np.array(films.SHARES)).astype(np.int32)
     film_shape = (len(steps), len(films.SHARES), films.NUM_IMAGES)
+    own = patience.of_own_images(context, classifiers) if config.patience else ()
     each = (
         classifiers,
         class_targets(
@@ -298,76 +345,70 @@ def _train(
         data.client.size < config.inversion_below,
         mask,
         moments,
+        own,
     )
 
+    def images(generator: ModelState, key: Array, name: str, count: int) -> Array:
+        z = jax.random.normal(prng.named(key, name), (count, model_gan.latent_dim))
+        return model_gan.sample(generator, z)
+
     def step(state, number, batch, client, each, global_model, key):
-        client_model, class_share, inverts, mask, moments = each
+        client_model, class_share, inverts, mask, moments, own = each
         if mask is not None:
             global_model = submodel.within(global_model, mask)
-        trained, metrics = model_gan.step(
-            state.gan,
-            prng.at(prng.named(key, "step"), number, client.number),
-            batch.image,
-            batch.mask,
-            client_model=client_model,
-            class_share=class_share,
-            inverts=inverts,
-            statistics=global_model,
-        )
-        z_shape = (films.NUM_IMAGES, model_gan.latent_dim)
-        z = jax.random.normal(prng.named(key, "film"), z_shape)
+
+        def train(state: GanState) -> tuple[GanState, dict[str, Array]]:
+            return model_gan.step(
+                state,
+                prng.at(prng.named(key, "step"), number, client.number),
+                number,
+                batch.image,
+                batch.mask,
+                client_model=client_model,
+                class_share=class_share,
+                inverts=inverts,
+                statistics=global_model,
+            )
+
+        def look(trained: GanState, best: patience.Best) -> patience.Best:
+            generator = _latest(trained, config)
+            image = images(generator, key, "look", patience.NUM_IMAGES)
+            feature = context.classifier.features(client_model, image)
+            found = patience.distance(patience.moments(feature), own)
+            return patience.look(best, generator, found)
+
+        if config.patience:
+            due = ((number + 1) % config.look_every == 0) | (number + 1 == moments[-1])
+            trained, best, metrics = patience.step(
+                train, look, state.gan, state.best, due, config.patience
+            )
+        else:
+            (trained, metrics), best = train(state.gan), state.best
         film = films.add(
             state.film,
             moments,
             number,
-            lambda: model_gan.sample(_uploaded(trained, config), z),
+            lambda: images(_latest(trained, config), key, "film", films.NUM_IMAGES),
         )
-        return films.GanWithSnapshots(trained, film), metrics
+        return TrainedGan(trained, film, best), metrics
 
-    blank = jnp.zeros((*film_shape, *context.data.info.image_shape), jnp.uint8)
+    best = ()
+    if config.patience:
+        best = jax.vmap(patience.start)(_latest(networks, config))
+
+    blank = jnp.zeros((*film_shape, *info.image_shape), jnp.uint8)
     return local.run_steps(
         context,
         "gan",
         step,
-        films.GanWithSnapshots(networks, blank),
+        TrainedGan(networks, blank, best),
         steps,
         key=context.key,
         batch_size=config.batch_size,
-        augmentation="none",
+        augmentation=info.augmentation if config.augment else "none",
         each=each,
         shared=global_model,
-    )
-
-
-def narrowed(
-    model_gan: gan.Gan, networks: GanState, rates: Sequence[float]
-) -> GanState:
-    """GANs cut to their first channels, by each client's rate; all else stays zero.
-
-    Args:
-      model_gan: the GAN.
-      networks: of the clients, leaves [C, ...].
-      rates: [C], each client's fraction of the channels, in (0, 1].
-    """
-
-    def cut(module: Module, model: ModelState) -> ModelState:
-        return submodel.within(model, _channel_mask(module, model, rates))
-
-    generator, discriminator = model_gan.generator, model_gan.discriminator
-    return networks.replace(
-        generator=cut(generator, networks.generator),
-        discriminator=cut(discriminator, networks.discriminator),
-        average=cut(generator, networks.average) if networks.average else (),
-    )
-
-
-def _channel_mask(
-    module: Module, model: ModelState, rates: Sequence[float]
-) -> ModelState:
-    """1 for the parameters of `model` [C, ...] that each client holds, else 0."""
-    masks = submodel.first_channels(module.widths, rates)
-    return jax.vmap(lambda model, masks: submodel.held(model, module.spaces, masks))(
-        model, masks
+        pictures=lambda state: films.latest(state.film),
     )
 
 
@@ -396,8 +437,9 @@ def _init_each(
     """Initial networks of all clients, [C, ...]; `name` names their random stream."""
     key, shape = prng.named(context.key, name), context.data.info.image_shape
 
-    @programs.jit
-    def init_all(key: jax.Array, number: Array) -> Tree:
+    # `init` is an argument, so that programs of other networks are told apart.
+    def init_all(init: Callable[..., Tree], key: jax.Array, number: Array) -> Tree:
         return context.axis.map(lambda i: init(prng.at(key, i), shape), number)
 
-    return init_all(key, context.clients.client.number)
+    program = programs.jit(init_all, static_argnums=0)
+    return program(init, key, context.clients.client.number)

@@ -23,6 +23,7 @@ class HostRounds:
         """Compile, on first use, the parts of `rounds` that run on the devices."""
         self._rounds = rounds
         self._participants = programs.jit(rounds.participants)
+        self._arrived = rounds.arrived
         self._finish = programs.jit(rounds.finish)
 
         @functools.partial(programs.jit, static_argnames="rate")
@@ -52,7 +53,10 @@ class HostRounds:
         """
         axis = self._rounds.axis
         participants = self._participants(key, number)
-        total = self._rounds.total_weight(data, participants)
+        arrived = self._arrived(data, key, participants, number)
+        total = self._rounds.total_weight(data, participants, arrived)
+        who = np.concatenate(participants)
+        came = who[np.ones(len(who), bool) if arrived is None else np.asarray(arrived)]
         size = axis.at_once * axis.num_devices
         batches = [
             (np.asarray(who)[first : first + size], group.rate)
@@ -69,28 +73,40 @@ class HostRounds:
             )
             teachers.append(batch_teachers)
             if waiting is not None:
-                loss.append(_store(state, *waiting))
+                loss.append(_store(state, came, *waiting))
                 upload = trees.add(mean_upload, upload)
             mean_upload, waiting = upload, (rows, results, batch_loss)
         assert waiting is not None  # every group has clients in every round
-        loss.append(_store(state, *waiting))
+        loss.append(_store(state, came, *waiting))
         teachers = trees.concatenate(teachers)
         on_device = state.replace(client=(), client_model=())
-        on_device, metrics = self._finish(on_device, mean_upload, teachers, key, number)
+        on_device, metrics = self._finish(
+            on_device,
+            mean_upload,
+            teachers,
+            key,
+            number,
+            self._rounds.share(data, total),
+            arrived,
+        )
         state = on_device.replace(client=state.client, client_model=state.client_model)
-        loss, who = np.concatenate(loss), np.concatenate(participants)
-        last_round = jnp.asarray(state.last_round).at[who].set(number)
+        loss = np.concatenate(loss)
+        last_round = jnp.asarray(state.last_round).at[came].set(number)
         state = state.replace(last_round=last_round)
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
 
 def _store(
-    state: ServerState, rows: np.ndarray, results: Tree, loss: Array
+    state: ServerState, came: np.ndarray, rows: np.ndarray, results: Tree, loss: Array
 ) -> np.ndarray:
-    """Write the results of clients `rows` into `state`; returns their losses."""
+    """Write the results of clients `rows` into `state`; returns their losses.
+
+    Of those only that are among `came`, whose uploads have arrived.
+    """
+    kept = np.isin(rows, came)
 
     def put(old: np.ndarray, new: np.ndarray) -> None:
-        old[rows] = new
+        old[rows[kept]] = new[kept]
 
     jax.tree.map(put, (state.client, state.client_model), jax.device_get(results))
     return np.asarray(loss)

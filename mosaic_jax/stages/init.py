@@ -37,7 +37,8 @@ class Init(federation.FederatedStage):
                 f"init.clients_per_round = {self.clients_per_round}: must be <="
                 f" data.num_clients = {study.data.num_clients}"
             )
-        if self.clients_per_round and study.model.others:
+        some = bool(self.clients_per_round and study.model.others)
+        if some and not study.exchanges_prototypes:
             yield (
                 f"init.clients_per_round = {self.clients_per_round!r}: must be 0 where"
                 f" clients have different networks, model.others = {study.model.others}"

@@ -2,17 +2,21 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import steps, trees
+from mosaic_jax.core import programs, steps, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT, Run, Steps
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.stages.base import Context
 
+# A step's metric of this name, 1 or 0, says whether its client still trains: those that
+# do not have no part in the other metrics.
+ACTIVE = "still_training"
 # step(state, number, batch, client, arguments, shared, key) -> state, metrics
 LocalStep = Callable[..., tuple[Tree, dict[str, Array]]]
 
@@ -29,6 +33,7 @@ def run_steps(
     augmentation: str,
     each: Tree = (),
     shared: Tree = (),
+    pictures: Callable[[Tree], dict[str, Any]] | None = None,
 ) -> Run:
     """Run a loop of local steps, each client's own number of them.
 
@@ -43,6 +48,7 @@ def run_steps(
       augmentation: of the images, a name of `augment.AUGMENTATIONS`.
       each: further arguments of `step`, leaves [C, ...]; a client gets its entry.
       shared: further arguments of `step`, the same for all clients.
+      pictures: of a state, see `Steps`.
 
     Returns:
       The state of the clients after their last steps, leaves [C, ...].
@@ -74,7 +80,12 @@ def run_steps(
             placed=(data.images,),
         )
         done = jnp.sum(jnp.where(pieces.client >= 0, pieces.count[..., None], 0))
-        metrics = jax.tree.map(lambda metric: metric / done, total)
+        # A client that has stopped by itself has no part in the other metrics.
+        active = total.get(ACTIVE, done)
+        metrics = {
+            name: metric / (done if name == ACTIVE else jnp.maximum(active, 1))
+            for name, metric in total.items()
+        }
         finite = jax.vmap(trees.all_finite)(state)
         worst = jnp.where(jnp.all(finite), -1, data.client.number[jnp.argmin(finite)])
         return state, metrics | {DIVERGED_CLIENT: worst.astype(jnp.int32)}
@@ -91,6 +102,7 @@ def run_steps(
         # Clients of another seed have other numbers of images, and so of steps.
         together=False,
         layout=trees.digest(windows),
+        pictures=pictures,
     )
     return state
 
@@ -143,7 +155,9 @@ def train(
     *,
     key: jax.Array,
 ) -> Run:
-    """Train the clients' models by SGD with the settings `local`, without a server.
+    """Train the clients' models with the settings `local`, without a server.
+
+    The learning rate is that of the first round.
 
     Args:
       context: of the stage.
@@ -156,32 +170,36 @@ def train(
       The trained models, leaves [C, ...].
     """
     local = context.settings.local
-    tx = training.sgd(local.learning_rate, local.weight_decay)
+    tx = training.optimizer(local)
 
     def step(
-        model: ModelState,
+        state: tuple[ModelState, Tree],
         number: Array,
         batch: Batch,
         client: Client,
         each: Tree,
         shared: Tree,
         key: jax.Array,
-    ) -> tuple[ModelState, dict[str, Array]]:
+    ) -> tuple[tuple[ModelState, Tree], dict[str, Array]]:
         del number, client, each, shared, key
-        # Plain SGD has no state to keep.
-        opt_state = tx.init(model.params)
-        model, _, loss = training.sgd_step(
+        model, opt_state = state
+        model, opt_state, loss = training.sgd_step(
             context.classifier, tx, model, opt_state, batch
         )
-        return model, {"loss": loss}
+        return (model, opt_state), {"loss": loss}
 
-    return run_steps(
+    init = jax.vmap(tx.init)
+    opt_states = jax.eval_shape(init, models.params)
+    if jax.tree.leaves(opt_states):  # plain SGD has none
+        opt_states = programs.jit(init)(models.params)
+    models, _ = yield from run_steps(
         context,
         name,
         step,
-        models,
+        (models, opt_states),
         num_steps,
         key=key,
         batch_size=local.batch_size,
         augmentation=context.data.info.augmentation,
     )
+    return models

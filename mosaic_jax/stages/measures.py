@@ -86,7 +86,8 @@ def nearest(points: Array, others: Array, mask: Array) -> tuple[Array, Array]:
     Args:
       points: [n, P].
       others: [m, P].
-      mask: [m] bool, which of `others` count; at least one.
+      mask: [m] or [n, m] bool, which of `others` count, for all points or for each; at
+        least one.
 
     Returns:
       Squared Euclidean distance [n] to the nearest neighbour, and its row [n] in
@@ -94,7 +95,7 @@ def nearest(points: Array, others: Array, mask: Array) -> tuple[Array, Array]:
     """
     square = jnp.sum(points**2, axis=1)[:, None] + jnp.sum(others**2, axis=1)[None]
     product = jnp.matmul(points, others.T, precision=jax.lax.Precision.HIGHEST)
-    distance = jnp.where(mask[None], square - 2 * product, jnp.inf)
+    distance = jnp.where(mask, square - 2 * product, jnp.inf)
     index = jnp.argmin(distance, axis=1)
     # The sum above loses digits by cancellation; this distance does not.
     return jnp.sum((points - others[index]) ** 2, axis=1), index

@@ -279,9 +279,14 @@ def _train_head(
         loss, gradient = jax.value_and_grad(objective)(state.params)
         update, opt_state = tx.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, update)
-        ema_params = optax.incremental_update(
-            params, state.ema_params, 1 - config.ema_decay
-        )
+        if debiased:
+            ema_params = trees.running_mean(
+                state.ema_params, params, config.ema_decay, step
+            )
+        else:
+            ema_params = optax.incremental_update(
+                params, state.ema_params, 1 - config.ema_decay
+            )
         return MetaState(params, ema_params, opt_state), loss
 
     def chunk(args: Tree, state: MetaState, first: Array, end: Array) -> Tree:
@@ -293,17 +298,13 @@ def _train_head(
 
         return repeat(body, state, first, end)
 
-    start = jax.tree.map(jnp.zeros_like, params) if debiased else params
     state = yield Steps(
         "head",
         chunk,
         (context.axis.replicate(prototypes), context.key),
-        MetaState(params=params, ema_params=start, opt_state=tx.init(params)),
+        MetaState(params=params, ema_params=params, opt_state=tx.init(params)),
         config.steps,
         every=context.settings.log.every_steps,
         samples_per_step=batch_size,
     )
-    if not debiased:
-        return state.ema_params
-    weight = 1 - config.ema_decay**config.steps
-    return jax.tree.map(lambda x: x / weight, state.ema_params)
+    return state.ema_params

@@ -61,8 +61,8 @@ def accuracies(
       [C] accuracies in [0, 1]; [] where clients have no models of their own.
     """
     if context.algorithm.personal:
-        receive = context.algorithm.receive
-        return _accuracy(context, receive, state.model, state.client)
+        own = context.algorithm.personal_model
+        return _accuracy(context, own, state.model, state.client)
     if models is not None:
         own = models.model
         return _accuracy(context, lambda _, own: own, state.model, own)

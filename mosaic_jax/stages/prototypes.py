@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import programs, schema, trees, types
+from mosaic_jax.core import prng, programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
     Array,
@@ -44,9 +44,30 @@ class Prototypes(Stage):
         meaning="whose features: each expert's, the client's own, the global model's",
     )
     iterations: int = schema.at_least(0, default=20, meaning="iterations of k-means")
+    gathered: str = schema.one_of(
+        ("once", "every_round"),
+        default="once",
+        meaning="of all images after the rounds, or in every round of warmup of its"
+        " minibatches and the model as it is received",
+    )
 
     def problems(self, study: "Settings") -> Iterator[str]:
-        """Clients with different networks have no other common feature spaces."""
+        """Clients with different networks have no other common feature spaces.
+
+        What is gathered in rounds of warm-up are features of the global model.
+        """
+        if self.gathered == "every_round" and self.space != "global":
+            yield (
+                f"prototypes.space = {self.space!r}: must be 'global' for"
+                " prototypes.gathered = 'every_round', whose features are those of the"
+                " model that clients receive"
+            )
+        mosaic = study.method == "mosaic"
+        if mosaic and self.gathered == "every_round" and not study.warmup.rounds:
+            yield (
+                "warmup.rounds = 0: must be > 0 for prototypes.gathered ="
+                " 'every_round', which are gathered in these rounds"
+            )
         if study.model.others and self.space != "expert":
             yield (
                 f"prototypes.space = {self.space!r}: must be 'expert' where clients"
@@ -55,11 +76,10 @@ class Prototypes(Stage):
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """The models whose features are clustered or passed through their heads."""
-        return (
-            "global_model",
-            *each_network("client_models", study),
-            *each_network("experts", study),
-        )
+        experts = each_network("experts", study)
+        if self.gathered == "every_round":
+            return ("global_model", *experts, "gathered")
+        return ("global_model", *each_network("client_models", study), *experts)
 
     def provides(self, study: "Settings") -> tuple[str, ...]:
         """The logits of every expert for all prototypes."""
@@ -72,6 +92,8 @@ class Prototypes(Stage):
 
     def run(self, context: Context, global_model: ModelState, **artifacts: Tree) -> Run:
         """Cluster the features, then pass the centres through every expert's head."""
+        if self.gathered == "every_round":
+            return _of_gathered(context, global_model, **artifacts)
         return _make_prototypes(self, context, global_model, artifacts)
 
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
@@ -89,6 +111,8 @@ class Prototypes(Stage):
 
     def flops(self, blueprint: Blueprint) -> float:
         """FLOPs of every image's features in each space; k-means costs little."""
+        if self.gathered == "every_round":
+            return 0.0  # heads alone
         data, total = blueprint.data, 0.0
         shape = data.info.image_shape
         for classifier in blueprint.networks.values():
@@ -131,6 +155,37 @@ def _make_prototypes(
         results={"num_prototypes": len(result.label)},
         up={"prototypes": sum(part[2] for part in parts)},
         down=down,
+    )
+
+
+def _of_gathered(
+    context: Context,
+    global_model: ModelState,
+    experts: types.Experts,
+    gathered: types.Gathered,
+) -> Run:
+    """What clients sent in the rounds, as logits of the experts and the global model.
+
+    Nothing crosses the network for it.
+    """
+    yield from ()  # this stage has no loop
+    head, take = programs.jit(context.classifier.head), programs.jit(trees.take)
+    feature = context.axis.replicate(gathered.feature)
+
+    def logits(model: ModelState) -> np.ndarray:
+        return np.asarray(head(model, feature))
+
+    classes = range(context.data.info.num_classes)
+    expert_logits = [logits(take(experts.model, k)) for k in classes]
+    result = types.Prototypes(
+        logits=np.stack(expert_logits, axis=1),
+        gate_logits=logits(global_model),
+        label=gathered.label,
+        client=gathered.client,
+    )
+    return Outcome(
+        artifacts={"prototypes": result},
+        results={"num_prototypes": len(result.label)},
     )
 
 
@@ -244,10 +299,11 @@ def cluster_images(
     ) -> tuple[Array, Array, Array]:
         feature, label = _features(context, context.name, client, model, mask, images)
         cluster, held = prototypes.cluster_classes(
-            key,
+            prng.at(key, client.number),
             feature,
-            client,
             label,
+            jnp.arange(len(label)) < client.size,
+            num_classes=context.data.info.num_classes,
             num_clusters=config.clusters,
             num_steps=config.iterations,
         )

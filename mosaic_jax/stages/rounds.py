@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from mosaic_jax.core import errors, prng, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT
@@ -19,10 +19,18 @@ from mosaic_jax.core.types import (
     Teachers,
     Tree,
 )
-from mosaic_jax.fl import aggregation, client_program, moments, parallel, training
+from mosaic_jax.fl import (
+    aggregation,
+    client_program,
+    moments,
+    parallel,
+    training,
+    workload,
+)
 from mosaic_jax.fl.algorithms.base import Algorithm, initial_state
+from mosaic_jax.fl.anchors import Anchor, anchored
 from mosaic_jax.fl.client_program import ClientProgram, Traffic, Turn
-from mosaic_jax.fl.holdings import Group, Holdings
+from mosaic_jax.fl.holdings import Group, Holdings, shares
 from mosaic_jax.fl.parts import PartsOfNetwork
 from mosaic_jax.fl.training import Local
 from mosaic_jax.server.base import ServerTraining, Task
@@ -47,6 +55,7 @@ class Rounds:
       clients_per_round: participants, drawn anew each round; 0: all clients.
       server: training on the server after every aggregation; None: there is none.
       task: the properties of the study for `server`; None without it.
+      anchor: keeps clients near the model before these rounds; None: nothing does.
     """
 
     algorithm: Algorithm
@@ -58,6 +67,7 @@ class Rounds:
     clients_per_round: int = 0
     server: ServerTraining | None = None
     task: Task | None = None
+    anchor: Anchor | None = None
 
     def __post_init__(self) -> None:
         """Check that clients of every rate take part in every round.
@@ -85,7 +95,8 @@ class Rounds:
             training = self.server.init(self.task, model, prng.named(key, "server"))
         kept = trees.broadcast(model, count) if self.keep_models else ()
         state = initial_state(self.algorithm, model, count)
-        return state.replace(client_model=kept, training=training)
+        near = () if self.anchor is None else model
+        return state.replace(client_model=kept, training=training, anchor=near)
 
     def run(
         self, data: FederatedDataset, key: jax.Array, state: ServerState, number: Array
@@ -105,7 +116,8 @@ class Rounds:
         """
         everyone = len(self.groups) == 1 and not self._some
         participants = self.participants(key, number)
-        total = self.total_weight(data, participants)
+        arrived = self.arrived(data, key, participants, number)
+        total = self.total_weight(data, participants, arrived)
         parts = []
         for group, who in zip(self.groups, participants, strict=True):
             axis, client, client_state = self.axis, data.client, state.client
@@ -128,31 +140,39 @@ class Rounds:
         each, loss, teachers = trees.concatenate([part[:3] for part in parts])
         upload = functools.reduce(trees.add, [part[3] for part in parts])
         who = jnp.concatenate(participants)
+        old, last_round = (state.client, state.client_model), state.last_round
+        now = number
+        if arrived is not None:
+            each = jax.vmap(trees.select)(arrived, each, trees.take(old, who))
+            now = jnp.where(arrived, number, last_round[who])
         if not everyone:
-            old = (state.client, state.client_model)
             each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
-        last_round = jnp.asarray(state.last_round).at[who].set(number)
+        last_round = jnp.asarray(last_round).at[who].set(now)
         state = state.replace(
             client=each[0], client_model=each[1], last_round=last_round
         )
-        state, metrics = self.finish(state, upload, teachers, key, number)
+        share = self.share(data, total)
+        state, metrics = self.finish(
+            state, upload, teachers, key, number, share, arrived
+        )
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
-    def sent(self, state: ServerState) -> tuple[ModelState, Tree, Tree]:
-        """What clients get: the model, the server's state, and its method's lesson.
+    def sent(self, state: ServerState) -> tuple[ModelState, Tree, Tree, Tree]:
+        """What clients get: model, server's state, its method's lesson, and the anchor.
 
-        The last two are {} where the algorithm, or the method, sends none.
+        The last three are {} where the algorithm, the method or the stage has none.
         """
         server, lesson = {}, {}
         if self.algorithm.sends_state:
             server = state.server
         if self.server is not None and self.server.teaches_clients:
             lesson = self.server.lesson(state.training)
-        return state.model, server, lesson
+        anchor = {} if self.anchor is None else state.anchor
+        return state.model, server, lesson, anchor
 
     def program(self, rate: float) -> ClientProgram:
         """What a client of the group of this `rate` does in a round."""
-        program = self.holdings.program(rate, self.local)
+        program = anchored(self.holdings.program(rate, self.local), self.anchor)
         if self.server is None or self.task is None or not self.server.teaches_clients:
             return program
         penalty = functools.partial(self.server.penalty, self.task)
@@ -181,25 +201,70 @@ class Rounds:
 
         The numbers are rounded so that they sum to `clients_in_round`.
         """
-        share = self.clients_in_round / self.axis.num_clients
-        ends = np.cumsum([len(group.members) for group in self.groups]) * share
-        return np.diff(np.rint(ends).astype(int), prepend=0).tolist()
+        sizes = [len(group.members) for group in self.groups]
+        return shares(sizes, self.clients_in_round)
 
     @property
     def _some(self) -> bool:
         return self.clients_in_round < self.axis.num_clients
 
-    def total_weight(self, data: FederatedDataset, participants: list[Array]) -> Array:
-        """Sum [] of the weights of all participants, given for each group."""
+    def arrived(
+        self,
+        data: FederatedDataset,
+        key: jax.Array,
+        participants: list[Array],
+        number: int | Array,
+    ) -> jax.Array | None:
+        """Whether the uploads of a round's m participants arrive, [m] bool; None: all.
+
+        Args:
+          data: of all clients.
+          key: random key of all rounds.
+          participants: of each group.
+          number: [] int32, number of the round, over the study.
+        """
+        if not self.local.failures:
+            return None
+        client = trees.take(data.client, jnp.concatenate(participants))
+        return jax.vmap(
+            lambda client: workload.arrives(self.local, client, key, number)
+        )(client)
+
+    def total_weight(
+        self,
+        data: FederatedDataset,
+        participants: list[Array],
+        arrived: Array | None = None,
+    ) -> Array:
+        """Sum [] of the weights of all participants whose uploads arrive.
+
+        Args:
+          data: of all clients.
+          participants: of each group.
+          arrived: the result of `arrived`.
+        """
         weight = self.algorithm.weight(data.client.size)
-        return trees.total([jnp.sum(weight[who]) for who in participants])
+        if arrived is None:
+            return trees.total([jnp.sum(weight[who]) for who in participants])
+        return jnp.sum(jnp.where(arrived, weight[jnp.concatenate(participants)], 0))
+
+    def share(self, data: FederatedDataset, total: Array) -> float | Array:
+        """Part of all clients' weight whose uploads arrive in a round, in (0, 1].
+
+        Args:
+          data: of all clients.
+          total: the result of `total_weight`.
+        """
+        if not self._some and not self.local.failures:
+            return 1.0
+        return total / jnp.sum(self.algorithm.weight(data.client.size))
 
     def clients(
         self,
         axis: parallel.ClientAxis,
         data: FederatedDataset,
         key: jax.Array,
-        sent: tuple[ModelState, Tree, Tree],
+        sent: tuple[ModelState, Tree, Tree, Tree],
         client: Client,
         client_state: Tree,
         number: Array,
@@ -229,27 +294,34 @@ class Rounds:
         def update(
             client: Client, client_state: Tree, shared: Tree, images: LabelledImages
         ) -> tuple[Tree, Tree]:
-            (model, server, lesson), key, number, total = shared
+            (model, server, *told), key, number, total = shared
+            done = workload.steps_done(self.local, client, key, number)
             batch_at = training.client_batches(
                 client,
                 images,
-                number * self.local.steps,
-                self.local.steps,
+                number * workload.planned_steps(self.local, client.size),
+                workload.most_steps(self.local, client.index.shape[-1]),
                 key=key,
                 batch_size=self.local.batch_size,
                 augmentation=self.augmentation,
+                count=done,
             )
             kept = client_state, number, key, self.local
-            turn = Turn(model, server, client, *kept, lesson)
-            result, loss = client_program.run(program, turn, batch_at, self.local.steps)
-            # The loss of a client whose model is not finite marks it as diverged.
-            loss = jnp.where(trees.all_finite(result.model), loss, jnp.nan)
+            turn = Turn(model, server, client, *kept, *told, done=done)
+            result, loss = client_program.run(program, turn, batch_at, turn.steps)
+            # The loss of a client whose models are not finite marks it as diverged.
+            finite = trees.all_finite((result.model, result.state))
+            loss = jnp.where(finite, loss, jnp.nan)
             kept = result.model if self.keep_models else ()
-            teachers = ()
+            teachers, weight = (), self.algorithm.weight(client.size) / total
             if self.server is not None:
                 used = self._labels_used(client, images.label, key, number)
                 teachers = result.model, used, client.number
-            weight = self.algorithm.weight(client.size) / total
+            if self.local.failures:
+                arrives = workload.arrives(self.local, client, key, number)
+                weight = jnp.where(arrives & (total > 0), weight, 0)
+                if teachers:
+                    teachers = result.model, jnp.where(arrives, used, 0), client.number
             weighted = aggregation.weighted(result.upload, weight)
             return ((result.state, kept), loss, teachers), weighted
 
@@ -266,13 +338,17 @@ class Rounds:
         self, client: Client, label: Array, key: jax.Array, number: Array
     ) -> Array:
         """Number of images of each class [K] in a client's minibatches of a round."""
+        done = workload.steps_done(self.local, client, key, number)
         rows, mask = training.client_rows(
             client,
-            number * self.local.steps,
-            self.local.steps,
+            number * workload.planned_steps(self.local, client.size),
+            workload.most_steps(self.local, client.index.shape[-1]),
             key=key,
             batch_size=self.local.batch_size,
+            count=done,
         )
+        if done is not None:
+            mask &= (jnp.arange(len(mask)) < done)[:, None]
         held = jax.nn.one_hot(label[rows], len(client.label_count))
         return jnp.sum(held * mask[..., None], axis=(0, 1))
 
@@ -355,8 +431,12 @@ class Rounds:
         teachers: Tree,
         key: jax.Array,
         number: Array,
+        share: Any = 1.0,
+        arrived: Array | None = None,
     ) -> tuple[ServerState, Metrics]:
         """Aggregate the uploads, then train on the server if there is such training.
+
+        Where none of the uploads arrives, the server is left as it was.
 
         Args:
           state: with the clients' new states.
@@ -364,18 +444,20 @@ class Rounds:
           teachers: the participants' models [m, ...], labels used [m, K], numbers [m].
           key: random key of all rounds.
           number: [] int32, number of the round, over the study.
+          share: the result of `share`.
+          arrived: the result of `arrived`.
 
         Returns:
           The new state, and metrics of the training on the server.
         """
-        share = self.clients_in_round / self.axis.num_clients
+        before = state
         upload = self.holdings.combine(upload, state.model)
         server, model = self.algorithm.aggregate(
             state.server, state.model, upload, share
         )
         state = state.replace(server=server, model=model)
         if self.server is None or self.task is None:
-            return state, {}
+            return self._unless_lost(state, before, arrived), {}
         training, model, metrics = self.server.train(
             self.task,
             state.training,
@@ -384,7 +466,18 @@ class Rounds:
             prng.at(prng.named(key, "server"), number),
             number,
         )
-        return state.replace(model=model, training=training), metrics
+        state = state.replace(model=model, training=training)
+        return self._unless_lost(state, before, arrived), metrics
+
+    def _unless_lost(
+        self, state: ServerState, before: ServerState, arrived: Array | None
+    ) -> ServerState:
+        """`state`, or the one before where no upload has arrived."""
+        if arrived is None:
+            return state
+        kept = ("server", "model", "training")
+        new, old = ({n: getattr(one, n) for n in kept} for one in (state, before))
+        return state.replace(**trees.select(jnp.any(arrived), new, old))
 
 
 def first_diverged(loss: Array, number: Array) -> Array:

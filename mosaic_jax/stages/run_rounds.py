@@ -1,13 +1,14 @@
 """Training in federated rounds, as stages do it, and the evaluation after it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core import prng, programs, trees
-from mosaic_jax.core.steps import DIVERGED_STEP, Chunk, Run, Steps, repeat
+from mosaic_jax.core.steps import DIVERGED_STEP, ROUND, Chunk, Run, Steps, repeat
 from mosaic_jax.core.types import (
     Array,
     Client,
@@ -16,10 +17,13 @@ from mosaic_jax.core.types import (
     ServerState,
     Tree,
 )
-from mosaic_jax.fl import training
+from mosaic_jax.fl import training, workload
+from mosaic_jax.fl.anchors import Anchor
+from mosaic_jax.fl.parts import PartsOfNetwork
 from mosaic_jax.fl.training import Local
 from mosaic_jax.stages import federation, own_models
 from mosaic_jax.stages.base import Context, Outcome, accuracies, assess
+from mosaic_jax.stages.gathering import Gathering
 from mosaic_jax.stages.host_rounds import HostRounds
 from mosaic_jax.stages.rounds import Rounds
 
@@ -34,6 +38,7 @@ def train(
     first: int,
     round_state: Tree = None,
     client_models: ClientModels | None = None,
+    anchor: Anchor | None = None,
 ) -> Run:
     """Run the rounds of a stage.
 
@@ -49,6 +54,7 @@ def train(
       first: number of the first round, over the study.
       round_state: the artifact of the stage of rounds before; None: there is none.
       client_models: likewise, where the study keeps them.
+      anchor: keeps clients near `model` in all rounds; None: nothing does.
 
     Returns:
       The stage's `Outcome`.
@@ -62,8 +68,11 @@ def train(
         local,
         keep_models="client_models" in context.provides,
         server=context.server if context.trains_every_round else None,
+        anchor=anchor,
     )
-    up, down = traffic(context, program, rounds)
+    gatherer = None
+    if "gathered" in context.provides:
+        gatherer = Gathering(context, program, rounds, first)
     key = federation.rounds_key(settings)
     state = program.initial_state(model, key)
     if round_state is not None:
@@ -75,29 +84,50 @@ def train(
             client=jax.device_get(state.client),
             client_model=jax.device_get(state.client_model),
         )
-    state = yield Steps(
-        "round",
-        (_chunk_on_host if context.state_on_host else _chunk)(context, program),
+    make_chunk = _chunk_on_host if context.state_on_host else _chunk
+    sizes = context.data.clients.client.size
+    images = workload.mean_steps(local, sizes) * local.batch_size
+    steps = Steps(
+        ROUND,
+        make_chunk(context, program, gatherer),
         (context.clients, context.held_out, key, jnp.asarray(first)),
-        state,
+        (state, gatherer.empty() if gatherer else ()),
         rounds,
         every=settings.evaluation.every,
-        samples_per_step=program.clients_in_round * local.steps * local.batch_size,
+        samples_per_step=round(program.clients_in_round * images),
         on_host=context.state_on_host,
     )
+    state, room = yield steps
+    up, down = traffic(context, program, steps.done, first=first)
     usable = programs.jit(program.usable)(context.clients, key, state.model)
     state = state.replace(model=usable)
-    digests = _shared_digests(context, model, key) if first == 0 else {}
-    outcome = _evaluated(context, program, stage, state, last=first + rounds - 1)
+    digests = shared_digests(context, model, key) if first == 0 else {}
+    outcome = evaluated(context, program, stage, state, last=first + steps.done - 1)
+    if gatherer:
+        gathered = gatherer.gathered(room)
+        outcome.artifacts["gathered"] = gathered
+        for sent, further in zip((up, down), gatherer.traffic(gathered), strict=True):
+            sent |= {name: sent.get(name, 0) + n for name, n in further.items()}
     return dataclasses.replace(
-        outcome, results={**digests, **outcome.results}, up=up, down=down
+        outcome,
+        results={**digests, **outcome.results, **steps.stopped},
+        up=up,
+        down=down,
     )
 
 
-def _evaluated(
+def evaluated(
     context: Context, program: Rounds, stage: str, state: ServerState, *, last: int
 ) -> Outcome:
-    """Artifacts and evaluation of the state after round `last`."""
+    """Artifacts and evaluation of the state after round `last`.
+
+    Args:
+      context: of the stage.
+      program: of the rounds.
+      stage: name of the stage, and of its model in tables.
+      state: its model as it is to be used.
+      last: number of the round, over the study.
+    """
     artifacts: dict[str, Tree] = {
         "global_model": state.model,
         "round_state": federation.round_state(state),
@@ -115,16 +145,18 @@ def _evaluated(
         # Clients that never trained have no models of their own.
         mean = float(np.mean(np.asarray(own)[~never]))
         personal["personal"] = {"test_accuracy": mean}
+    # What a study of the clients' own models ends with are these alone.
+    final = {"final": assessed} if context.algorithm.has_global_model else {}
     return Outcome(
         artifacts=artifacts,
-        models={stage: assessed, "final": assessed, **personal},
+        models={stage: assessed, **final, **personal},
         results=results,
         clients=own_models.report_columns(context, stage, own),
     )
 
 
 def traffic(
-    context: Context, program: Rounds, rounds: int
+    context: Context, program: Rounds, rounds: int, *, first: int = 0
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that clients send and receive in `rounds` rounds.
 
@@ -136,6 +168,7 @@ def traffic(
       context: of the stage.
       program: of the rounds.
       rounds: number of rounds.
+      first: number of the first round, over the study.
 
     Returns:
       Bytes up and bytes down by payload, of all clients together.
@@ -143,17 +176,74 @@ def traffic(
     shape = context.data.info.image_shape
     sent = rounds * program.round_bytes(shape, context.clients.client)
     up, down = {"models": sent.up}, {"models": sent.down}
+    lost = np.zeros(len(program.groups), int)
+    if program.local.failures:
+        lost = _lost_uploads(context, program, rounds, first)
+        up["models"] -= _bytes_of(context, program, lost)
     if program.holdings.recalibrates:
         query = program.query_bytes(shape)
         up["moments"], down["queried_models"] = query.up, query.down
     if program.server is not None:
         # Each client tells how many images of each class it used in the round.
         count = context.data.info.num_classes * np.dtype(np.float32).itemsize
-        up["used_label_counts"] = rounds * program.clients_in_round * count
+        arrived = rounds * program.clients_in_round - int(lost.sum())
+        up["used_label_counts"] = arrived * count
         if program.server.teaches_clients:
             lesson = _lesson_bytes(program, shape)
             down["lessons"] = rounds * program.clients_in_round * lesson
+    if count := _anchor_bytes(context, program, rounds, first):
+        down["anchor"] = count
     return up, down
+
+
+def _lost_uploads(
+    context: Context, program: Rounds, rounds: int, first: int
+) -> np.ndarray:
+    """Number of uploads of each group, [G] int, that do not arrive."""
+    data, key = context.clients, federation.rounds_key(context.settings)
+    arrived = jax.vmap(
+        lambda number: program.arrived(
+            data, key, program.participants(key, number), number
+        )
+    )(first + jnp.arange(rounds))
+    lost = np.split(
+        np.sum(~np.asarray(arrived), axis=0), np.cumsum(program.counts)[:-1]
+    )
+    return np.array([count.sum() for count in lost])
+
+
+def _bytes_of(context: Context, program: Rounds, uploads: np.ndarray) -> int:
+    """Bytes of so many uploads of each group, [G] int."""
+    shape = context.data.info.image_shape
+    client = trees.take(context.clients.client, 0)
+    each = [
+        program.holdings.program(group.rate, program.local).traffic(shape, client).up
+        for group in program.groups
+    ]
+    return int(sum(count * up for count, up in zip(uploads, each, strict=True)))
+
+
+def _anchor_bytes(context: Context, program: Rounds, rounds: int, first: int) -> int:
+    """Of the model that clients stay near, where it is not that of the first round.
+
+    A client that holds the whole network keeps it, and so gets it once: with the first
+    round, whose model it is, or when it first takes part after that. Parts, which are
+    others in every round, come with every round's model.
+    """
+    if program.anchor is None:
+        return 0
+    shape, clients = context.data.info.image_shape, context.clients.client
+    if isinstance(program.holdings, PartsOfNetwork):
+        return (rounds - 1) * program.round_bytes(shape, clients).down
+    key = federation.rounds_key(context.settings)
+    (drawn,) = jax.vmap(program.participants, (None, 0))(
+        key, first + jnp.arange(rounds)
+    )
+    late = np.setdiff1d(drawn, drawn[0])
+    model = jax.eval_shape(
+        functools.partial(program.holdings.classifier.init, image_shape=shape), key
+    )
+    return len(late) * trees.num_bytes(model)
 
 
 def _lesson_bytes(program: Rounds, image_shape: tuple[int, int, int]) -> int:
@@ -166,17 +256,24 @@ def _lesson_bytes(program: Rounds, image_shape: tuple[int, int, int]) -> int:
     return trees.num_bytes(jax.eval_shape(lesson, jax.eval_shape(prng.root, 0)))
 
 
-def _shared_digests(
+def shared_digests(
     context: Context, model: ModelState, key: jax.Array
 ) -> dict[str, str]:
-    """Digests of what all methods of a comparison must have in common."""
+    """Digests of what all methods of a comparison must have in common.
+
+    Args:
+      context: of the stage.
+      model: the global model before the first round.
+      key: random key of all rounds.
+    """
     local = context.settings.local
 
     @programs.jit
     def order(client: Client, key: jax.Array) -> Array:
         def client_order(client: Client) -> Array:
+            length = workload.most_steps(local, client.index.shape[-1])
             return training.client_rows(
-                client, 0, local.steps, key=key, batch_size=local.batch_size
+                client, 0, length, key=key, batch_size=local.batch_size
             )[0]
 
         return jax.vmap(client_order)(client)
@@ -188,32 +285,40 @@ def _shared_digests(
     }
 
 
-def _chunk(context: Context, program: Rounds) -> Chunk:
+def _chunk(context: Context, program: Rounds, gatherer: Gathering | None) -> Chunk:
     """Some rounds and an evaluation, one program; metrics are of the last round.
 
+    Its state is that of the rounds and the room for what is gathered, () for nothing.
     The number of the stage's first round is an argument, so that stages of rounds share
     one compiled program.
     """
 
     def chunk(
-        args: Tree, state: ServerState, first: Array, end: Array
-    ) -> tuple[ServerState, dict[str, Array]]:
+        args: Tree, state: Tree, first: Array, end: Array
+    ) -> tuple[Tree, dict[str, Array]]:
         data, held_out, key, offset = args
 
-        def body(number: Array, state: ServerState) -> Tree:
+        def body(number: Array, state: Tree) -> Tree:
+            state, room = state
+            if gatherer:
+                model, now = state.model, offset + number
+                room = gatherer.add(room, data, key, model, now, number)
             state, loss, metrics = program.run(data, key, state, offset + number)
-            return state, {"loss": jnp.mean(loss), **metrics}
+            return (state, room), {"loss": jnp.mean(loss), **metrics}
 
         state, metrics = repeat(body, state, first, end, mean=False)
-        model = program.usable(data, key, state.model)
+        model = program.usable(data, key, state[0].model)
         return state, metrics | _accuracies(context, model, held_out)
 
     return chunk
 
 
-def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
+def _chunk_on_host(
+    context: Context, program: Rounds, gatherer: Gathering | None
+) -> Chunk:
     """`_chunk` for studies whose clients' states do not fit on the devices."""
     on_host = HostRounds(program)
+    add = programs.jit(gatherer.add, donate_argnums=0) if gatherer else None
 
     @programs.jit
     def evaluate(
@@ -223,16 +328,20 @@ def _chunk_on_host(context: Context, program: Rounds) -> Chunk:
         return _accuracies(context, model, held_out)
 
     def chunk(
-        args: Tree, state: ServerState, first: int, end: int
-    ) -> tuple[ServerState, dict[str, Array]]:
+        args: Tree, state: Tree, first: int, end: int
+    ) -> tuple[Tree, dict[str, Array]]:
         data, held_out, key, offset = args
+        state, room = state
         for number in range(first, end):
+            if add:
+                now = int(offset) + number
+                room = add(room, data, key, state.model, now, number)
             state, loss, metrics = on_host.run(data, key, state, int(offset) + number)
             if not np.isfinite(loss).all():
                 metrics[DIVERGED_STEP] = np.asarray(number)
                 break
         accuracy = evaluate(data, key, state.model, held_out)
-        return state, {"loss": loss.mean(), **metrics, **accuracy}
+        return (state, room), {"loss": loss.mean(), **metrics, **accuracy}
 
     return chunk
 

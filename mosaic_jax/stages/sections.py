@@ -87,6 +87,18 @@ KINDS: dict[str, type] = {
 }
 
 
+# More clients than this are counted, not named.
+MOST_NAMES = 20
+
+
+def named(clients: Sequence[int]) -> str:
+    """The clients by their numbers, or how many they are."""
+    if len(clients) > MOST_NAMES:
+        return f"{len(clients)} clients"
+    numbers = ", ".join(map(str, clients))
+    return f"client {numbers}" if len(clients) == 1 else f"clients {numbers}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Section:
     """Blocks under a title; a report merges sections that have the same title."""

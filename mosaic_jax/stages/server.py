@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from mosaic_jax.core import prng, schema, trees
-from mosaic_jax.core.errors import MosaicError
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import (
     Array,
@@ -21,7 +20,7 @@ from mosaic_jax.core.types import (
 from mosaic_jax.fl import gan
 from mosaic_jax.server import METHODS
 from mosaic_jax.server.base import ServerTraining, Task
-from mosaic_jax.stages import federation
+from mosaic_jax.stages import federation, health
 from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage, assess
 
 if TYPE_CHECKING:
@@ -119,24 +118,6 @@ class Server(Stage):
         return total + blueprint.num_held_out * forward
 
 
-def check_alive(generators: Generators, collapse_below: float) -> None:
-    """Check that there are generators to draw images.
-
-    Args:
-      generators: of the clients.
-      collapse_below: the setting by which one counts as collapsed.
-
-    Raises:
-      MosaicError: all have collapsed.
-    """
-    if not bool(generators.alive.any()):
-        raise MosaicError(
-            "generators: all have collapsed: train them longer (generators.epochs or"
-            " generators.steps) or lower generators.collapse_below ="
-            f" {collapse_below}"
-        )
-
-
 def _task_of(config: Server, blueprint: Blueprint) -> Task:
     """The task of a method that trains once."""
     settings, model_gan = blueprint.settings, None
@@ -161,7 +142,9 @@ def _train_once(
     teachers = Teachers(client_models.model, client.label_count, client.number)
     teachers = trees.take(teachers, members)
     if client_generators is not None:
-        check_alive(client_generators, context.settings.generators.collapse_below)
+        health.check_alive(
+            client_generators, context.settings.generators.collapse_below
+        )
         teachers = teachers.replace(generators=client_generators)
 
     model = yield from train(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from mosaic_jax.core import schema
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import ClientModels, ModelState, Tree
-from mosaic_jax.stages import federation, run_rounds
+from mosaic_jax.stages import federation, gathering, run_rounds
 from mosaic_jax.stages.base import Blueprint, Context
 
 if TYPE_CHECKING:
@@ -26,8 +26,23 @@ class Warmup(federation.FederatedStage):
         return federation.round_artifacts(study)
 
     def provides(self, study: "Settings") -> tuple[str, ...]:
-        """The same models and states, after further rounds."""
-        return federation.round_artifacts(study)
+        """The same models and states, after further rounds, and what they gathered."""
+        gathered = ("gathered",) if self._gathers(study) else ()
+        return (*federation.round_artifacts(study), *gathered)
+
+    def reads(self, study: "Settings") -> tuple[str, ...]:
+        """Also how prototypes are made, where they are gathered."""
+        own = ("prototypes",) if self._gathers(study) else ()
+        return (*super().reads(study), *own)
+
+    def _gathers(self, study: "Settings") -> bool:
+        """Whether clients send prototypes in every round."""
+        return study.method == "mosaic" and study.prototypes.gathered == "every_round"
+
+    def template(self, blueprint: Blueprint) -> dict[str, Tree]:
+        """Models and states after the rounds, and the prototypes of all of them."""
+        gathered = gathering.template(blueprint)
+        return super().template(blueprint) | {"gathered": gathered}
 
     def run(
         self,
@@ -50,4 +65,7 @@ class Warmup(federation.FederatedStage):
 
     def flops(self, blueprint: Blueprint) -> float:
         """FLOPs of all rounds."""
-        return self.flops_of_rounds(blueprint, self.rounds)
+        total = self.flops_of_rounds(blueprint, self.rounds)
+        if "gathered" in blueprint.provides:
+            total += self.rounds * gathering.flops_of_round(blueprint)
+        return total

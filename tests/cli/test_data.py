@@ -60,6 +60,15 @@ def test_splits_that_cannot_be_drawn(tmp_path, capsys, words, expected):
     assert expected in one_line(capsys, lambda: data.main(arguments))
 
 
+@pytest.mark.parametrize(
+    "words", [["--split", "file"], ["--split", "iid", "--split_file", "x"]]
+)
+def test_a_file_of_a_split_comes_with_its_mode(capsys, monkeypatch, words):
+    monkeypatch.setattr(sources, "load", lambda *_: pytest.fail("work has begun"))
+    told = one_line(capsys, lambda: data.main(["digits", *words]))
+    assert "must be a file with --split file" in told
+
+
 def test_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
     def load(*_):
         raise MemoryError("Unable to allocate 3. GiB")
@@ -67,3 +76,19 @@ def test_out_of_memory_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "load", load)
     told = one_line(capsys, lambda: data.main(["digits", "--data_dir", str(tmp_path)]))
     assert told.startswith("error: out of memory: Unable to allocate 3. GiB")
+
+
+def test_a_picture_is_drawn_only_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    words = ["digits", "--data_dir", str(tmp_path), "--split", "iid"]
+    words += ["--num_clients", "3"]
+    assert data.main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-4].split() == ["class", *map(str, range(10))]
+    held = [int(cell) for line in lines[-3:] for cell in line.split()[2:]]
+    assert sum(held) == 1437
+    assert not list(here.iterdir())
+    assert data.main([*words, "--output", "counts.png"]) == 0
+    assert [path.name for path in here.iterdir()] == ["counts.png"]

@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 
+from mosaic_jax import configs
 from mosaic_jax.cli import config_files, launch, run
 from mosaic_jax.core import errors
 
@@ -43,7 +44,7 @@ def test_a_file_of_the_same_name_comes_first(tmp_path, monkeypatch):
 
 def test_the_library_has_the_files_of_the_clone():
     names = {path.stem for path in (ROOT / "configs").glob("*.py")} - {"base"}
-    assert config_files.shipped().keys() == names
+    assert configs.shipped().keys() == names
     for name in names:
         assert config_files.load(name) == config_files.load(f"{ROOT}/configs/{name}.py")
 
@@ -53,12 +54,40 @@ def test_what_is_wrong():
     assert wrong().startswith("--config = '': must be a file, such as")
     assert wrong("--config", "nope:x").startswith("--config = 'nope': must be a file")
     assert "nope: unknown variant; known: " in wrong("--config", "digits_mosaic:nope")
-    assert 'Did you mean "temperature"' in wrong(
+    assert "did you mean 'distill.temperature'?" in wrong(
         *config, "--config.distill.tempreature=1.0"
     )
-    assert "many" in wrong(*config, "--config.distill.steps=many")
-    assert "confg" in wrong(*config, "--confg.seed=1")
     assert wrong(*config, "more") == "more: must be a flag, such as --config"
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        (
+            "--config.distill.steps=many",
+            "distill.steps = 'many': must be a whole number",
+        ),
+        ("--config.data.alpha=a", "data.alpha = 'a': must be a number"),
+        ("--config.log.wandb=a", "log.wandb = 'a': must be true or false"),
+        ("--config.data=3", "data = '3': must be set field by field; mosaic list"),
+        (
+            "--config.distil.steps=1",
+            "--config.distil.steps: unknown field, did you mean",
+        ),
+        ("--config.zzzz=1", "--config.zzzz: unknown field, mosaic list fields has all"),
+        ("--config.seed", "--config.seed: must have a value, --config.seed=VALUE"),
+        ("--confg.seed=1", "--confg.seed: no such flag; mosaic run --help has all"),
+        ("--dry_run=often", "--dry_run = 'often': must be measure, or no value"),
+        ("--num_processes=a", "num_processes = 'a': must be a whole number"),
+    ],
+)
+def test_a_wrong_flag_says_what_would_be_right(word, expected):
+    assert wrong("--config", "digits_mosaic", word).startswith(expected)
+
+
+def test_elements_of_a_field_can_be_set():
+    words = ["--config", "digits_mosaic", "--config.model.others[0]=cnn"]
+    assert "unknown field" not in wrong(*words)  # there is none to set
 
 
 def test_exit_codes(monkeypatch, capsys):

@@ -1,10 +1,15 @@
 """mosaic sweep: bad input is one line and code 2, before any work."""
 
+import concurrent.futures
+import json
 import pathlib
+import time
 
 import pytest
 
-from mosaic_jax.cli import launch, sweep
+from mosaic_jax.cli import claims, launch, sweep
+from mosaic_jax.core import errors
+from mosaic_jax.report import comparison, runs
 from tests import tiny
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny_config.py")
@@ -84,3 +89,80 @@ def test_a_script_for_slurm_that_cannot_be_written(tmp_path, capsys):
     arguments = ["--config", CONFIG, "--workdir", str(tmp_path), "--slurm", str(path)]
     told = one_line(capsys, lambda: sweep.main(arguments))
     assert f"--slurm = {path}: must lie in a folder that exists" in told
+
+
+@pytest.mark.parametrize(
+    ("grid", "expected"),
+    [
+        (["seed=1", "seed=2"], "--grid = seed: is given twice: must be seed=VALUE,"),
+        (["seeds=1,3"], "--grid = seeds: must be the option --seeds"),
+        (["compare=fedavg,mosaic"], "--grid = compare: must be cells of one method"),
+        (["data.name=a/b,a_b"], "several cells would have the folder data.name=a_b"),
+    ],
+)
+def test_grids_whose_cells_would_be_lost(tmp_path, capsys, grid, expected):
+    arguments = ["--config", CONFIG, "--workdir", str(tmp_path / "x")]
+    arguments += [f"--grid={one}" for one in grid]
+    assert expected in one_line(capsys, lambda: sweep.main(arguments))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Tables over what sweep.json names, drawn slowly; how many were at a time."""
+    now, most = [], []
+
+    def write(order, page, title):
+        now.append(page)
+        most.append(len(now))
+        time.sleep(0.2)
+        now.pop()
+        return {name: {} for name in order}
+
+    def collect(paths):
+        return json.loads((paths[0] / "sweep.json").read_text())["order"]
+
+    monkeypatch.setattr(runs, "collect", collect)
+    monkeypatch.setattr(comparison, "write", write)
+    monkeypatch.setattr(comparison, "table", str)
+    return most
+
+
+def test_a_report_is_of_the_cells_that_have_finished(tmp_path, capsys, drawn):
+    arguments = ["--config", CONFIG, "--workdir", str(tmp_path / "x"), "--report"]
+    arguments += ["--grid", "seed=1,2,3"]
+    assert "no such folder" in one_line(capsys, lambda: sweep.main(arguments))
+    mine = claims.Claims(tmp_path / "x")
+    assert "no cell has finished" in one_line(capsys, lambda: sweep.main(arguments))
+    mine.settle("seed=1")
+    mine.settle("seed=2", "loss is nan")
+    assert sweep.main(arguments) == 0 and drawn == [1]
+    content = json.loads((tmp_path / "x" / "sweep.json").read_text())
+    assert content["order"] == list(content["cells"]) == ["seed=1"]
+    assert content["failed"] == {"seed=2": "loss is nan", "seed=3": "not finished yet"}
+
+
+def test_processes_that_end_together_draw_one_report_at_a_time(tmp_path, drawn):
+    claims.Claims(tmp_path).settle("study")
+    cells = sweep.Sweep(tmp_path, {"study": {}})
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        for one in [pool.submit(sweep.report, cells) for _ in range(3)]:
+            one.result()
+    assert drawn == [1, 1, 1]
+
+
+def test_a_cell_that_runs_out_of_memory_stops_no_other(tmp_path, monkeypatch):
+    def raises(error):
+        def run_all(works, workdir):
+            raise error
+
+        monkeypatch.setattr(launch, "_run_all", run_all)
+        return launch.run_sharing({"a": []}, "a", tmp_path)
+
+    assert raises(errors.DivergedError("loss is nan")) == "loss is nan"
+    assert raises(MemoryError()).startswith("out of memory: MemoryError")
+    full = RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+    assert raises(full).startswith("RESOURCE_EXHAUSTED: Out of memory: lower model")
+    for own in (OSError("No space left on device"), RuntimeError("x"), KeyError("x")):
+        with pytest.raises(type(own)):
+            raises(own)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax.data import federated
-from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.dataset import Arrays, Info
 from tests import tiny
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax.core import errors
-from mosaic_jax.data import arrays, federated, limits, readers, sources
+from mosaic_jax.data import dataset, federated, limits, readers, sources
 from tests import images, tiny
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (20, 16, 16, 3)).astype(np.uint8)
@@ -79,7 +79,7 @@ def test_classes_without_training_images_are_told(tmp_path, caplog):
     told = "no training image of 1 of 5 classes (4); 3 of 20 test images are of them"
     found = sources.load("npz", path)[1]
     counts = np.bincount(found.train_label, minlength=5), np.bincount(found.test_label)
-    assert arrays.absent(*counts) == told
+    assert dataset.absent(*counts) == told
     config = tiny.study(data__name="npz", data__dir=str(path), data__split="iid").data
     with caplog.at_level(logging.WARNING, "mosaic_jax"):
         federated.load(config, 0)
@@ -88,7 +88,7 @@ def test_classes_without_training_images_are_told(tmp_path, caplog):
 
 def test_nothing_is_told_where_every_class_is_there(tmp_path, caplog):
     path = saved(tmp_path / "mine.npz")
-    assert arrays.absent(np.ones(4), np.ones(4)) == ""
+    assert dataset.absent(np.ones(4), np.ones(4)) == ""
     config = tiny.study(data__name="npz", data__dir=str(path), data__split="iid").data
     with caplog.at_level(logging.WARNING, "mosaic_jax"):
         federated.load(config, 0)
@@ -141,14 +141,14 @@ def peak(call):
 def many():
     image = np.random.RandomState(0).randint(0, 256, (12_000, 64, 64, 1), np.uint8)
     label = np.arange(len(image)) % 4
-    return arrays.Arrays(image, label, image[:4], label[:4])
+    return dataset.Arrays(image, label, image[:4], label[:4])
 
 
 def test_a_description_copies_no_images():
     found = many()
     size = found.train_image.nbytes
-    used = peak(lambda: arrays.describe(found))
-    info = arrays.describe(found)
+    used = peak(lambda: dataset.describe(found))
+    info = dataset.describe(found)
     assert used < 2 * size
     assert info.mean == (round(found.train_image.mean() / 255, 4),)
     assert info.std == (round(found.train_image.std() / 255, 4),)
@@ -156,7 +156,7 @@ def test_a_description_copies_no_images():
 
 def test_moments_of_every_channel_by_hand():
     image = np.array([0, 10, 255, 1, 255, 30], np.uint8).reshape(1, 1, 2, 3)
-    found = arrays._moments(image)
+    found = dataset._moments(image)
     np.testing.assert_allclose(found[0] * 255, [0.5, 132.5, 142.5])
     np.testing.assert_allclose(found[1] * 255, [0.5, 122.5, 112.5])
 

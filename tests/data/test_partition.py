@@ -12,6 +12,9 @@ from mosaic_jax.data import partition
 from tests import golden
 
 LABELS = np.repeat(np.arange(10), 100)
+CLASSES = np.unique(LABELS)
+# Settings of the splits besides alpha.
+FIELDS = {"iid_share": 0.5, "classes_per_client": 3, "sigma": 1.0}
 
 
 def test_published_cifar10_table():
@@ -37,11 +40,15 @@ def test_published_cifar10_table():
 )
 def test_parts_are_disjoint_and_reproducible(mode, num_clients, alpha, seed):
     args = {"mode": mode, "num_clients": num_clients, "alpha": alpha, "seed": seed}
+    args |= FIELDS
     parts = partition.split(LABELS, **args)
     together = np.concatenate(parts)
     assert len(parts) == num_clients
     assert len(np.unique(together)) == len(together)
-    if mode != "dirichlet_balanced":
+    if mode == "pathological":
+        taken = min(len(CLASSES), num_clients * FIELDS["classes_per_client"])
+        assert len(together) == taken * 100
+    elif mode != "dirichlet_balanced":
         assert len(together) == len(LABELS)
     if mode == "dirichlet_unbalanced":
         assert min(map(len, parts)) >= partition.MIN_SIZE
@@ -81,8 +88,14 @@ def test_impossible_splits_name_the_setting():
         split(num_clients=11)
     with pytest.raises(errors.DataError, match=r"data.num_clients = 3: must be <= 1 "):
         split(mode="dirichlet_unbalanced")
-    with pytest.raises(errors.DataError, match=r"data.split = 'other': must be one of"):
+    with pytest.raises(errors.ConfigError, match=r"data.split = 'other': unknown, kno"):
         split(mode="other")
+    told = r"data.classes_per_client = 11: must be <= 10, the number of classes"
+    with pytest.raises(errors.DataError, match=told):
+        split(mode="pathological", classes_per_client=11)
+    told = r"data.classes_per_client = 5: must be <= 3 for data.split = 'shards'"
+    with pytest.raises(errors.DataError, match=told):
+        split(mode="shards", classes_per_client=5)
 
 
 def test_tries_are_bounded(monkeypatch):
@@ -251,3 +264,126 @@ def test_a_split_of_a_run_tells_when_it_was_changed(tmp_path):
     path.write_text(json.dumps(content | {"clients": [[4, 1], [3]]}))
     with pytest.raises(errors.DataError, match="the checksum does not match"):
         partition.read(path, num_images=5, num_clients=2)
+
+
+# --- splits by classes, sizes and shares
+
+
+def classes_of(parts):
+    return [set(LABELS[part]) for part in parts]
+
+
+@pytest.mark.parametrize("num_clients", [4, 10, 37])
+def test_pathological_clients_have_just_so_many_classes(num_clients):
+    parts = drawn(mode="pathological", num_clients=num_clients, classes_per_client=3)
+    held = classes_of(parts)
+    assert {len(classes) for classes in held} == {3}
+    holders = [sum(k in classes for classes in held) for k in CLASSES]
+    assert max(holders) - min(holders) <= 1
+    counts = partition.label_counts(LABELS, parts, 10)
+    for k in CLASSES:
+        each = counts[counts[:, k] > 0, k]
+        assert each.max() - each.min() <= 1
+
+
+def test_shards_are_those_of_the_sorted_images():
+    parts = drawn(mode="shards", num_clients=10, classes_per_client=2)
+    assert {len(part) for part in parts} == {100}
+    # Twenty shards, two of each class.
+    assert max(map(len, classes_of(parts))) <= 2
+    assert {np.unique(LABELS[part], return_counts=True)[1].min() for part in parts} <= {
+        50,
+        100,
+    }
+
+
+def test_sizes_are_lognormal():
+    parts = drawn(np.zeros(200_000, int), mode="quantity", num_clients=400, sigma=0.7)
+    size = np.log([len(part) for part in parts])
+    assert abs(size.std() - 0.7) < 0.1 and abs(((size - size.mean()) ** 3).mean()) < 0.1
+    even = drawn(mode="quantity", num_clients=8, sigma=0.0)
+    assert {len(part) for part in even} == {125}
+    assert min(map(len, drawn(mode="quantity", num_clients=50, sigma=3.0))) == 10
+
+
+def test_a_share_is_dealt_evenly():
+    def spread(iid_share):
+        parts = drawn(
+            mode="dirichlet_mixed", alpha=0.01, iid_share=iid_share, num_clients=10
+        )
+        counts = partition.label_counts(LABELS, parts, 10)
+        return counts.std(axis=0).mean(), counts.min()
+
+    assert spread(1.0)[0] < 4 < spread(0.5)[0] < 20 < spread(0.0)[0]
+    assert spread(0.8)[1] >= 2
+
+
+# --- a user's own
+
+
+def halves(labels, num_clients, np_rng, *, alpha):
+    """Every second image for each client; `alpha` is a setting that it names."""
+    assert (num_clients, alpha) == (2, 0.3)
+    return [np.arange(0, len(labels), 2), list(range(1, len(labels), 2))]
+
+
+OWN = "tests.data.test_partition"
+
+
+def test_a_function_of_the_users():
+    args = {"mode": f"{OWN}:halves", "num_clients": 2, "seed": 0} | FIELDS
+    parts = partition.split(LABELS, alpha=0.3, **args)
+    assert [part[:2].tolist() for part in parts] == [[0, 2], [1, 3]]
+
+
+def broken(labels, num_clients, np_rng):
+    return labels["no"]
+
+
+def floats(labels, num_clients, np_rng):
+    return [np.array([0.5])] * num_clients
+
+
+def twice(labels, num_clients, np_rng):
+    return [np.array([7])] * num_clients
+
+
+def one_short(labels, num_clients, np_rng):
+    return [np.array([i]) for i in range(num_clients - 1)]
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("broken", "IndexError: only integers"),
+        ("floats", r"client 0 has float64 of shape \(1,\): must have image numbers"),
+        ("twice", "image 7 is there 3 times"),
+        ("one_short", "has 2 clients: must be data.num_clients = 3"),
+    ],
+)
+def test_a_function_of_the_users_that_is_wrong(name, told):
+    with pytest.raises(errors.DataError, match=f"data.split = '{OWN}:{name}': {told}"):
+        partition.split(LABELS, mode=f"{OWN}:{name}", num_clients=3, seed=0)
+
+
+# --- test images for each client
+
+
+def test_own_test_sets_have_the_clients_classes():
+    counts = np.array([[30, 10, 0], [0, 0, 7], [1, 1, 1]])
+    label = np.repeat(np.arange(3), 200)
+    index = partition.own_test_sets(counts, label, seed=0)
+    assert index.shape == (3, 200)
+    found = partition.label_counts(label, list(index), 3)
+    assert found.tolist() == [[150, 50, 0], [0, 0, 200], [67, 67, 66]]
+    assert all(len(np.unique(row)) == 200 for row in index)
+
+
+def test_own_test_sets_of_classes_with_few_test_images():
+    label = np.array([0] * 3 + [1] * 97)
+    index = partition.own_test_sets(np.array([[5, 0], [5, 5]]), label, seed=0)
+    assert index.shape == (2, 100)
+    assert sorted(np.bincount(index[0])) == [33, 33, 34]
+    told = "data.client_test = 'own': client 0 has no class of which there are test"
+    with pytest.raises(errors.DataError, match=told):
+        partition.own_test_sets(np.array([[0, 0, 5]]), label, seed=0)

@@ -17,7 +17,7 @@ import scipy.io
 from mosaic_jax.core import errors
 from mosaic_jax.data import (
     archives,
-    arrays,
+    dataset,
     federated,
     formats,
     partition,
@@ -139,8 +139,8 @@ def test_digits(tmp_path):
 )
 def test_real_fashion_mnist(tmp_path):
     found = load("fashion_mnist", tmp_path)
-    assert found.train_image.shape == (60_000, 32, 32, 3)
-    assert found.test_image.shape == (10_000, 32, 32, 3)
+    assert found.train_image.shape == (60_000, 32, 32, 1)
+    assert found.test_image.shape == (10_000, 32, 32, 1)
     assert np.bincount(found.train_label).tolist() == [6000] * 10
     assert 0.2 < found.train_image.mean() / 255 < 0.35
 
@@ -233,8 +233,7 @@ def test_mnist_of_the_true_format(tmp_path, monkeypatch):
         files[name] = dataclasses.replace(archive, sha256=sha256)
     monkeypatch.setattr(readers, "MNIST", files)
     info, found = sources.load("mnist", tmp_path)
-    assert found.train_image.shape == (4, *info.image_shape) == (4, 32, 32, 3)
-    np.testing.assert_array_equal(found.train_image[..., 0], found.train_image[..., 2])
+    assert found.train_image.shape == (4, *info.image_shape) == (4, 32, 32, 1)
     assert found.test_label.tolist() == [4, 5]
     assert abs(found.train_image.mean() - image[:4].mean()) < 1
 
@@ -461,14 +460,14 @@ def test_bad_split_files(tmp_path, content, expected):
 
 
 def test_prepared_images_are_bytes():
-    info = arrays.Info(2, 32, 3, (0.5,) * 3, (0.5,) * 3, "none")
+    info = dataset.Info(2, 32, 3, (0.5,) * 3, (0.5,) * 3, "none")
     grey = np.full((30, 30, 1), 200, np.uint8)
-    assert (arrays.fit([grey, grey[1:]], info) == 200).all()
+    assert (dataset.fit([grey, grey[1:]], info) == 200).all()
     for wrong in ([], [grey.astype(np.uint16) * 257], [grey, grey / 255]):
         with pytest.raises(errors.DataError, match="must be uint8"):
-            arrays.fit(wrong, info)
+            dataset.fit(wrong, info)
 
 
 def test_sizes_for_own_images():
-    sizes = [arrays.nearest_size(side) for side in (8, 24, 28, 48, 49, 500)]
+    sizes = [dataset.nearest_size(side) for side in (8, 24, 28, 48, 49, 500)]
     assert sizes == [16, 16, 32, 32, 64, 64]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -34,6 +35,24 @@ def compared(tmp_path_factory):
     config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
     assert launch.run(config, workdir) == 0
     return workdir, json.loads((workdir / "comparison.json").read_text())
+
+
+def test_a_method_that_diverges_stops_no_other(compared, tmp_path, monkeypatch, capsys):
+    workdir = shutil.copytree(compared[0], tmp_path / "compared")
+    config = tiny.config(compare=",".join(METHODS), **FIELDS).to_dict()
+    together = runner.run_together
+
+    def diverges(works):
+        if works[0].workdir.name == "dense":
+            raise errors.DivergedError("server: loss is nan")
+        return together(works)
+
+    monkeypatch.setattr(runner, "run_together", diverges)
+    assert launch.run(config, workdir) == 3
+    assert capsys.readouterr().err.endswith("error: dense: server: loss is nan\n")
+    found = json.loads((workdir / "comparison.json").read_text())
+    assert found["failed"] == {"dense": "server: loss is nan"}
+    assert [*found["methods"]] == [name for name in METHODS if name != "dense"]
 
 
 def test_every_method_has_its_row_and_run_directory(compared):

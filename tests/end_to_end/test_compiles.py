@@ -154,7 +154,19 @@ ROUNDS_ONLY = {"finetune__rounds": 0}
 
 # With a state, with a part of the network, with training on the server; of all others
 # tests/stages/test_contracts.py checks that rounds keep the types of their state.
-@pytest.mark.parametrize("name", ["feddyn", "heterofl", *server.METHODS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "feddyn",
+        "heterofl",
+        "dense",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in server.METHODS
+            if name != "dense"
+        ),
+    ],
+)
 def test_rounds_of_methods(name, monkeypatch, tmp_path):
     with counted(monkeypatch) as counts:
         runner.Experiment(study(name, **ROUNDS_ONLY), tmp_path).run()

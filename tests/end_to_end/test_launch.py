@@ -55,8 +55,9 @@ def test_output_ends_with_table_and_paths(undisturbed):
     workdir, done = undisturbed
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["accuracy", "test", "validation"]
-    assert lines[-2] == f"summary  {workdir / 'summary.json'}"
-    assert lines[-1] == f"report   {workdir / 'report.html'}"
+    assert lines[-4] == f"summary  {workdir / 'summary.json'}"
+    assert lines[-3] == f"report   {workdir / 'report.html'}"
+    assert lines[-2].startswith("next     python launch.py --config ")
     assert (workdir / "report.html").exists()
     # Silent bars: the log is lines of text.
     assert "\r" not in done.stderr
@@ -102,7 +103,7 @@ def test_a_finished_study_is_only_shown(undisturbed):
             ["--config.distill.temperature=-1.0"],
             "distill.temperature = -1.0: must be > 0",
         ),
-        (["--config.distill.tempreature=1.0"], 'Did you mean "temperature"'),
+        (["--config.distill.tempreature=1.0"], "did you mean 'distill.temperature'?"),
         (["--config.distill.steps=many"], "many"),
         (["--confg.seed=1"], "confg"),
         (["--config.data.num_clients=5000"], "data.num_clients = 5000"),

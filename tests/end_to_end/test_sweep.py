@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from mosaic_jax.cli import config_files, sweep
 from mosaic_jax.core import errors
+from mosaic_jax.run import runner
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -67,6 +69,59 @@ def test_again_computes_nothing(swept, capsys):
     assert "stages: 0 computed, 16 of 16 shared" in capsys.readouterr().out
 
 
+def test_a_cell_that_diverges_stops_no_other(swept, tmp_path, monkeypatch, capsys):
+    workdir = shutil.copytree(swept[0], tmp_path / "sweep")
+    arguments = [*swept[1][:-1], str(workdir)]
+    (bad,) = workdir.glob("warmup.rounds=1,finetune.rounds=2")
+    shutil.rmtree(bad)
+    together = runner.run_together
+
+    def diverges(works):
+        if works[0].workdir == bad:
+            raise errors.DivergedError("finetune: loss is nan")
+        return together(works)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_together", diverges)
+        assert sweep.main(arguments) == 3
+    found = capsys.readouterr()
+    assert found.err.endswith(f"error: {bad.name}: finetune: loss is nan\n")
+    assert f"{bad.name}: came to no end: finetune: loss is nan" in found.out
+    content = json.loads((workdir / "sweep.json").read_text())
+    assert content["failed"] == {bad.name: "finetune: loss is nan"}
+    assert len(content["cells"]) == 3 and bad.name not in content["cells"]
+    # The same command tries it again.
+    assert sweep.main(arguments) == 0
+    content = json.loads((workdir / "sweep.json").read_text())
+    assert len(content["cells"]) == 4 and not content["failed"]
+
+
+@pytest.mark.slow
+def test_three_processes_share_a_sweep_and_one_is_killed(tmp_path):
+    grid = ["--grid", "warmup.rounds=1,2,3", "--grid", "finetune.rounds=1,2,3,4"]
+    command = [sys.executable, "-m", "mosaic_jax", "sweep", "--config", CONFIG, *grid]
+    command += ["--workdir", str(tmp_path)]
+    workers = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    killed = workers.pop()
+    assert "stages to run" in killed.stdout.readline()
+    killed.kill()
+    killed.wait()
+    outputs = [worker.communicate()[0] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0]
+    started = [
+        line.partition(":")[0]
+        for output in outputs
+        for line in output.splitlines()
+        if "stages to run" in line
+    ]
+    assert len(started) == len(set(started)) == 12
+    content = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(content["cells"]) == 12 and not content["failed"]
+
+
 def test_cells_that_share_wait_for_each_other(tmp_path):
     config = config_files.load(CONFIG).to_dict()
     grid = [("warmup.rounds", [1, 2]), ("data.alpha", [0.5, 1.0])]
@@ -95,6 +150,7 @@ print("17")
 """
 
 
+@pytest.mark.slow
 def test_the_script_for_slurm_runs_the_sweep(tmp_path):
     """With an sbatch that runs what it is given, at once."""
     script, workdir = tmp_path / "sweep.sh", tmp_path / "runs"
@@ -116,8 +172,8 @@ def test_the_script_for_slurm_runs_the_sweep(tmp_path):
     )
     assert submitted.read_text().splitlines() == [
         "--parsable --array=0 --time=10 --wrap",
-        "--parsable --array=1 --dependency=afterok:17 --time=10 --wrap",
-        "--dependency=afterok:17 --time=10 --wrap",
+        "--parsable --array=1 --dependency=afterany:17 --time=10 --wrap",
+        "--dependency=afterany:17 --time=10 --wrap",
     ]
     assert len(json.loads((workdir / "sweep.json").read_text())["cells"]) == 2
 
@@ -125,12 +181,12 @@ def test_the_script_for_slurm_runs_the_sweep(tmp_path):
 @pytest.mark.parametrize(
     ("grid", "expected"),
     [
-        ("distil.steps=1", "--grid: unknown field distil.steps"),
+        ("distil.steps=1", "--grid: unknown field distil.steps, did you mean"),
         ("distill=1", "--grid = distill: must be a field, not a group"),
         ("distill.steps", "--grid = 'distill.steps': must be FIELD=VALUE,VALUE,..."),
-        ("distill.steps=a", "--grid: distill.steps = 'a': must be of type int"),
-        ("distill.steps=1.5", "--grid: distill.steps = '1.5': must be of type int"),
-        ("log.tensorboard=1", "--grid: log.tensorboard = '1': must be of type bool"),
+        ("distill.steps=a", "--grid: distill.steps = 'a': must be a whole number"),
+        ("distill.steps=1.5", "--grid: distill.steps = '1.5': must be a whole number"),
+        ("log.tensorboard=1", "--grid: log.tensorboard = '1': must be true or false"),
     ],
 )
 def test_wrong_grids_are_one_line(grid, expected, capsys, tmp_path):

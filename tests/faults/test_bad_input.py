@@ -25,7 +25,7 @@ from mosaic_jax import server
 from mosaic_jax.cli import launch
 from mosaic_jax.core import errors
 from mosaic_jax.data import federated, formats, partition, sources
-from mosaic_jax.data.arrays import Arrays, Info
+from mosaic_jax.data.dataset import Arrays, Info
 from mosaic_jax.fl import algorithms
 from mosaic_jax.nn import meta, networks, norm
 from mosaic_jax.run import runner

@@ -12,7 +12,10 @@ from tests import tiny
 FIRST, LAST = 30, 300
 
 
-@pytest.mark.parametrize("changes", [{}, {"compute__client_state": "host"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, pytest.param({"compute__client_state": "host"}, marks=pytest.mark.slow)],
+)
 def test_three_hundred_rounds_take_no_more_than_thirty(tmp_path, monkeypatch, changes):
     found = {}
     record = tracking.Tracker.record

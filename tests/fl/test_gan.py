@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from mosaic_jax.core import prng
+from mosaic_jax.core import flops, prng
 from mosaic_jax.core.types import ModelState
 from mosaic_jax.data import augment
 from mosaic_jax.fl import gan
@@ -36,7 +36,7 @@ def make(**changes):
     return gan.Gan(**fields)
 
 
-def step(model_gan, inverts=True):
+def step(model_gan, inverts=True, number=0):
     classifier = model_gan.classifier
     model = classifier.init(prng.named(KEY, "classifier"), (16, 16, 1))
     state = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1))
@@ -45,6 +45,7 @@ def step(model_gan, inverts=True):
         lambda state, inverts: model_gan.step(
             state,
             KEY,
+            jnp.array(number),
             image,
             jnp.array([True, True, True, False]),
             client_model=model,
@@ -66,11 +67,14 @@ def difference(a, b):
 
 def test_both_players_and_the_average_move():
     state, after, metrics = step(make())
+    assert set(metrics) == {"discriminator_loss", "generator_loss"}
     assert difference(state.generator.params, after.generator.params) > 0
     assert difference(state.discriminator.params, after.discriminator.params) > 0
-    middle = jax.tree.map(lambda a, b: (a + b) / 2, state.generator, after.generator)
-    assert difference(middle, after.average) < 1e-6
-    assert set(metrics) == {"discriminator_loss", "generator_loss"}
+    # What a mean starts at does not count; the second entry has weight 1 of 1.5.
+    assert difference(after.generator, after.average) < 1e-6
+    state, after, _ = step(make(), number=1)
+    mean = jax.tree.map(lambda a, b: (a + 2 * b) / 3, state.generator, after.generator)
+    assert difference(mean, after.average) < 1e-6
 
 
 @pytest.mark.parametrize("term", ["entropy", "diversity", "inversion"])
@@ -89,6 +93,97 @@ def test_inversion_is_off_for_large_clients():
     assert difference(plain.generator.params, shaped.generator.params) < 1e-7
 
 
+JUDGED = {
+    "discriminator": None,
+    "entropy_weight": 0.5,
+    "diversity_weight": 2.0,
+    "inversion_weight": 0.25,
+}
+
+
+def test_a_step_judged_by_the_classifier_by_hand():
+    """SGD at rate 1 on the losses of the classifier alone, from their definitions."""
+    model_gan = make(**JUDGED)
+    classifier = model_gan.classifier
+    model = jax.jit(classifier.init, static_argnums=1)(
+        prng.named(KEY, "classifier"), (16, 16, 1)
+    )
+    state, after, metrics = step(model_gan)
+    z = jax.random.normal(prng.named(KEY, "z"), (4, 5))
+
+    def losses_of(params):
+        variables = {"params": params, "batch_stats": state.generator.batch_stats}
+        image, _ = model_gan.generator.apply(
+            variables, z, train=True, mutable=["batch_stats"]
+        )
+        logits, moments = classifier.logits_and_moments(model, image)
+        p = jnp.exp(logits) / jnp.exp(logits).sum(1, keepdims=True)
+        mean = p.mean(0)
+        apart = jax.tree.map(
+            lambda a, b: jnp.sqrt(((a - b) ** 2).sum()), moments, model.batch_stats
+        )
+        return {
+            "entropy": -(p * jnp.log(p)).sum(1).mean(),
+            # The target of all four classes is 1/4: K q = 1.
+            "diversity": (mean * jnp.log(mean)).sum(),
+            "inversion": sum(jax.tree.leaves(apart)),
+        }
+
+    @jax.jit
+    def expected(params):
+        def total(params):
+            found = losses_of(params)
+            weighted = 0.5 * found["entropy"] + 2 * found["diversity"]
+            return weighted + 0.25 * found["inversion"], found
+
+        gradient, found = jax.grad(total, has_aux=True)(params)
+        return jax.tree.map(jnp.subtract, params, gradient), found
+
+    params, found = expected(state.generator.params)
+    assert difference(state.generator.params, params) > 1e-4
+    tiny.close(after.generator.params, params, 1e-4)
+    tiny.close(metrics, found, 1e-4)
+
+
+def test_no_discriminator_has_no_state_and_sees_no_images():
+    model_gan = make(**JUDGED)
+    state, after, _ = step(model_gan)
+    for one in (state, after):
+        assert one.discriminator == one.discriminator_opt == ()
+    with_one, *_ = step(make())
+    # The networks of a kind start alike, whatever judges them.
+    assert difference(state.generator, with_one.generator) == 0
+
+    @jax.jit
+    def run(image):
+        model = model_gan.classifier.init(prng.named(KEY, "classifier"), (16, 16, 1))
+        return model_gan.step(
+            state,
+            KEY,
+            jnp.array(0),
+            image,
+            jnp.ones(4, bool),
+            client_model=model,
+            class_share=jnp.full(4, 0.25),
+            inverts=jnp.array(True),
+            statistics=model,
+        )
+
+    black, white = (run(jnp.full((4, 16, 16, 1), value)) for value in (-1.0, 1.0))
+    assert difference(black, white) == 0
+
+
+def test_operations_without_a_discriminator():
+    """Generating and its gradient, and two ways through the classifier; no more."""
+    model_gan, shape = make(**JUDGED), (16, 16, 1)
+    generator, judging = model_gan.flops(shape)
+    assert judging == 0 and generator == make().flops(shape)[0]
+    each = flops.THROUGH * model_gan.classifier.flops(shape)
+    for inverts, times in ((False, 1), (True, 2)):
+        found = model_gan.step_flops(shape, inverts=inverts)
+        assert found == flops.TRAINED * generator + times * each
+
+
 def test_masked_images_do_not_reach_the_discriminator():
     model_gan = make()
     state = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1))
@@ -101,6 +196,7 @@ def test_masked_images_do_not_reach_the_discriminator():
         return model_gan.step(
             state,
             KEY,
+            jnp.array(0),
             image,
             mask,
             client_model=model,

@@ -177,6 +177,7 @@ def summary(settings, found):
         validation_accuracy={"init": 0.4, "final": 0.75},
         collapsed_generators=[1],
         rounds=12,
+        distilled_kept=False,
         headline={
             "auc": auc | {"card": "membership-inference AUC"},
             "coverage": auc | {"mean": 0.9},

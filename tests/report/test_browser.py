@@ -57,3 +57,28 @@ def test_in_a_browser(folder, which):
                 assert view.locator("#clients-rows th").first.inner_text() == "777"
             view.close()
         browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_figures_are_saved(folder, tmp_path):
+    path = written(folder, "few")
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        view = browser.new_page()
+        view.goto(pathlib.Path(path).as_uri())
+        figure = view.locator('figure[data-name="accuracy"]')
+        found = {}
+        for kind in ("SVG", "PNG", "CSV"):
+            with view.expect_download() as got:
+                figure.get_by_text(kind, exact=True).click()
+            name = got.value.suggested_filename
+            got.value.save_as(tmp_path / name)
+            found[name] = (tmp_path / name).read_bytes()
+        browser.close()
+    assert set(found) == {"accuracy.svg", "accuracy.png", "accuracy.csv"}
+    drawing = found["accuracy.svg"].decode()
+    # It stands alone: no colour of the page's style sheet is left to be looked up.
+    assert drawing.startswith("<svg") and "var(" not in drawing
+    assert "currentColor" not in drawing and "#0072b2" in drawing
+    assert found["accuracy.png"][:4] == b"\x89PNG" and len(found["accuracy.png"]) > 5000
+    assert found["accuracy.csv"].startswith(b"series,federated round,test accuracy")

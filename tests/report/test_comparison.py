@@ -40,13 +40,14 @@ def test_rows_have_means_and_spreads(compared):
 
 def test_only_what_some_study_has_is_a_column(compared):
     head, cells = comparison.columns(compared[1])
-    assert head[:4] == [
+    assert head[:5] == [
         "study",
         "test accuracy, %",
         "teacher, %",
+        "distilled, %",
         "membership-inference AUC",
     ]
-    assert cells[1][3] == "0.512"
+    assert cells[1][4] == "0.512"
     assert "coverage" not in head
 
 
@@ -86,8 +87,23 @@ def test_work_of_the_server(server, methods, expected):
     settings = {
         "method": "federated",
         "model": {"rate": 1.0},
+        "init": {"method": "fedavg"},
         "server": server,
         "methods": methods,
+    }
+    assert comparison.server_work(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "expected"),
+    [("fedproto", "none"), ("fedtgp", "every round, prototypes"), ("mine:Fed", "none")],
+)
+def test_work_of_the_server_in_an_algorithm(algorithm, expected):
+    settings = {
+        "method": "federated",
+        "init": {"method": algorithm},
+        "model": {"rate": 1.0},
+        "server": {"method": "none"},
     }
     assert comparison.server_work(settings) == expected
 

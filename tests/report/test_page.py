@@ -1,12 +1,14 @@
 """Pages of run directories that this test writes."""
 
+import base64
+import dataclasses
 import json
 import re
 
 import numpy as np
 
 from mosaic_jax.core import files
-from mosaic_jax.report import html, page
+from mosaic_jax.report import glossary, headline, html, page, runs
 from mosaic_jax.stages import sections
 from tests.report import saved
 
@@ -26,6 +28,7 @@ def add_stage(run, name, content, pictures=()):
 def test_sections_stand_in_order_and_once(folder):
     assert headings(page.write(folder / "few").read_text()) == [
         "Accuracy",
+        "Training",
         "Classes",
         "Clients",
         "Generators",
@@ -33,6 +36,7 @@ def test_sections_stand_in_order_and_once(folder):
         "Audit",
         "Costs",
         "Settings and environment",
+        "Terms",
     ]
 
 
@@ -51,6 +55,8 @@ def test_everything_is_drawn(folder):
         "per_class",
         "reliance",
         "seconds",
+        "training_finetune_round",
+        "training_init_round",
     }
 
 
@@ -61,7 +67,12 @@ def test_a_stage_nobody_knows_has_its_section(tmp_path):
     add_stage(run, "mine", saved.record(section=own))
     add_stage(run, "yours", saved.record(section=more))
     text = page.write(run).read_text()
-    assert headings(text)[-3:] == ["My own", "Costs", "Settings and environment"]
+    assert headings(text)[-4:] == [
+        "My own",
+        "Costs",
+        "Settings and environment",
+        "Terms",
+    ]
     assert "<p>What it found.</p>" in text
     assert text.index("It was dear.") > text.index('id="costs"')
 
@@ -85,7 +96,7 @@ def test_headline_numbers(folder):
 
 def test_findings_on_clients_are_columns(folder):
     text = page.write(folder / "few").read_text()
-    for column in ("own model after init", "generator", "membership AUC"):
+    for column in ("own model after FedAvg", "generator", "membership AUC"):
         assert f'<th scope="col">{column}</th>' in text
 
 
@@ -126,3 +137,50 @@ def test_damaged_pictures_are_left_out(tmp_path, caplog):
     assert "after 50 %" not in text
     assert "Collapsed generators" in text
     assert "is damaged; the report is without it" in caplog.text
+
+
+def test_the_headline(folder, tmp_path):
+    text = page.write(folder / "few").read_text()
+    told = re.search(r'<p class="headline">(.*?)</p>', text)[1].replace("\xa0", " ")
+    assert told.startswith("Final model 80.0 %: 30.0 points above FedAvg (50.0 %); its")
+    assert (
+        "its teacher has 70.0 %; before the last rounds it had 60.0 %; who sees" in told
+    )
+    assert told.endswith("with an AUC of 0.51 (0.5 is chance).")
+    run = runs.read(folder / "few")
+    summary = dataclasses.replace(run.summary, headline={}, test_accuracy={"init": 0.9})
+    summary.test_accuracy["final"] = 0.8
+    told = headline.sentence(dataclasses.replace(run, summary=summary))
+    assert "10.0 points below FedAvg" in told and "teacher" not in told
+    summary.test_accuracy["init"] = 0.8
+    told = headline.sentence(dataclasses.replace(run, summary=summary))
+    assert told.replace("\xa0", " ") == "Mosaic 80.0 % after 12 rounds."
+
+
+def test_terms_are_told_where_they_stand_and_below(folder):
+    text = page.write(folder / "few").read_text()
+    meaning = glossary.TERMS["teacher"]
+    assert f'<abbr title="{meaning}">teacher</abbr>' in text
+    assert f"<dt>teacher</dt><dd>{meaning}</dd>" in text
+    assert "<dt>personal</dt>" not in text
+    assert ">FedAvg</th>" in text and ">init</th>" not in text
+
+
+def test_figures_carry_their_numbers(folder):
+    text = page.write(folder / "few").read_text()
+    found = dict(
+        re.findall(r'download="(\w+).csv" href="data:text/csv;base64,(.*?)"', text)
+    )
+    lines = base64.b64decode(found["accuracy"]).decode().splitlines()
+    assert lines[0] == "series,federated round,test accuracy"
+    assert lines[1] == "FedAvg,2,0.2"
+    lines = base64.b64decode(found["training_init_round"]).decode().splitlines()
+    assert lines[:2] == ["series,step,loss", "loss,2,1"]
+
+
+def test_images_are_large_at_the_ends_of_training(folder):
+    text = page.write(folder / "few").read_text()
+    pairs = re.search(r'<ul class="pairs">(.*?)</ul>', text)[1]
+    assert pairs.count("<li>") == 4 and pairs.count("<img") == 8
+    assert "<span>real</span>" in pairs and "after 50 %" not in pairs
+    assert "All moments: real, after 50 %, after 100 %" in text

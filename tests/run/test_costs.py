@@ -84,6 +84,7 @@ def test_a_dry_run_tells_and_leaves_nothing(how, tmp_path, capsys):
     assert says[how] in output
 
 
+@pytest.mark.slow
 def test_what_is_promised_is_what_is_sent(tmp_path):
     fields = {"audit__images": 8, "audit__reference_steps": 4}
     study = runner.Experiment(tiny.study(**fields), tmp_path / "run")

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mosaic_jax.core import errors
+from mosaic_jax.core import errors, files
 from mosaic_jax.core.steps import Steps, repeat
-from mosaic_jax.run import checkpoint, tracking
+from mosaic_jax.run import checkpoint, store, tracking
+from mosaic_jax.run import loop as loop_module
 from mosaic_jax.run.loop import Interruption, Loop, run_stage
 from mosaic_jax.run.stopwatch import Stopwatch, TimeSheet
 
@@ -248,3 +249,18 @@ def test_a_signal_saves_the_state_and_stops(loop_of, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "mosaic_jax"):
         assert run_stage([loop_of(tmp_path)], [counting(3.0)]) == [expected(3.0)]
     assert "resuming at step 2" in caplog.text
+
+
+def test_who_watches_sees_the_state(loop_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module, "SHOW_EVERY", 0.0)
+    seen = []
+
+    def pictures(state):
+        seen.append(float(state))
+        return {"now": np.full((1, 1, 2, 2, 1), len(seen), np.uint8)}
+
+    loop = loop_of(tmp_path)
+    assert run_stage([loop], [counting(3.0, pictures=pictures)]) == [expected(3.0)]
+    assert len(seen) == 4 and seen[0] == 3.0  # before each chunk
+    found = files.read_arrays(loop.directory / store.PICTURES)
+    assert found["now"].max() == 4

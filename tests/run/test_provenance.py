@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax import server
-from mosaic_jax.core import errors, provenance, schema
-from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.core import provenance, schema
 from mosaic_jax.nn import norm, resnet
 from mosaic_jax.run import runner, settings
 from mosaic_jax.stages.base import Link, Stage
@@ -25,6 +24,8 @@ EPOCHS = {"generators.steps": 0, "generators.epochs": 1}
 HETEROFL = {"init.method": "heterofl"}
 # An algorithm that has the fields of a group of another name.
 USED_BY = {"partial": "heterofl"}
+# Algorithms whose clients keep layers of their own.
+OWN_LAYERS = ("fedper", "fedrep")
 # Where the change of a field needs others to be set, or a value of its own:
 # (the other settings, the new value).
 CASES = {
@@ -39,6 +40,9 @@ CASES = {
     "data.max_images": ({}, 300),
     "data.validation": ({}, 0.5),
     "data.augmentation": ({}, "crop_flip"),
+    "data.iid_share": ({"data.split": "dirichlet_mixed"}, 0.9),
+    "data.classes_per_client": ({"data.split": "pathological"}, 3),
+    "data.sigma": ({"data.split": "quantity"}, 0.5),
     "meta.gate_experts": ({}, 5),
     "init.method": ({}, "fedprox"),
     "init.clients_per_round": ({}, 2),
@@ -56,6 +60,28 @@ CASES = {
     "generators.max_steps": (EPOCHS | {"generators.min_steps": 0}, 5),
     "warmup.rounds": ({"warmup.rounds": 1}, 2),
     "distill.source": ({}, "validation"),
+    "distill.pool": ({}, 16),
+    "generators.discriminator": ({"generators.entropy_weight": 1.0}, "classifier"),
+    "prototypes.gathered": (
+        {"warmup.rounds": 1, "prototypes.space": "global"},
+        "every_round",
+    ),
+    **{
+        f"refine.{name}": ({"refine.steps": 2}, value)
+        for name, value in (
+            ("batch_size", 3),
+            ("learning_rate", 0.1),
+            ("entropy_weight", 0.1),
+            ("distance_weight", 0.1),
+        )
+    },
+    **{
+        f"methods.{name}.layers": (
+            {"init.method": name, "method": "federated", "finetune.rounds": 0},
+            ("conv_1", "fc"),
+        )
+        for name in OWN_LAYERS
+    },
     "audit.images": ({"audit.images": 4}, 8),
     "audit.reference_steps": ({"audit.images": 4}, 3),
 }
@@ -79,6 +105,8 @@ def case(name):
     if name.startswith("methods."):
         group = name.split(".")[1]
         others = {"init.method": USED_BY.get(group, group)}
+        if group in ("fedproto", "fedtgp", *OWN_LAYERS):
+            others |= {"method": "federated", "finetune.rounds": 0}
         if group in server.METHODS:
             others = {"method": "federated", "server.method": group}
             others |= {"server.when": server.METHODS[group].when}
@@ -304,6 +332,28 @@ def test_the_users_code_counts(users_code, tmp_path):
         assert not set(first) & set(other)
 
 
+def test_what_a_method_imports_later_counts(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "their_lazy_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "method.py").write_text(
+        "class Mine:\n    def weight(self, size):\n"
+        "        from their_lazy_package import later\n"
+        "        return later.scaled(size)\n"
+    )
+
+    def digest(factor):
+        (package / "later.py").write_text(f"def scaled(x):\n    return {factor} * x\n")
+        return provenance.file_digest.__wrapped__(found.Mine)
+
+    found = importlib.import_module("their_lazy_package.method")
+    assert digest(2) == digest(2) != digest(3)
+    assert "their_lazy_package.later" not in sys.modules
+    for name in ("their_lazy_package.method", "their_lazy_package"):
+        del sys.modules[name]
+
+
 def test_an_installed_package_counts_where_the_class_is_its_own(
     users_code, tmp_path, monkeypatch
 ):
@@ -339,20 +389,9 @@ def test_a_users_package_may_have_an_empty_init(tmp_path, monkeypatch):
     del sys.modules["their_package"]
 
 
-def test_code_that_cannot_be_read_is_told():
-    namespace = {"Algorithm": Algorithm, "__name__": "made_up"}
-    exec("class Mine(Algorithm):\n    pass", namespace)
-    sys.modules["made_up"] = type(sys)("made_up")
-    try:
-        with pytest.raises(errors.ConfigError, match="Mine: has no source file"):
-            provenance.code_digest(namespace["Mine"])
-    finally:
-        del sys.modules["made_up"]
-
-
 def test_what_a_component_of_the_library_is_made_of_counts(monkeypatch):
     """As `nn/norm.py` counts for every network: it is imported there."""
-    digest = provenance.code_digest.__wrapped__
+    digest = provenance.file_digest.__wrapped__
     before, read = digest(resnet.ResNet), inspect.getsource
 
     def changed(thing):

@@ -7,7 +7,7 @@ import pytest
 from mosaic_jax import server
 from mosaic_jax.core import errors, programs, registry, schema
 from mosaic_jax.data import partition, sources
-from mosaic_jax.fl import algorithms
+from mosaic_jax.fl import algorithms, optimizers
 from mosaic_jax.nn import conv, gating, losses, meta, networks, norm
 from mosaic_jax.run import settings, study
 from tests import tiny
@@ -136,6 +136,8 @@ def test_fields_of_every_method_are_taken():
         ("server.method", ("none", *server.METHODS)),
         ("meta.head", meta.HEADS),
         ("meta.gate", gating.GATES),
+        ("local.optimizer", optimizers.OPTIMIZERS),
+        ("local.schedule", optimizers.SCHEDULES),
         ("distill.divergence", losses.DIVERGENCES),
         ("compute.convolution", conv.LOWERINGS),
     ],

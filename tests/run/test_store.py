@@ -209,7 +209,13 @@ def test_a_copy_is_whole_and_takes_the_place_of_what_was_there(tmp_path):
     target = store.directory_of(tmp_path / "two", "init", IDENTITY["fingerprint"])
     saved(tmp_path / "two", 4)
     target.with_name(target.name + ".partial").mkdir()
+    # Of a stage that was finished this moment.
+    (stage.directory / "checkpoints").mkdir()
+    (stage.directory / "time.json").write_text("{}")
     store.copy(stage, target)
+    assert {path.name for path in target.iterdir()} == {
+        *("artifacts", "done.json", "pictures.npz")
+    }
     found = find(tmp_path / "two").artifacts(TEMPLATE)
     assert trees.digest(found) == trees.digest(
         find(tmp_path / "one").artifacts(TEMPLATE)

@@ -319,7 +319,7 @@ def test_an_own_method_on_the_server_runs(when, tmp_path):
         ({"data__name": f"{OWN}:Doubled"}, "Doubled': must be a function from a path"),
         (
             {"data__name": f"{WRONG}:returns_a_dict"},
-            "returns_a_dict': must return mosaic_jax.data.arrays.Arrays, not dict",
+            "returns_a_dict': must return mosaic_jax.data.dataset.Arrays, not dict",
         ),
         (
             {"data__name": f"{WRONG}:finds_nothing"},

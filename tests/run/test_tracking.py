@@ -110,6 +110,20 @@ class TestProgress:
         assert found["state"] == "running"
         assert note == "8 samples/s, left: stage 0:20, study 1:53, 2.0 GB"
 
+    def test_compiling_says_nothing_of_the_speed(self, tmp_path, monkeypatch):
+        progress = self.begin(tmp_path, monkeypatch)
+        progress.enter("init")
+        progress.begin("init", "round", 0, 10, 32)
+        assert progress.doing == ("init: compiling, to begin with round 1 of 10", 100)
+        self.now += 50
+        progress.compiled()
+        self.now += 20
+        progress.update(5, {}, 0)
+        assert self.read()["stage_seconds_left"] == pytest.approx(20)
+        assert self.read()["study_seconds_left"] == pytest.approx(85 / 0.75)
+        assert progress.doing == ("init: at round 6 of 10", 170)
+        assert self.read()["doing"] == "init: at round 6 of 10"
+
     def test_reused_stages_count_neither_way(self, tmp_path, monkeypatch):
         progress = self.begin(tmp_path, monkeypatch)
         progress.finished("init", reused=True)
@@ -126,3 +140,5 @@ class TestProgress:
         assert self.read()["state"] == "done"
         progress.stopped("interrupted")
         assert self.read()["state"] == "interrupted"
+        progress.stopped("failed", "a reason")
+        assert (self.read()["state"], self.read()["why"]) == ("failed", "a reason")

@@ -14,7 +14,7 @@ from mosaic_jax.core.types import Generators, Teachers
 from mosaic_jax.fl import gan
 from mosaic_jax.run import study as studies
 from mosaic_jax.server import base
-from mosaic_jax.stages.server import check_alive
+from mosaic_jax.stages.health import check_alive
 from tests import tiny
 from tests.tiny import KEY, close
 

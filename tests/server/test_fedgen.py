@@ -89,7 +89,7 @@ def test_penalty_by_hand(teachers):
     mask = np.array([True, True, False, True])
     turn = tiny.turn(model=model(), number=2).replace(lesson=one.lesson(state))
     batch = Batch(image=jnp.zeros((4, 16, 16, 1)), label=own, mask=mask)
-    seen = Seen(turn, batch, features, jnp.array(0), jax.random.key(7))
+    seen = Seen(turn, batch, features, jnp.array(0), jax.random.key(7), TASK.classifier)
     found = one.penalty(TASK, model().params, seen)
 
     def draw(name):

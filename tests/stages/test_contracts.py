@@ -16,12 +16,18 @@ from mosaic_jax import server
 from mosaic_jax.core import prng, schema, trees
 from mosaic_jax.fl import algorithms, parallel
 from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.anchors import KINDS, Anchor
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.nn.cnn import CNN
 from mosaic_jax.run import checkpoint, methods
 from mosaic_jax.server.base import Task
 from mosaic_jax.stages.host_rounds import HostRounds
+from mosaic_jax.stages.prototype_federation import (
+    FederationState,
+    PrototypeFederation,
+)
+from mosaic_jax.stages.prototype_host import OnHost
 from tests import tiny
 
 KEY = prng.root(0)
@@ -35,6 +41,7 @@ NUM_ROUNDS = 2
 SMALL = 3
 # Of clients that hold parts of it; all others have one that compiles sooner.
 SLICED = Classifier(CNN(NUM_CLASSES, width=2), (0.4,), (0.3,))
+SGD = Local(steps=2, batch_size=8, learning_rate=0.01, weight_decay=1e-3)
 WHEN = {"once", "every_round"}
 # Methods that need the clients' generators train after the rounds alone.
 WITHIN_ROUNDS = [
@@ -44,8 +51,12 @@ NAMES = [*algorithms.ALGORITHMS, *WITHIN_ROUNDS]
 every_method = pytest.mark.parametrize("name", NAMES)
 
 
+def is_partial(name):
+    return issubclass(algorithms.ALGORITHMS.get(name, object), PartialTraining)
+
+
 def classifier_of(name):
-    if issubclass(algorithms.ALGORITHMS.get(name, object), PartialTraining):
+    if is_partial(name):
         return SLICED
     return tiny.classifier(NUM_CLASSES)
 
@@ -61,7 +72,10 @@ def component(registry, name):
 
 def build(name, data, **layout):
     """Rounds of algorithm `name`, or of FedAvg with method `name` on the server."""
-    fields = {"clients_per_round": layout.pop("clients_per_round", 0)}
+    fields = {
+        "clients_per_round": layout.pop("clients_per_round", 0),
+        "anchor": layout.pop("anchor", None),
+    }
     if name in server.METHODS:
         algorithm = algorithms.FedAvg()
         fields["server"] = component(server.METHODS, name)
@@ -76,14 +90,18 @@ def build(name, data, **layout):
         )
     else:
         algorithm = component(algorithms.ALGORITHMS, name)
+    axis = parallel.build(
+        np.asarray(data.client.size), **{"at_once": 1, "num_devices": 1} | layout
+    )
+    if algorithm.exchanges == "prototypes":
+        del fields["anchor"]  # settings refuse one
+        return tiny.federation(algorithm, axis=axis, local=SGD, **fields)
     return tiny.rounds(
-        parallel.build(
-            np.asarray(data.client.size), **{"at_once": 1, "num_devices": 1} | layout
-        ),
+        axis,
         algorithm,
         classifier_of(name),
         RATES[data.client.number].tolist(),
-        local=Local(steps=2, batch_size=8, learning_rate=0.01, weight_decay=1e-3),
+        local=SGD,
         **fields,
     )
 
@@ -94,7 +112,10 @@ def start(name):
     model = jax.jit(classifier_of(name).init, static_argnums=1)(
         prng.named(KEY, "model"), SHAPE
     )
-    return build(name, tiny.dataset(SIZES)).initial_state(model, KEY)
+    program = build(name, tiny.dataset(SIZES))
+    if isinstance(program, PrototypeFederation):
+        return program.initial_state([model], KEY)
+    return program.initial_state(model, KEY)
 
 
 @functools.cache
@@ -118,8 +139,15 @@ def expected(name):
 
 def of_clients(state, rows):
     """`state` with the clients `rows` only, in this order."""
-    names = ("client", "client_model", "last_round")
+    names = {"client", "client_model", "last_round"} & set(vars(state))
     return state.replace(**{n: trees.take(getattr(state, n), rows) for n in names})
+
+
+def models(state):
+    """The clients' models, and the global one if there is one."""
+    if isinstance(state, FederationState):
+        return state.client[0].model, ()
+    return state.client_model, state.model
 
 
 def close(found, wanted, tolerance=1e-5):
@@ -138,7 +166,8 @@ def same(found, wanted):
 def test_everything_is_finite_and_moves(name):
     state, found = expected(name)
     assert trees.all_finite((state, found))
-    assert trees.digest(state.model.params) != trees.digest(start(name).model.params)
+    for found, old in zip(models(state), models(start(name)), strict=True):
+        assert found == () or trees.digest(found.params) != trees.digest(old.params)
 
 
 @every_method
@@ -173,7 +202,10 @@ def test_a_client_of_weight_0_changes_nothing(name):
         size=data.client.size.at[last].set(0),
         label_count=data.client.label_count.at[last].set(0),
     )
-    broken = jax.tree.map(lambda x: x.at[last].set(jnp.nan), start(name).client)
+    broken = jax.tree.map(
+        lambda x: x.at[last].set(jnp.nan) if x.dtype == jnp.float32 else x,
+        start(name).client,
+    )
     state, _ = run(
         name, data.replace(client=nobody), start(name).replace(client=broken)
     )
@@ -211,21 +243,68 @@ def test_some_take_part_and_states_may_be_in_host_memory(name):
     who = np.concatenate(some.participants(KEY, 0))
     others = np.setdiff1d(np.arange(len(SIZES)), who)
     same(
-        trees.take((state.client, state.client_model), others),
-        trees.take((start(name).client, start(name).client_model), others),
+        trees.take((state.client, models(state)[0]), others),
+        trees.take((start(name).client, models(start(name))[0]), others),
     )
     moved = jax.tree.map(
         lambda new, old: jnp.any(new != old, axis=range(1, new.ndim)),
-        state.client_model.params,
-        start(name).client_model.params,
+        models(state)[0].params,
+        models(start(name))[0].params,
     )
     assert jnp.all(jnp.any(jnp.stack(jax.tree.leaves(moved)), axis=0)[who])
+    names = {"client", "client_model"} & set(vars(state))
     on_host = start(name).replace(
-        client=jax.tree.map(np.array, start(name).client),
-        client_model=jax.tree.map(np.array, start(name).client_model),
+        **{n: jax.tree.map(np.array, getattr(start(name), n)) for n in names}
     )
-    host, _, _ = HostRounds(some).run(data, KEY, on_host, 0)
-    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host.client_model))
+    kind = OnHost if isinstance(some, PrototypeFederation) else HostRounds
+    host, _, _ = kind(some).run(data, KEY, on_host, 0)
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(models(host)[0]))
+    close(host, state)
+
+
+def has_no_model(name):
+    return not algorithms.ALGORITHMS.get(name, algorithms.FedAvg).has_global_model
+
+
+def exchanges_prototypes(name):
+    algorithm = algorithms.ALGORITHMS.get(name)
+    return algorithm is not None and algorithm.exchanges == "prototypes"
+
+
+# Of the algorithms that deal out parts of the network one stands for all in short runs.
+LONG = ("heterofl", "fedrolex")
+# Whoever holds parts of the network cannot have the distilled one's answers, nor can
+# clients whose last layer stays with them. Of the methods on the server one adds to the
+# clients' loss itself.
+ANCHORED = [
+    pytest.param(name, kind, marks=[pytest.mark.slow] * (name in LONG))
+    for name in (*algorithms.ALGORITHMS, "fedgen")
+    for kind in KINDS
+    if kind != "none"
+    and not exchanges_prototypes(name)
+    and not (kind == "distilled" and (is_partial(name) or has_no_model(name)))
+]
+
+
+@pytest.mark.parametrize(("name", "kind"), ANCHORED)
+def test_every_method_goes_with_every_anchor(name, kind):
+    data, anchor = tiny.dataset(SIZES), Anchor(kind, 1.0, 2.0)
+    some = build(name, data, clients_per_round=2, at_once=2, anchor=anchor)
+    before = some.initial_state(start(name).model, KEY)
+    same(before.anchor, start(name).model)
+    step = jax.jit(some.run)
+    state, found = run(name, data, before, step=step)
+    assert trees.all_finite((state, found))
+    same(state.anchor, start(name).model)
+    free, _ = run(name, data, before.replace(anchor=expected(name)[0].model), step=step)
+    assert trees.digest(free.model) != trees.digest(state.model)
+    host = before.replace(
+        client=jax.tree.map(np.array, before.client),
+        client_model=jax.tree.map(np.array, before.client_model),
+    )
+    on_host = HostRounds(some)
+    for number in range(NUM_ROUNDS):
+        host, _, _ = on_host.run(data, KEY, host, number)
     close(host, state)
 
 
@@ -235,6 +314,6 @@ def test_server_methods_say_when_they_train():
 
 def test_lists_of_comparisons_name_what_there_is():
     known = {"mosaic", *algorithms.ALGORITHMS, *server.METHODS}
-    for name in (*methods.COMPARED, *methods.HETEROGENEOUS):
+    for name in [one for listed in methods.LISTS.values() for one in listed]:
         parts = name.partition("@")[0].split("+")
         assert {part.removesuffix(methods.DECAY) for part in parts} <= known

@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from mosaic_jax.core import prng
+from mosaic_jax.core import errors, prng
 from mosaic_jax.fl import gan
 from mosaic_jax.nn import dcgan
-from mosaic_jax.run import study
-from mosaic_jax.stages import generators
-from tests import tiny
+from mosaic_jax.run import runner, study
+from mosaic_jax.stages import generators, local
+from tests import running, tiny
 from tests.tiny import KEY
 
 SIZE = np.array([64, 65, 3])
@@ -34,7 +34,7 @@ def test_constant_output_is_found_collapsed():
     )
     generator = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1)).generator
     z = jax.random.normal(prng.named(KEY, "z"), (64, model_gan.latent_dim))
-    spread = jax.jit(lambda g: generators.deviation(model_gan, g, z))
+    spread = jax.jit(lambda g: model_gan.deviation(g, z))
     constant = jax.tree.map(jnp.zeros_like, generator)
     assert spread(constant) == 0
     assert spread(generator) > 0
@@ -78,3 +78,51 @@ def test_the_bound_is_what_a_study_runs_and_promises():
     assert free < 1000
     ratio = many.flops["generators"] / few.flops["generators"]
     assert ratio == pytest.approx(1000 * len(sizes) / free)
+
+
+@pytest.mark.parametrize(
+    ("augment", "of_data", "expected"),
+    [
+        (False, "crop_flip", "none"),
+        (True, "crop_flip", "crop_flip"),
+        (True, "none", "none"),
+    ],
+)
+def test_real_images_are_augmented_as_a_classifiers(
+    augment, of_data, expected, tmp_path, monkeypatch
+):
+    told = []
+
+    def spied(context, name, step, state, *args, augmentation, **_):
+        told.append((name, augmentation))
+        yield from ()
+        return state
+
+    monkeypatch.setattr(local, "run_steps", spied)
+    study = tiny.study(
+        data__augmentation=of_data,
+        generators__augment=augment,
+        compat__fresh_classifier=True,
+    )
+    work = runner.Experiment(study, tmp_path)
+    running.drive(work.start(running.link_of(work, "generators"), {}))
+    # The fresh classifier's images are augmented in any case.
+    assert told == [("classifier", of_data), ("gan", expected)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"entropy_weight": 0.0}, "entropy_weight = 0.0: must be > 0 for"),
+        ({"translate": 2}, "translate = 2: must be 0 for"),
+        ({"augment": True}, "augment = True: must be False for"),
+    ],
+)
+def test_what_a_classifier_cannot_judge_by_is_told(fields, told):
+    good = {"discriminator": "classifier", "entropy_weight": 1.0}
+    changes = {f"generators__{name}": v for name, v in (good | fields).items()}
+    with pytest.raises(errors.ConfigError) as caught:
+        tiny.study(**changes)
+    line = str(caught.value)
+    assert line.startswith(f"generators.{told} generators.discriminator = 'classifier'")
+    assert "\n" not in line

@@ -8,7 +8,6 @@ import optax
 from mosaic_jax.core import prng, trees
 from mosaic_jax.fl import gan
 from mosaic_jax.nn import dcgan, submodel
-from mosaic_jax.stages import generators
 from tests import tiny
 
 KEY = prng.root(0)
@@ -42,7 +41,7 @@ def test_a_generator_of_half_the_width_among_zeros_trains_as_one():
         for width in (4, 2)
     )
     state = trees.broadcast(wide.init(prng.named(KEY, "wide"), (16, 16, 1)), 1)
-    state = trees.take(generators.narrowed(wide, state, [0.5]), 0)
+    state = trees.take(gan.narrowed(wide, state, [0.5]), 0)
 
     def first_half(module, model):
         channels = {
@@ -64,6 +63,7 @@ def test_a_generator_of_half_the_width_among_zeros_trains_as_one():
             return each.step(
                 state,
                 prng.at(KEY, number),
+                number,
                 image,
                 jnp.ones(4, bool),
                 client_model=classifier,

@@ -12,6 +12,7 @@ import pytest
 from mosaic_jax.core import prng, trees
 from mosaic_jax.fl import algorithms, parallel, training
 from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.anchors import Anchor
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.stages.host_rounds import HostRounds
@@ -108,7 +109,10 @@ class Curious(Algorithm):
 
 
 def program_of(algorithm, data, **layout):
-    fields = {"clients_per_round": layout.pop("clients_per_round", 0)}
+    fields = {
+        "clients_per_round": layout.pop("clients_per_round", 0),
+        "anchor": layout.pop("anchor", None),
+    }
     layout = {"at_once": 1, "num_devices": 1} | layout
     axis = parallel.build(np.asarray(data.client.size), **layout)
     return tiny.rounds(axis, algorithm, CLASSIFIER, local=LOCAL, **fields)
@@ -275,3 +279,43 @@ def test_steps_features_keys_and_the_loss_are_seen():
         state.server, np.average(losses, weights=SIZES), rtol=1e-4
     )
     assert len(set(noises)) == len(noises)
+
+
+def softmax(logits):
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("kind", ["proximal", "distilled"])
+@pytest.mark.parametrize("layout", [{}, {"at_once": 3}, {"clients_per_round": 2}])
+def test_an_anchor_is_the_model_before_the_first_round_in_all_rounds(kind, layout):
+    weight, temperature = 0.7, 2.0
+    anchor = Anchor(kind, weight, temperature)
+    program, state, _ = run(algorithms.FedAvg(), anchor=anchor, **layout)
+    model, near = start(), start()
+    for number in range(ROUNDS):
+        (who,) = program.participants(KEY, number)
+        who, trained = who.tolist(), []
+        for i in who:
+            params = dict(model)
+            for x, label, mask in batches(i, number):
+                slope, _ = gradient(params, x, label, mask)
+                if kind == "proximal":
+                    pull = {n: weight * (params[n] - near[n]) for n in params}
+                else:
+                    own, told = (
+                        softmax((x @ one["kernel"] + one["bias"]) / temperature)
+                        for one in (params, near)
+                    )
+                    apart = weight * temperature * (own - told) * mask[:, None]
+                    apart /= mask.sum()
+                    pull = {"kernel": x.T @ apart, "bias": apart.sum(axis=0)}
+                params = {
+                    n: params[n] - LOCAL.learning_rate * (slope[n] + pull[n])
+                    for n in params
+                }
+            trained.append(params)
+        model = mean(trained, who)
+    close(state.model.params["dense"], model)
+    close(state.anchor.params["dense"], near)
+    plain = run(algorithms.FedAvg(), **layout)[1].model
+    assert trees.digest(plain) != trees.digest(state.model)

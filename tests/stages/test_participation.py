@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax.core import trees
+from mosaic_jax.fl import holdings
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.stages import federation
 from tests import running, tiny
@@ -217,3 +218,9 @@ def test_clients_own_models_are_measured_of_those_who_trained(tmp_path):
     ]
     mean = found.models["personal"]["test_accuracy"]
     np.testing.assert_allclose(mean, np.mean(own), atol=1e-4)
+
+
+def test_shares_are_rounded_so_that_they_sum_up():
+    assert holdings.shares([10, 10, 10], 4) == [1, 2, 1]
+    assert holdings.shares([1, 9], 1) == [0, 1]
+    assert sum(holdings.shares([3, 5, 7, 11], 13)) == 13

@@ -200,8 +200,8 @@ def trained(program, client, model, images):
 @pytest.mark.parametrize(
     ("algorithm", "layout"),
     [
-        (HETEROFL, {"at_once": 1}),
-        (FEDROLEX, {"at_once": 4}),
+        pytest.param(HETEROFL, {"at_once": 1}, marks=pytest.mark.slow),
+        pytest.param(FEDROLEX, {"at_once": 4}, marks=pytest.mark.slow),
         (FEDDROPOUT, {"at_once": 1, "num_devices": 2}),
     ],
     ids=["heterofl", "fedrolex", "feddropout"],
@@ -374,7 +374,7 @@ def test_masked_loss_leaves_rows_of_absent_classes_alone():
     turn = Turn(
         model, {}, trees.take(data.client, 0), {}, jnp.array(0), KEY, tiny.LOCAL
     )
-    seen = Seen(turn, None, None, jnp.array(0), KEY)
+    seen = Seen(turn, None, None, jnp.array(0), KEY, None)
     logits = masked.logits(jnp.ones((2, 4)), seen)
     np.testing.assert_array_equal(logits, [[1, 1, 0, 0]] * 2)
 

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from mosaic_jax.run import rehearsal, variants
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.stages import sections
 from tests import running, tiny
@@ -39,18 +40,33 @@ COMPAT = {
     "generators__inversion_weight": 0.0,
     "generators__diversity_weight": 5.0,
     "prototypes__space": "global",
+    "prototypes__gathered": "every_round",
+    "generators__augment": True,
+    "data__augmentation": "crop_flip",
     "meta__head": "transformer",
     "distill__divergence": "logit_mean",
 }
+PAPER = {
+    name.replace(".", "__"): value for name, value in variants.FIELDS["paper"].items()
+}
 CHAINS = {
     "published": COMPAT,
+    # A client of 40 images is below tau, one of more is not.
+    "paper": PAPER | {"audit__images": 0, "generators__collapse_below": 0.0},
     "server": {"method": "federated", "server__method": "fedftg"},
 }
-# Stages whose work on the server is counted in other stages, or in none.
-WITHOUT_LOOP = {"meta"}
+# Stages whose work on the server is counted in other stages, or in none: prototypes are
+# gathered by warm-up in the published form.
+WITHOUT_LOOP = {"meta": ("once", "every_round"), "prototypes": ("every_round",)}
 
 
-@pytest.fixture(scope="module", params=CHAINS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.slow] * (name == "published"))
+        for name in CHAINS
+    ],
+)
 def finished(request, tmp_path_factory):
     work = Experiment(
         tiny.study(**SHORT | CHAINS[request.param]),
@@ -72,12 +88,28 @@ def test_a_second_start_computes_nothing(finished, caplog):
     assert "running" not in caplog.text
 
 
+def test_it_is_counted_from_its_shapes(finished):
+    """Bytes sent are those of the run; how many prototypes there are is assumed."""
+    work, _ = finished
+    records = {stage.name: stage.record for stage in work.finished()}
+    for rehearsed in rehearsal.rehearse(work.study, rehearsal.Counting()):
+        found, record = rehearsed.outcome, records[rehearsed.link.name]
+        for told, sent in ((found.up, record.up), (found.down, record.down)):
+            assert told.keys() == sent.keys()
+            for name, count in sent.items():
+                few, many = (0.5, 2) if "prototypes" in name else (1, 1)
+                if name != "gate_features":  # one for each prototype
+                    assert few * count <= told[name] <= many * count, name
+
+
 def test_what_stages_tell_is_what_the_summary_has(finished):
     work, summary = finished
     records = {stage.name: stage.record for stage in work.finished()}
     assert list(summary.flops) == list(records)
+    gathered = work.settings.prototypes.gathered
     for name, record in records.items():
-        assert record.flops == summary.flops[name] > 0 or name in WITHOUT_LOOP
+        counted = gathered not in WITHOUT_LOOP.get(name, ())
+        assert record.flops == summary.flops[name] and (record.flops > 0 or not counted)
         assert summary.stages[name] == record.identity["fingerprint"]
         for number in record.headline.values():
             assert {"mean", "low", "high", "meaning"} <= number.keys()

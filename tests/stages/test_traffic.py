@@ -9,8 +9,9 @@ import pytest
 from mosaic_jax.core.types import ModelState
 from mosaic_jax.fl import algorithms, parallel
 from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.anchors import Anchor
 from mosaic_jax.server import base, fedgen
-from mosaic_jax.stages import run_rounds
+from mosaic_jax.stages import federation, run_rounds
 from tests import tiny
 
 SHAPE = (16, 16, 1)
@@ -54,7 +55,7 @@ class Steering(Algorithm):
         return model.params
 
 
-def sent(algorithm, *, every=2, **fields):
+def sent(algorithm, *, every=2, first=0, **fields):
     axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
     info = types.SimpleNamespace(image_shape=SHAPE, num_classes=4)
     context = types.SimpleNamespace(
@@ -63,7 +64,7 @@ def sent(algorithm, *, every=2, **fields):
         settings=tiny.study(evaluation__every=every),
     )
     program = tiny.rounds(axis, algorithm, **fields)
-    return run_rounds.traffic(context, program, ROUNDS)
+    return run_rounds.traffic(context, program, ROUNDS, first=first)
 
 
 @pytest.mark.parametrize(
@@ -115,3 +116,49 @@ def test_lessons_are_counted():
         "models": ROUNDS * 2 * MODEL,
         "lessons": ROUNDS * 2 * 4 * (generator + 4),
     }
+
+
+ANCHOR = Anchor("proximal", 1.0, 1.0)
+
+
+def test_an_anchor_that_all_get_as_the_first_model_costs_nothing():
+    assert sent(algorithms.FedAvg(), anchor=ANCHOR) == sent(algorithms.FedAvg())
+
+
+@pytest.mark.parametrize("first", [0, 7])
+def test_who_joins_later_gets_the_anchor_once(first):
+    up, down = sent(
+        algorithms.FedAvg(), first=first, anchor=ANCHOR, clients_per_round=1
+    )
+    key = federation.rounds_key(tiny.study())
+    axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
+    program = tiny.rounds(axis, algorithms.FedAvg(), clients_per_round=1)
+    who = [program.participants(key, first + i)[0].item() for i in range(ROUNDS)]
+    assert len(set(who)) > 1
+    assert up == {"models": ROUNDS * MODEL}
+    assert down == {"models": ROUNDS * MODEL, "anchor": (len(set(who)) - 1) * MODEL}
+
+
+def test_parts_of_the_anchor_come_with_every_later_round():
+    algorithm = algorithms.FedRolex(batch_norm="running")
+    _, down = sent(algorithm, rates=(1.0,) * CLIENTS, anchor=ANCHOR)
+    assert down["anchor"] == (ROUNDS - 1) * CLIENTS * MODEL
+
+
+@pytest.mark.parametrize("taking_part", [0, 2])
+def test_uploads_that_are_lost_are_not_counted(taking_part):
+    local = dataclasses.replace(tiny.LOCAL, failures=0.5)
+    fields = {"clients_per_round": taking_part, "local": local}
+    up, down = sent(algorithms.FedAvg(), **fields)
+    axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
+    program = tiny.rounds(axis, algorithms.FedAvg(), **fields)
+    key, data = federation.rounds_key(tiny.study()), tiny.dataset([10] * CLIENTS, 4)
+    arrived = sum(
+        int(program.arrived(data, key, program.participants(key, i), i).sum())
+        for i in range(ROUNDS)
+    )
+    count = ROUNDS * (taking_part or CLIENTS)
+    assert 0 < arrived < count
+    assert up == {"models": arrived * MODEL} and down == {"models": count * MODEL}
+    up, _ = sent(algorithms.FedAvg(), server=base.ServerTraining(), **fields)
+    assert up["used_label_counts"] == arrived * 4 * 4

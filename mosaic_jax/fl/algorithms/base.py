@@ -25,6 +25,12 @@ class Algorithm(Hooks, schema.Group):
 
     # Clients keep a model of their own, to be judged beside the global one.
     personal = False
+    # The server's model answers by itself; False: only the clients' own models count.
+    has_global_model = True
+    # What goes to the server and back; "prototypes": see `Prototypical`.
+    exchanges = "models"
+    # What the server trains, in words for a table.
+    server_work = "none"
 
     def weight(self, size: Array) -> Array:
         """Weights of clients with `size` images in every mean over clients."""
@@ -43,7 +49,8 @@ class Algorithm(Hooks, schema.Group):
           server_state: of the round before.
           model: global, of the round before.
           mean_upload: weighted by `weight` over those who took part.
-          share: of all clients that take part in a round, in (0, 1].
+          share: part of the weight of all clients that took part and whose uploads
+            have arrived, in (0, 1]; an array [] unless all of them always do.
         """
         del model, share
         return server_state, mean_upload

@@ -1,13 +1,17 @@
 """A data set as arrays, and the properties of it that networks depend on."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
 from mosaic_jax.core import errors
+
+_log = logging.getLogger(__name__)
 
 IMAGE_SIZES = (16, 32, 64)
 # A confusion matrix has this number squared of entries.
@@ -49,7 +53,8 @@ class Arrays:
     Labels may be given in any integer type.
 
     Raises:
-      DataError: labels are not integers in [0, MOST_CLASSES).
+      DataError: images are of another type or shape, there are none, or not as many as
+        labels; labels are not integers in [0, MOST_CLASSES).
     """
 
     train_image: np.ndarray
@@ -58,8 +63,20 @@ class Arrays:
     test_label: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check the labels, then convert them: the only place where that is done."""
+        """Check all, then convert labels: the only place where that is done."""
         for part in ("train", "test"):
+            image = getattr(self, f"{part}_image")
+            shape, count = np.shape(image), len(getattr(self, f"{part}_label"))
+            if getattr(image, "dtype", None) != np.uint8 or len(shape) != 4:
+                raise errors.DataError(
+                    f"{part} images of type {getattr(image, 'dtype', type(image))},"
+                    f" shape {shape}: must be uint8 [N, H, W, D]"
+                )
+            if len(image) != count or not count:
+                raise errors.DataError(
+                    f"{len(image)} {part} images, {count} labels: must be as many, and"
+                    " at least one"
+                )
             name = f"{part}_label"
             label = np.asarray(getattr(self, name))
             low, high = (label.min(), label.max()) if label.size else (0, 0)
@@ -173,6 +190,40 @@ def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
         pillow = pillow.resize((side, side), Image.Resampling.BILINEAR)
         row[:] = np.asarray(pillow).reshape(side, side, -1)
     return result
+
+
+def from_user(images: Any, name: str, size: int = 0) -> np.ndarray:
+    """A user's images as the library's: uint8 [N, S, S, D], S of `IMAGE_SIZES`.
+
+    Args:
+      images: uint8, or floats in [0, 1]; [N, H, W] or [N, H, W, D] with D of 1 or 3.
+      name: of the images, for messages.
+      size: S; 0: whichever is nearest to their own.
+
+    Raises:
+      DataError: they are of another type, range or shape, or there are none.
+    """
+    image = np.asarray(images)
+    image = image[..., None] if image.ndim == 3 else image
+    if image.ndim != 4 or image.shape[-1] not in (1, 3) or not image.size:
+        raise errors.DataError(
+            f"{name}: images of shape {np.shape(images)}: must be [N, H, W],"
+            " [N, H, W, 1] or [N, H, W, 3], and not empty"
+        )
+    if image.dtype != np.uint8:
+        low, high = image.min(), image.max()
+        # A comparison with NaN is False.
+        if image.dtype.kind != "f" or not (low >= 0 and high <= 1):
+            raise errors.DataError(
+                f"{name}: images of {image.dtype}, {low}..{high}: must be uint8, or"
+                " floats in [0, 1]"
+            )
+        image = (image * 255).round().astype(np.uint8)
+    height, width = image.shape[1:3]
+    size = size or nearest_size((height * width) ** 0.5)
+    if (height, width) != (size, size):
+        _log.info("%s: %d x %d pixels are resized to %d", name, height, width, size)
+    return resize(image, size)
 
 
 def nearest_size(side: float) -> int:

@@ -1,0 +1,83 @@
+"""Data sets of what a user has at hand, for `mosaic_jax.Study(data=...)`."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mosaic_jax.core import errors
+from mosaic_jax.data import dataset, own, prepared
+from mosaic_jax.data.dataset import Arrays
+
+
+def arrays(
+    x_train: Any, y_train: Any, x_test: Any = None, y_test: Any = None
+) -> Arrays:
+    """A data set of arrays that are at hand.
+
+    Images are uint8, or floats in [0, 1], [N, H, W] or [N, H, W, D] with D of 1 or 3.
+    They are resized to squares of 16, 32 or 64 pixels, whichever is nearest.
+
+    Args:
+      x_train: training images.
+      y_train: their classes [N], integers from 0.
+      x_test: test images; None: a fixed fifth of each class of the training images.
+      y_test: their classes.
+
+    Raises:
+      DataError: images or labels are of another type, range or shape.
+    """
+    if (x_test is None) != (y_test is None):
+        raise errors.DataError("x_test, y_test: must both be given or neither")
+    image = dataset.from_user(x_train, "x_train")
+    label = _labels(y_train, len(image), "y_train")
+    if x_test is None:
+        return own.with_test_set(image, label)
+    test_image = dataset.from_user(x_test, "x_test")
+    if test_image.shape[1:] != image.shape[1:]:
+        raise errors.DataError(
+            f"x_test: images {test_image.shape[1:]}: must be {image.shape[1:]} as those"
+            " of x_train"
+        )
+    return Arrays(image, label, test_image, _labels(y_test, len(test_image), "y_test"))
+
+
+def folder(path: str | pathlib.Path) -> Arrays:
+    """A data set of image files, see `own.folder`: a sub-folder for each class.
+
+    Raises:
+      DataError: it is not such a folder, or a file in it is not an image.
+    """
+    return own.folder(pathlib.Path(path).expanduser())
+
+
+def npz(path: str | pathlib.Path) -> Arrays:
+    """A data set in an npz file, see `own.npz`: x_train, y_train, x_test and y_test.
+
+    Raises:
+      DataError: there is no such file, or an array is missing or of another type.
+    """
+    return own.npz(pathlib.Path(path).expanduser())
+
+
+def tfds(name: str, directory: str | pathlib.Path = "data") -> Arrays:
+    """A data set that TensorFlow Datasets prepared, see `prepared.read_any`.
+
+    Args:
+      name: of the data set, as of TFDS.
+      directory: where it was prepared.
+
+    Raises:
+      DataError: it is not prepared, or no set of images with one class each.
+    """
+    return prepared.read_any(pathlib.Path(directory).expanduser(), name)
+
+
+def _labels(label: Any, count: int, name: str) -> np.ndarray:
+    """Classes [count]."""
+    label = np.asarray(label)
+    if label.shape not in ((count,), (count, 1)):
+        raise errors.DataError(
+            f"{name}: of shape {label.shape}: must be [{count}], one for each image"
+        )
+    return label.reshape(-1)

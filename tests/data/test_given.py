@@ -1,0 +1,128 @@
+"""Data sets of arrays that a user has at hand."""
+
+import numpy as np
+import pytest
+
+from mosaic_jax import data
+from mosaic_jax.core import errors
+from mosaic_jax.data import dataset, sources
+
+GREY = np.random.RandomState(0).randint(0, 256, (50, 16, 16)).astype(np.uint8)
+LABEL = np.arange(50) % 5
+
+
+def test_bytes_and_floats_are_the_same_images():
+    whole = data.arrays(GREY, LABEL, GREY[:5], LABEL[:5])
+    assert whole.train_image.shape == (50, 16, 16, 1)
+    np.testing.assert_array_equal(whole.train_image[..., 0], GREY)
+    for same in (GREY / 255, (GREY / 255).astype(np.float32)):
+        found = data.arrays(same, LABEL, same[:5], LABEL[:5, None])
+        np.testing.assert_array_equal(found.train_image, whole.train_image)
+        np.testing.assert_array_equal(found.test_label, whole.test_label)
+
+
+def test_a_fifth_of_each_class_is_held_out():
+    found = data.arrays(GREY, LABEL)
+    assert np.bincount(found.test_label).tolist() == [2] * 5
+    assert len(found.train_label) == 40
+
+
+def test_other_sizes_become_squares():
+    found = data.arrays(np.zeros((10, 28, 30, 3)), np.arange(10) % 2)
+    assert found.train_image.shape == (8, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            (GREY / 127.5 - 1, LABEL),
+            r"x_train: images of float64, -1.0..1.0: must be",
+        ),
+        (
+            (GREY * np.nan, LABEL),
+            r"x_train: images of float64, nan..nan: must be",
+        ),
+        ((GREY.astype(int), LABEL), r"x_train: images of int64, 0..255: must be uint8"),
+        ((GREY[0], LABEL), r"x_train: images of shape \(16, 16\): must be \[N, H, W\]"),
+        ((GREY[..., :0], LABEL), r"x_train: images of shape .*, and not empty"),
+        ((GREY, LABEL[:9]), r"y_train: of shape \(9,\): must be \[50\], one for each"),
+        ((GREY, LABEL / 2), r"train labels of type float64"),
+        ((GREY, LABEL, GREY), r"x_test, y_test: must both be given or neither"),
+        (
+            (GREY, LABEL, np.zeros((4, 32, 32)), LABEL[:4]),
+            r"x_test: images \(32, 32, 1\): must be \(16, 16, 1\)",
+        ),
+    ],
+)
+def test_what_is_refused(given, told):
+    with pytest.raises(errors.DataError, match=told):
+        data.arrays(*given)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_any_set_that_tfds_prepared(tmp_path):
+    """Images of several sizes under other names; its held-out split is a validation."""
+    import tensorflow_datasets as tfds
+
+    image = [np.full((20 + i, 30, 1), 40 * i, np.uint8) for i in range(5)]
+
+    class Leaves(tfds.core.GeneratorBasedBuilder):
+        """A set that the library does not know."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "photo": tfds.features.Tensor(shape=(None, 30, 1), dtype=np.uint8),
+                "kind": tfds.features.ClassLabel(num_classes=3),
+            }
+            return self.dataset_info_from_configs(
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("photo", "kind"),
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._rows(0, 3), "validation": self._rows(3, 5)}
+
+        def _generate_examples(self, *_):
+            return iter(())
+
+        def _rows(self, first, end):
+            rows = [(i, {"photo": image[i], "kind": i % 3}) for i in range(first, end)]
+            return iter(rows)
+
+    told = r"data.name = 'tfds:leaves': not prepared in .*: must be, where TensorFlow"
+    with pytest.raises(errors.DataError, match=told):
+        sources.load("tfds:leaves", tmp_path)
+    Leaves(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    info, found = sources.load("tfds:leaves", tmp_path)
+    assert (info.image_shape, info.num_classes) == ((32, 32, 1), 3)
+    order = np.argsort(found.train_label)
+    assert found.train_image[order].mean((1, 2, 3)).tolist() == [0, 40, 80]
+    assert sorted(found.test_label) == [0, 1]
+    same = data.tfds("leaves", tmp_path)
+    np.testing.assert_array_equal(same.train_image, found.train_image)
+
+
+@pytest.mark.parametrize(
+    ("image", "count", "told"),
+    [
+        (np.zeros((4, 16, 16), np.uint8), 4, r"type uint8, shape \(4, 16, 16\): must"),
+        (np.zeros((4, 16, 16, 1)), 4, r"train images of type float64, shape"),
+        (
+            np.zeros((0, 16, 16, 1), np.uint8),
+            0,
+            r"0 train images, 0 labels: must be as",
+        ),
+        (
+            np.zeros((4, 16, 16, 1), np.uint8),
+            3,
+            r"4 train images, 3 labels: must be as",
+        ),
+    ],
+)
+def test_arrays_are_checked_before_they_are_measured(image, count, told):
+    label = np.zeros(count, int)
+    with pytest.raises(errors.DataError, match=told):
+        dataset.Arrays(image, label, image, label)
