@@ -1,39 +1,58 @@
-"""Accuracy of Mosaic and of FedAvg over Dirichlet alphas and seeds.
+"""Accuracy of all methods over Dirichlet alphas and seeds, on equal terms.
 
-    python -m benchmarks.accuracy --name digits --alphas 0.01,0.1 --seeds 0,1,2
-    python -m benchmarks.accuracy --name digits --dtype bfloat16
+    python -m benchmarks.accuracy --name digits --alphas 0.01,0.1,1.0 --seeds 0,1,2
+    python -m benchmarks.accuracy --name fashion_mnist:small --methods fedavg,mosaic
+    python -m benchmarks.accuracy --name digits --methods fedavg,mosaic --dtype bfloat16
 
-Both methods share split, initial model, local work and total number of rounds;
-FedAvg goes on from Mosaic's first stage. Prints the table of docs/results.md (Markdown,
-mean and standard deviation over seeds, per cent) and writes
-benchmarks/results/accuracy_NAME.json (of activations in bfloat16:
-accuracy_NAME_bfloat16.json).
+Split, initial model, local work and number of rounds are those of
+configs/NAME_mosaic.py; stages that methods have in common are run once. Prints the
+tables of docs/results.md (Markdown, mean and standard deviation over seeds, per cent on
+test images) and keeps what it measured in benchmarks/results/accuracy_NAME.json (of
+activations in bfloat16: accuracy_NAME_bfloat16.json): cells that stand there with the
+settings of today are not measured again, so that several commands may fill the tables,
+at the same time too if each has seeds of its own.
 """
 
 import argparse
 import json
 import pathlib
 import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.traverse_util
+
+from benchmarks import timing
 from mosaic_jax.cli import config_files, launch
-from mosaic_jax.core import files
-from mosaic_jax.run import environment, methods, settings
+from mosaic_jax.core import schema
+from mosaic_jax.report import comparison
+from mosaic_jax.run import methods, settings
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
 
-COLUMNS = ("fedavg", "experts_mean", "diagonal", "teacher", "distilled", "final")
+# What a cell says of each model: the head of its column, by the name of the model.
+MODELS = {
+    "experts_mean": "experts' mean",
+    "diagonal": "experts of their classes",
+    "teacher": "teacher",
+    "distilled": "distilled",
+    "final": "final",
+    "personal": "clients' own",
+}
+Cell = dict[str, Any]
+KEY = ("alpha", "seed", "method")
 
 
-def studies(
-    name: str, alpha: float, seed: int, dtype: str = "float32"
-) -> tuple[Settings, Settings]:
-    """Mosaic by configs/NAME_mosaic.py, and its control.
+def study(
+    name: str, alpha: float, seed: int, method: str, dtype: str = "float32"
+) -> Settings:
+    """`method` on the terms of configs/NAME_mosaic.py.
 
     Args:
       name: of the data set, and the config's variant after a colon.
       alpha: of the Dirichlet split.
-      seed: of both studies.
+      seed: of the study.
+      method: as `compare` takes it.
       dtype: of activations.
     """
     name, colon, variant = name.partition(":")
@@ -42,18 +61,17 @@ def studies(
     config.seed = seed
     config.model.dtype = dtype
     config.log.tensorboard = False
-    mosaic = settings.from_mapping(config.to_dict())
-    return mosaic, methods.with_method(mosaic, "fedavg")
+    return methods.with_method(settings.from_mapping(config.to_dict()), method)
 
 
 def folder(
     root: pathlib.Path, name: str, alpha: float, seed: int, dtype: str = "float32"
 ) -> pathlib.Path:
-    """Where the run directories of one cell are, "mosaic" among them.
+    """Where the run directories of one alpha and seed are, each called by its method.
 
     Args:
-      root: of all cells.
-      name: as of `studies`.
+      root: of all run directories.
+      name: as of `study`.
       alpha: likewise.
       seed: likewise.
       dtype: likewise.
@@ -61,47 +79,93 @@ def folder(
     return root / f"{name.replace(':', '_')}_{alpha}_{seed}_{dtype}"
 
 
-def measure(
-    name: str, alpha: float, seed: int, dtype: str, root: pathlib.Path
-) -> dict[str, dict[str, float]]:
-    """Accuracies of one cell.
+def measure(config: Settings, method: str, workdir: pathlib.Path) -> Cell:
+    """One cell.
 
     Args:
-      name: as of `studies`.
-      alpha: likewise.
-      seed: likewise.
-      dtype: likewise.
-      root: of the run directories.
-
-    Returns:
-      {"test": {column: accuracy}, "validation": ...}.
+      config: of `study`.
+      method: its name.
+      workdir: of `folder`; what studies there have in common with this one is reused.
     """
-    workdir = folder(root, name, alpha, seed, dtype)
-    config, control = studies(name, alpha, seed, dtype)
-    mosaic = Experiment(config, workdir / "mosaic").run()
-    fedavg = Experiment(
-        control, workdir / "fedavg", reuse_from=[workdir / "mosaic"]
+    others = [path for path in workdir.glob("*") if (path / "stages").is_dir()]
+    summary = Experiment(
+        config, workdir / method.replace(":", "_"), reuse_from=others
     ).run()
-    if mosaic.rounds != fedavg.rounds or mosaic.partition != fedavg.partition:
-        raise AssertionError("the methods must share the split and the rounds")
     return {
-        part: found | {"fedavg": fedavg.accuracies[part]["final"]}
-        for part, found in mosaic.accuracies.items()
+        "alpha": config.data.alpha,
+        "seed": config.seed,
+        "method": method,
+        "settings": set_fields(config),
+        **timing.occasion(),
+        **summary.accuracies,
+        "distilled_kept": summary.distilled_kept,
+        "rounds": summary.rounds,
+        "split": summary.partition["sha256"],
+        "bytes": {
+            direction: sum(payloads.values())
+            for direction, payloads in summary.communication_bytes.items()
+        },
+        "flops": sum(summary.flops.values()),
+        "server": comparison.server_work(schema.to_mapping(config)),
     }
 
 
-def table(cells: list[dict[str, Any]]) -> str:
-    """Markdown: one row per alpha."""
-    lines = ["| alpha | seeds | " + " | ".join(COLUMNS) + " |"]
-    lines.append("|---" * (len(COLUMNS) + 2) + "|")
-    for alpha in dict.fromkeys(cell["alpha"] for cell in cells):
-        rows = [cell for cell in cells if cell["alpha"] == alpha]
-        shown = [_mean_spread([row["test"][name] for row in rows]) for name in COLUMNS]
-        lines.append(f"| {alpha} | {len(rows)} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+def set_fields(config: Settings) -> dict[str, Any]:
+    """The fields that differ from their defaults, as JSON has them.
+
+    Those of methods that the study does not run are left out.
+    """
+    mine = {config.init.method, config.server.method}
+    defaults = flax.traverse_util.flatten_dict(settings.defaults(), sep=".")
+    changed = {
+        name: value
+        for name, value in schema.flat(config).items()
+        if defaults.get(name) != value
+        and not (name.startswith("methods.") and name.split(".")[1] not in mine)
+    }
+    return json.loads(json.dumps(changed))
 
 
-def _mean_spread(values: list[float]) -> str:
+def table(cells: Sequence[Cell]) -> str:
+    """Markdown: a row for each method of one alpha, in the order of `compare`.
+
+    Raises:
+      AssertionError: two methods had other splits or numbers of rounds.
+    """
+    for name in ("split", "rounds"):
+        for seed in {cell["seed"] for cell in cells}:
+            found = {cell[name] for cell in cells if cell["seed"] == seed}
+            assert len(found) == 1, f"seed {seed}: unequal {name}: {found}"
+    columns: dict[str, Callable[[list[Cell]], str]] = {
+        "seeds": lambda row: ", ".join(str(cell["seed"]) for cell in row),
+        **{
+            head: lambda row, model=model: _mean_spread(
+                [cell["test"][model] for cell in row if model in cell["test"]]
+            )
+            for model, head in MODELS.items()
+        },
+        "MB up": lambda row: f"{row[0]['bytes']['up'] / 1e6:.1f}",
+        "MB down": lambda row: f"{row[0]['bytes']['down'] / 1e6:.1f}",
+        "TFLOP": lambda row: f"{row[0]['flops'] / 1e12:.3g}",
+        "training on the server": lambda row: row[0]["server"],
+    }
+    names = sorted({cell["method"] for cell in cells}, key=_place)
+    cells = sorted(cells, key=lambda cell: cell["seed"])
+    rows = {name: [cell for cell in cells if cell["method"] == name] for name in names}
+    kept = {n: of for n, of in columns.items() if any(of(r) for r in rows.values())}
+    lines = [["method", *kept], ["---"] * (len(kept) + 1)]
+    lines += [[name, *(of(row) for of in kept.values())] for name, row in rows.items()]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _place(method: str) -> tuple[int, str]:
+    known = methods.COMPARED
+    return known.index(method) if method in known else len(known), method
+
+
+def _mean_spread(values: Sequence[float]) -> str:
+    if not values:
+        return ""
     mean = f"{100 * statistics.mean(values):.1f}"
     if len(values) == 1:
         return mean
@@ -109,30 +173,38 @@ def _mean_spread(values: list[float]) -> str:
 
 
 def main() -> None:
-    """Measure every cell, then print and save."""
+    """Measure the cells that are wanted and not there, then print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--name", default="digits")
-    parser.add_argument("--alphas", default="0.01,0.1")
+    parser.add_argument("--name", default="digits", help="config, and :VARIANT")
+    parser.add_argument("--methods", default="all", help="a list's name, or methods")
+    parser.add_argument("--alphas", default="0.01,0.1,1.0")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--workdir", default="runs/accuracy")
     args = parser.parse_args()
     launch.prepare()
-    cells = []
+    name = args.name.replace(":", "_")
+    end = "" if args.dtype == "float32" else f"_{args.dtype}"
+    path = timing.RESULTS / f"accuracy_{name}{end}.json"
+    wanted = methods.LISTS.get(args.methods, args.methods.split(","))
     for alpha in map(float, args.alphas.split(",")):
         for seed in map(int, args.seeds.split(",")):
-            found = measure(
-                args.name, alpha, seed, args.dtype, pathlib.Path(args.workdir)
-            )
-            cells.append({"alpha": alpha, "seed": seed, **found})
-            print(json.dumps(cells[-1]), flush=True)
-    print(table(cells))
-    name = args.name.replace(":", "_")
-    if args.dtype != "float32":
-        name += f"_{args.dtype}"
-    path = pathlib.Path(__file__).parent / "results" / f"accuracy_{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    files.write_json(path, {"device": environment.device(), "cells": cells})
+            terms = args.name, alpha, seed
+            workdir = folder(pathlib.Path(args.workdir), *terms, args.dtype)
+            for method in wanted:
+                config = study(*terms, method, args.dtype)
+                done = [
+                    [row[n] for n in (*KEY, "settings")] for row in timing.kept(path)
+                ]
+                if [alpha, seed, method, set_fields(config)] not in done:
+                    cell = measure(config, method, workdir)
+                    timing.keep(path, cell, *KEY)
+                    print(json.dumps(cell), flush=True)
+    cells = timing.kept(path)
+    for alpha in sorted({cell["alpha"] for cell in cells}):
+        here = [cell for cell in cells if cell["alpha"] == alpha]
+        told = {f"{cell['processor']}, {cell['date']}" for cell in here}
+        print(f"\nalpha {alpha}; {'; '.join(sorted(told))}\n\n{table(here)}")
 
 
 if __name__ == "__main__":

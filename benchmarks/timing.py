@@ -5,6 +5,7 @@ are compared by the ratio of their medians.
 """
 
 import datetime
+import fcntl
 import os
 import pathlib
 import platform
@@ -56,15 +57,43 @@ def save(name: str, result: Any) -> None:
     RESULTS.mkdir(exist_ok=True)
     module = pathlib.Path(sys.argv[0]).stem
     content = {
-        "date": datetime.date.today().isoformat(),
         "command": " ".join(["python -m", f"benchmarks.{module}", *sys.argv[1:]]),
-        "device": environment.device(),
+        **occasion(),
         "cores": os.cpu_count(),
-        "processor": processor(),
         "versions": environment.versions(),
         "result": result,
     }
     files.write_json(RESULTS / f"{name}.json", content)
+
+
+def kept(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows that `keep` has written to a file; [] if there is none."""
+    return files.read_json(path)["rows"] if path.exists() else []
+
+
+def keep(path: pathlib.Path, row: dict[str, Any], *key: str) -> None:
+    """Add a row to a file, in place of one that has the same values of `key`.
+
+    Several processes may do so at a time.
+    """
+
+    def of(row: dict[str, Any]) -> list[Any]:
+        return [row[name] for name in key]
+
+    with (path.parent / f".{path.name}.lock").open("w") as alone:
+        fcntl.flock(alone, fcntl.LOCK_EX)
+        rows = [one for one in kept(path) if of(one) != of(row)]
+        files.write_json(path, {"rows": [*rows, row]})
+
+
+def occasion() -> dict[str, str]:
+    """When, by what code and on what something is measured."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": environment.git_revision(),
+        "device": environment.device(),
+        "processor": processor(),
+    }
 
 
 def processor() -> str:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import environments, search, worker
+from benchmarks import accuracy, environments, search, timing, worker
 from mosaic_jax.cli import config_files
 from mosaic_jax.core import schema
 from mosaic_jax.run import methods, settings
@@ -85,3 +85,50 @@ def test_every_method_has_had_the_same_search(name):
         changed = methods.changed(schema.to_mapping(config), fields)
         settings.from_mapping(changed)
     assert sum(fields.items() <= schema.flat(config).items() for fields in tried) == 1
+
+
+def test_rows_of_the_same_key_are_replaced(tmp_path):
+    path = tmp_path / "rows.json"
+    assert timing.kept(path) == []
+    for seed, value in ((0, 1), (1, 2), (0, 3)):
+        row = {"seed": seed, "fields": {"a.b": 0.1}, "value": value}
+        timing.keep(path, row, "seed", "fields")
+    assert [(row["seed"], row["value"]) for row in timing.kept(path)] == [
+        (1, 2),
+        (0, 3),
+    ]
+
+
+def test_a_cell_is_stale_when_a_field_that_its_study_reads_has_changed():
+    def fields(method, **changed):
+        config = accuracy.study("digits", 0.01, 0, method)
+        mapping = methods.changed(schema.to_mapping(config), changed)
+        return accuracy.set_fields(settings.from_mapping(mapping))
+
+    prox = fields("fedprox")
+    assert fields("fedprox", **{"methods.dense.width": 3}) == prox
+    for name, value in (("methods.fedprox.mu", 3.0), ("distill.steps", 7)):
+        assert fields("fedprox", **{name: value}) == prox | {name: value}
+
+
+def test_tables_of_accuracy_have_means_and_refuse_unequal_terms():
+    def cell(method, seed, final, **others):
+        return {
+            "method": method,
+            "seed": seed,
+            "test": {"final": final},
+            "split": f"of seed {seed}",
+            "rounds": 46,
+            "bytes": {"up": 2e6, "down": 3e6},
+            "flops": 1e12,
+            "server": "none",
+        } | others
+
+    cells = [cell("mosaic", 1, 0.9), cell("mosaic", 0, 0.8), cell("fedavg", 0, 0.5)]
+    head, _, *rows = accuracy.table(cells).splitlines()
+    assert head.startswith("| method | seeds | final | MB up | MB down |")
+    assert rows[0].startswith("| fedavg | 0 | 50.0 | 2.0 | 3.0 |")
+    assert rows[1].startswith("| mosaic | 0, 1 | 85.0 ± 7.1 | 2.0 | 3.0 |")
+    for name, value in (("split", "another"), ("rounds", 45)):
+        with pytest.raises(AssertionError, match=f"seed 0: unequal {name}"):
+            accuracy.table([*cells, cell("feddf", 0, 0.5, **{name: value})])
