@@ -77,7 +77,7 @@ def _describe(args: argparse.Namespace) -> None:
             f"{part:5} {len(label):7} images, {count.min()} to {count.max()} of a class"
         )
         counts.append(count)
-    if told := dataset.absent(*counts):
+    for told in dataset.absent(*counts):
         print(told)
     if args.split:
         _draw(args, found.train_label, info.num_classes)

@@ -137,21 +137,48 @@ def _chunks(image: np.ndarray) -> Iterator[np.ndarray]:
         yield image[start : start + at_once]
 
 
-def absent(train_count: np.ndarray, test_count: np.ndarray) -> str:
-    """A message about classes without training images; "" where there are none.
+def absent(train_count: np.ndarray, test_count: np.ndarray) -> list[str]:
+    """Messages about classes that lack training images, or test images alone.
 
     Args:
       train_count: [K] int, training images of each class.
       test_count: [K] int, test images of each class.
     """
-    missing = np.flatnonzero(train_count == 0)
-    if not len(missing):
-        return ""
-    names = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-    return (
-        f"no training image of {len(missing)} of {len(train_count)} classes ({names});"
-        f" {test_count[missing].sum()} of {test_count.sum()} test images are of them"
-    )
+    messages = []
+    if len(missing := np.flatnonzero(train_count == 0)):
+        messages.append(
+            f"no training image of {_classes(missing, len(train_count))};"
+            f" {test_count[missing].sum()} of {test_count.sum()} test images are of"
+            " them"
+        )
+    if len(untested := np.flatnonzero((test_count == 0) & (train_count > 0))):
+        messages.append(
+            f"no test image of {_classes(untested, len(train_count))}: accuracy says"
+            " nothing about them"
+        )
+    return messages
+
+
+def pointless(train_count: np.ndarray, test_count: np.ndarray) -> str:
+    """Why no study of these images could find anything; "": it could.
+
+    Args:
+      train_count: [K] int, training images of each class.
+      test_count: [K] int, test images of each class.
+    """
+    held = np.flatnonzero(train_count)
+    if len(held) == 1:
+        return (
+            f"all training images are of class {held[0]}: nothing is to be told apart"
+        )
+    if not test_count[held].any():
+        return "no test image is of a class that any client holds"
+    return ""
+
+
+def _classes(which: np.ndarray, num_classes: int) -> str:
+    names = ", ".join(map(str, which[:10])) + (", ..." if len(which) > 10 else "")
+    return f"{len(which)} of {num_classes} classes ({names})"
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:

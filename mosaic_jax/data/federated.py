@@ -11,7 +11,7 @@ import numpy as np
 from mosaic_jax.core import errors, files, schema, trees
 from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
 from mosaic_jax.data import augment, partition, sources
-from mosaic_jax.data.dataset import Arrays, Info, absent
+from mosaic_jax.data.dataset import Arrays, Info, absent, pointless
 
 _log = logging.getLogger(__name__)
 
@@ -178,8 +178,10 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
         )
     label_count = partition.label_counts(label, parts, info.num_classes)
     test_count = np.bincount(arrays.test_label, minlength=info.num_classes)
-    if message := absent(label_count.sum(0), test_count):
-        _log.warning("the clients hold %s", message)
+    if message := pointless(label_count.sum(0), test_count):
+        raise errors.DataError(f"data.name = {config.name}: {message}")
+    for message in absent(label_count.sum(0), test_count):
+        _log.warning("there is %s", message)
     train, sha256 = LabelledImages(image, label), partition.digest(parts)
     if config.client_test == "own":
         test_index = partition.own_test_sets(label_count, arrays.test_label, split_seed)

@@ -79,16 +79,26 @@ def test_classes_without_training_images_are_told(tmp_path, caplog):
     told = "no training image of 1 of 5 classes (4); 3 of 20 test images are of them"
     found = sources.load("npz", path)[1]
     counts = np.bincount(found.train_label, minlength=5), np.bincount(found.test_label)
-    assert dataset.absent(*counts) == told
+    assert dataset.absent(*counts) == [told]
     config = tiny.study(data__name="npz", data__dir=str(path), data__split="iid").data
     with caplog.at_level(logging.WARNING, "mosaic_jax"):
         federated.load(config, 0)
-    assert f"the clients hold {told}" in caplog.text
+    assert f"there is {told}" in caplog.text
+
+
+def test_a_class_without_test_images_is_told(tmp_path, caplog):
+    told = "no test image of 1 of 4 classes (2): accuracy says nothing about them"
+    test_label = np.array([0, 1, 3, 3] * 5)
+    path = saved(tmp_path / "mine.npz", x_test=IMAGE, y_test=test_label)
+    config = tiny.study(data__name="npz", data__dir=str(path), data__split="iid").data
+    with caplog.at_level(logging.WARNING, "mosaic_jax"):
+        federated.load(config, 0)
+    assert f"there is {told}" in caplog.text
 
 
 def test_nothing_is_told_where_every_class_is_there(tmp_path, caplog):
     path = saved(tmp_path / "mine.npz")
-    assert dataset.absent(np.ones(4), np.ones(4)) == ""
+    assert dataset.absent(np.ones(4), np.ones(4)) == []
     config = tiny.study(data__name="npz", data__dir=str(path), data__split="iid").data
     with caplog.at_level(logging.WARNING, "mosaic_jax"):
         federated.load(config, 0)
