@@ -5,6 +5,7 @@ instance become the settings of its class. So a study of objects is like any oth
 settings tell all about it, and its stages are found again by the same fingerprints.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from mosaic_jax.nn.adapted import Handed
 from mosaic_jax.nn.networks import NETWORKS, Module
 from mosaic_jax.run.settings import Settings
 
+# Objects are handed in by name, so one study after the other is put together.
+PUTTING_TOGETHER = threading.Lock()
 # What the data set of a user's arrays is called.
 OWN_DATA = "own:arrays"
 

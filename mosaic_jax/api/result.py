@@ -146,7 +146,8 @@ class Models(Mapping[str, Model]):
         Raises:
           KeyError: there is none.
           ConfigError: its network was handed to the study, and is not given now.
-          DataError: its files are damaged, or from another version of the library.
+          DataError: its files are damaged or from another version of the library, or
+            its network has other code or fields by now.
         """
         if name not in self._places:
             raise KeyError(f"{name!r}: {schema.near(name, list(self))}")
@@ -177,7 +178,7 @@ class Models(Mapping[str, Model]):
             found = finished.artifacts({artifact: shapes})[artifact]
         except errors.CheckpointError as error:
             raise errors.DataError(
-                f"{error}: damaged, or its network is another one by now"
+                f"{error}: damaged, or of another version"
             ) from error
         return Model(classifier, info, found)
 
@@ -193,16 +194,25 @@ class Models(Mapping[str, Model]):
         settings = self._run.settings
         info, shape = Info(**_tuples(told)), _tuples(settings["model"])
         name: str = shape["name"]
-        if self._network is not None:
-            name = parts.network(self._network)["model.name"]
-        if name != shape["name"] or (self._network is None and name.endswith("()")):
-            raise errors.ConfigError(
-                f"model = {None if self._network is None else name!r}: must be the"
-                f" network of {self._run.path}, which is {shape['name']!r}"
-            )
         model = schema.check(networks.Model, shape, "model")
         lowering = settings["compute"]["convolution"]
-        return studies.build_network(name, model, lowering, info), info
+        # What is handed in goes by its name until the network is built.
+        with parts.PUTTING_TOGETHER:
+            if self._network is not None:
+                name = parts.network(self._network)["model.name"]
+            if name != shape["name"] or (self._network is None and name.endswith("()")):
+                raise errors.ConfigError(
+                    f"model = {None if self._network is None else name!r}: must be the"
+                    f" network of {self._run.path}, which is {shape['name']!r}"
+                )
+            classifier = studies.build_network(name, model, lowering, info)
+        if ":" in name:
+            code = files.read_json(self._run.path / "network.json")["code"]
+            if studies.code_of(classifier) != code:
+                raise errors.DataError(
+                    f"{self._run.path}: its network {name!r} had other code or fields"
+                )
+        return classifier, info
 
 
 def load(workdir: str | pathlib.Path, *, model: Any = None) -> Result:

@@ -2,7 +2,6 @@
 
 import pathlib
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,9 +17,6 @@ from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
-
-# Objects are handed in by name, so one study after the other is put together.
-_PUTTING_TOGETHER = threading.Lock()
 
 
 class Study:
@@ -75,7 +71,7 @@ class Study:
         if isinstance(config, str):
             config = configs.get(config)
         values: dict[str, Any] = {}
-        with _PUTTING_TOGETHER:
+        with parts.PUTTING_TOGETHER:
             if model is not None:
                 values |= parts.network(model)
             if algorithm is not None:

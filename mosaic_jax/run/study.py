@@ -285,6 +285,11 @@ def build_network(
     return classifier
 
 
+def code_of(network: Classifier) -> str:
+    """Hex sha256 of a network's code, and of the fields of a user's own module."""
+    return schema.digest(_code(network.module))
+
+
 def _code(module: networks.Module) -> Any:
     """Of a network, for a fingerprint."""
     if isinstance(module, Adapted):
