@@ -3,6 +3,7 @@
     python -m benchmarks.accuracy --name digits --alphas 0.01,0.1,1.0 --seeds 0,1,2
     python -m benchmarks.accuracy --name fashion_mnist:small --methods fedavg,mosaic
     python -m benchmarks.accuracy --name digits --methods fedavg,mosaic --dtype bfloat16
+    python -m benchmarks.accuracy --methods "fedavg[local.learning_rate=0.1]"
 
 Split, initial model, local work and number of rounds are those of
 configs/NAME_mosaic.py; stages that methods have in common are run once. Prints the
@@ -16,6 +17,7 @@ at the same time too if each has seeds of its own.
 import argparse
 import json
 import pathlib
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,7 +54,7 @@ def study(
       name: of the data set, and the config's variant after a colon.
       alpha: of the Dirichlet split.
       seed: of the study.
-      method: as `compare` takes it.
+      method: as `compare` takes it, and in brackets a field that is set otherwise.
       dtype: of activations.
     """
     name, colon, variant = name.partition(":")
@@ -61,7 +63,13 @@ def study(
     config.seed = seed
     config.model.dtype = dtype
     config.log.tensorboard = False
-    return methods.with_method(settings.from_mapping(config.to_dict()), method)
+    method, _, changed = method.partition("[")
+    study = methods.with_method(settings.from_mapping(config.to_dict()), method)
+    if not changed:
+        return study
+    field, _, value = changed.removesuffix("]").partition("=")
+    values = {field: json.loads(value)}
+    return settings.from_mapping(methods.changed(schema.to_mapping(study), values))
 
 
 def folder(
@@ -89,7 +97,7 @@ def measure(config: Settings, method: str, workdir: pathlib.Path) -> Cell:
     """
     others = [path for path in workdir.glob("*") if (path / "stages").is_dir()]
     summary = Experiment(
-        config, workdir / method.replace(":", "_"), reuse_from=others
+        config, workdir / re.sub(r"\W", "_", method), reuse_from=others
     ).run()
     return {
         "alpha": config.data.alpha,
@@ -159,8 +167,8 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def _place(method: str) -> tuple[int, str]:
-    known = methods.COMPARED
-    return known.index(method) if method in known else len(known), method
+    known, name = methods.COMPARED, method.partition("[")[0]
+    return known.index(name) if name in known else len(known), method
 
 
 def _mean_spread(values: Sequence[float]) -> str:

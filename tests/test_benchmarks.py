@@ -106,6 +106,7 @@ def test_a_cell_is_stale_when_a_field_that_its_study_reads_has_changed():
         return accuracy.set_fields(settings.from_mapping(mapping))
 
     prox = fields("fedprox")
+    assert fields("fedprox[distill.steps=7]") == prox | {"distill.steps": 7}
     assert fields("fedprox", **{"methods.dense.width": 3}) == prox
     for name, value in (("methods.fedprox.mu", 3.0), ("distill.steps", 7)):
         assert fields("fedprox", **{name: value}) == prox | {name: value}

@@ -85,7 +85,12 @@ def test_report_stands_alone(finished):
     assert addresses
     assert all(address.startswith(("data:", "#")) for address in addresses)
     names = {path.stem for path in (study.workdir / "figures").glob("*.png")}
-    assert names == {
+    history = (study.workdir / "metrics.jsonl").read_text().splitlines()
+    loops = [(row["stage"], row["loop"]) for row in map(json.loads, history)]
+    # A single step makes no curve.
+    drawn = {f"training_{s}_{loop}" for s, loop in loops if loops.count((s, loop)) > 1}
+    assert "training_distill_student" in drawn
+    assert names == drawn | {
         "accuracy",
         "accuracy_bytes",
         "communication",

@@ -207,7 +207,9 @@ def scaffold(drawn):
             trained.append(params)
             moved.append({n: new[n] - own[i][n] for n in new})
             own[i] = new
-        share, by = len(who) / len(SIZES), mean(moved, who)
+        # By weight, so that c stays the weighted mean of all c_i.
+        share = sum(SIZES[i] for i in who) / sum(SIZES)
+        by = mean(moved, who)
         model = mean(trained, who)
         c = {n: c[n] + share * by[n] for n in c}
     return model, c, own
