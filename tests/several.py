@@ -18,11 +18,18 @@ FIELDS = [
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 
 
-def start(workdirs, more, count=2, largest_file=None):
+def start(workdirs, more, count=2, largest_file=None, ids=None):
     """Exit code and output of each process; process i gets `more[i]`.
 
     The first cannot write files larger than `largest_file` bytes.
     """
+    processes = launch(workdirs, more, count, largest_file, ids)
+    output = [process.communicate(timeout=300)[0] for process in processes]
+    return [process.returncode for process in processes], output
+
+
+def launch(workdirs, more, count=2, largest_file=None, ids=None):
+    """The processes, which run; their numbers are `ids`, or 0, 1, ..."""
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -31,12 +38,12 @@ def start(workdirs, more, count=2, largest_file=None):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     shared = [*FIELDS, f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
-    processes = [
+    return [
         launched.start(
             workdirs[i],
             *shared,
             *more[i],
-            f"--process_id={i}",
+            f"--process_id={ids[i] if ids else i}",
             env=launched.environment() | {"XLA_FLAGS": FLAGS},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -44,5 +51,3 @@ def start(workdirs, more, count=2, largest_file=None):
         )
         for i in range(count)
     ]
-    output = [process.communicate(timeout=300)[0] for process in processes]
-    return [process.returncode for process in processes], output

@@ -83,7 +83,7 @@ def run(
             program_for(device)
 
     def program_for(device: Device | None) -> None:
-        processes.join(*of_processes)
+        processes.join(*of_processes, **_time_limits(config))
         with processes.fail_together():
             make_devices(config)
             study = settings.from_mapping(config)
@@ -103,6 +103,14 @@ def run(
                     telling.ending(found, pages, study, workdir, command)
 
     return programs.exit_code(program)
+
+
+def _time_limits(config: Mapping[str, Any]) -> dict[str, Any]:
+    """How long processes wait for each other, before the settings are checked."""
+    group = config.get("compute")
+    names = ("join_seconds", "silent_seconds")
+    found = {name: group.get(name) for name in names} if group else {}
+    return {k: v for k, v in found.items() if isinstance(v, int | float) and v >= 1}
 
 
 def make_devices(*configs: Mapping[str, Any]) -> None:

@@ -50,9 +50,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def program() -> None:
         nonlocal code
-        code = _run(parse(words), words)
+        try:
+            given = parse(words)
+        except errors.ConfigError:
+            _tell_others(words)
+            raise
+        code = _run(given, words)
 
     return programs.exit_code(program) or code
+
+
+def _tell_others(words: Sequence[str]) -> None:
+    """Hand the error that is being handled to the other processes, if there are any."""
+    found = flags.FlagValues()
+    _define_processes(found)
+    try:
+        found([sys.argv[0], *words], known_only=True)
+    except flags.Error:
+        return
+    if found.coordinator:
+        from mosaic_jax.run import processes
+
+        processes.join(found.coordinator, found.num_processes, found.process_id)
+        with processes.fail_together():
+            raise
 
 
 def parse(words: Sequence[str]) -> flags.FlagValues:
@@ -157,6 +178,12 @@ def _defined(found: flags.FlagValues) -> flags.FlagValues:
         " those of this machine.",
         flag_values=found,
     )
+    _define_processes(found)
+    return found
+
+
+def _define_processes(found: flags.FlagValues) -> None:
+    """Flags that say which process of a study this is."""
     flags.DEFINE_string(
         "coordinator",
         "",
@@ -165,7 +192,6 @@ def _defined(found: flags.FlagValues) -> flags.FlagValues:
     )
     flags.DEFINE_integer("num_processes", 1, "Processes in all.", flag_values=found)
     flags.DEFINE_integer("process_id", 0, "Of this one, from 0.", flag_values=found)
-    return found
 
 
 class _HowToTell(flags.ArgumentParser):

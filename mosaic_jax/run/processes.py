@@ -7,8 +7,10 @@ works while another process is stuck in a computation that will never end.
 import contextlib
 import itertools
 import json
+import logging
 import os
 import platform
+import socket
 import sys
 import threading
 import time
@@ -21,9 +23,14 @@ from jax._src import distributed  # the store has no public name
 
 from mosaic_jax.core import errors
 from mosaic_jax.run import programs
+from mosaic_jax.run.last_words import LastWords
+
+_log = logging.getLogger(__name__)
 
 # Seconds between two checks whether another process has given up.
 LOOK_EVERY = 0.5
+# Seconds after which a process that still waits for others to join says so.
+_PATIENCE = 4.0
 # Seconds that the coordinator, which keeps the store, waits for the others to end.
 LAST_TO_LEAVE = 10.0
 # Milliseconds to wait for another process; one that died is noticed earlier.
@@ -31,25 +38,38 @@ _ANSWER = 24 * 3600 * 1000
 _numbers = itertools.count()
 # Held by the one thread that ends this process.
 _leaving = threading.Lock()
+# What is printed if it is killed; there once it joins others.
+_last_words: LastWords | None = None
+# Seconds after which a process that sends no sign of life counts as lost.
+_silent_seconds = 20.0
 
 # Facts by name, in groups such as "settings".
 Facts = Mapping[str, Mapping[str, Any]]
 
 
-def join(coordinator: str, num_processes: int, process_id: int) -> None:
+def join(
+    coordinator: str,
+    num_processes: int,
+    process_id: int,
+    *,
+    join_seconds: int = 300,
+    silent_seconds: float = 20.0,
+) -> None:
     """Join the other processes of this study; must be called before using any device.
 
     Without a coordinator, SLURM's environment names the processes; outside of SLURM
-    this process is the only one.
+    this process is the only one. From now on this process ends soon after another one
+    has given up or has not been heard of.
 
     Args:
       coordinator: "HOST:PORT" of process 0, or "".
       num_processes: number of processes.
       process_id: number of this process, in [0, num_processes - 1].
+      join_seconds: to wait for the others, at most.
+      silent_seconds: after which a process that sends no sign of life counts as lost.
 
     Raises:
-      ConfigError: the arguments contradict each other, or the coordinator does not
-        answer.
+      ConfigError: the arguments contradict each other, or there is no coordinator.
     """
     if not coordinator:
         if num_processes != 1:
@@ -59,20 +79,101 @@ def join(coordinator: str, num_processes: int, process_id: int) -> None:
             )
         # Set by srun for its tasks; an allocation alone starts no other process.
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
-            jax.distributed.initialize()
-            _watch()
+            rank = int(os.environ.get("SLURM_PROCID", "0"))
+            _initialize(rank, "the first task", join_seconds, silent_seconds)
         return
     if not 0 <= process_id < num_processes:
         raise errors.ConfigError(
             f"--process_id = {process_id}: must be in [0, {num_processes - 1}] for"
             f" --num_processes = {num_processes}"
         )
+    host, _, port = coordinator.rpartition(":")
+    if not (host and port.isdecimal()):
+        raise errors.ConfigError(f"--coordinator = {coordinator!r}: must be HOST:PORT")
+    if process_id == 0:
+        _check_free(coordinator, int(port))
+    else:
+        _reach(coordinator, host, int(port), join_seconds)
+    _initialize(
+        process_id,
+        coordinator,
+        join_seconds,
+        silent_seconds,
+        coordinator_address=coordinator,
+        num_processes=num_processes,
+        process_id=process_id,
+    )
+
+
+def _check_free(coordinator: str, port: int) -> None:
+    """Check that no other process 0 is there: JAX would end both without a word.
+
+    Raises:
+      ConfigError: the port is in use.
+    """
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise errors.ConfigError(f"--coordinator = {coordinator}: {reason}") from error
-    _watch()
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        why = os.strerror(error.errno or 0)
+        raise errors.ConfigError(
+            f"--coordinator = {coordinator}: {why}: is another process number 0? Each"
+            " must have a --process_id of its own"
+        ) from error
+
+
+def _reach(coordinator: str, host: str, port: int, seconds: int) -> None:
+    """Wait until something listens at the coordinator's address.
+
+    Raises:
+      ConfigError: nothing does, for so many seconds.
+    """
+    begin, told = time.monotonic(), False
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), port), timeout=5).close()
+            return
+        except OSError as error:
+            waited = time.monotonic() - begin
+            if waited > seconds:
+                raise errors.ConfigError(
+                    f"--coordinator = {coordinator}: no process 0 after {seconds} s"
+                    f" (compute.join_seconds): {error.strerror or error}"
+                ) from error
+            if waited > _PATIENCE and not told:
+                told = True
+                _log.info(
+                    "waiting for process 0 at %s, up to %d s", coordinator, seconds
+                )
+        time.sleep(0.2)
+
+
+def _initialize(
+    rank: int, coordinator: str, join_seconds: int, silent_seconds: float, **named: Any
+) -> None:
+    global _last_words
+    me = f"process {rank} on {platform.node()}"
+    _last_words = LastWords(
+        f"error: {me} could not join the others at {coordinator} within {join_seconds}"
+        " s (compute.join_seconds): some have not come, or two have one --process_id"
+    )
+    notice = threading.Timer(
+        _PATIENCE,
+        lambda: _log.info(
+            "waiting for the other processes at %s, up to %d s",
+            *(coordinator, join_seconds),
+        ),
+    )
+    notice.daemon = True
+    notice.start()
+    jax.distributed.initialize(initialization_timeout=join_seconds, **named)
+    notice.cancel()
+    cause = "it was killed, out of memory perhaps"
+    if rank:
+        cause += f", or process 0 at {coordinator} is gone, which keeps them together"
+    _last_words.change(f"error: {me} ended: {cause}; the same command resumes")
+    _watch(silent_seconds)
 
 
 def several() -> bool:
@@ -145,7 +246,12 @@ def fail_together() -> Iterator[None]:
         lines = programs.error_lines(error)
         if lines:
             _give_up("\n".join(lines), 2)
-        _give_up(traceback.format_exc(), 1)
+        told = traceback.format_exc()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            # Another process may be lost, which breaks what they compute together. The
+            # thread that watches them knows better which, and ends this one.
+            time.sleep(_silent_seconds + 5 * LOOK_EVERY)
+        _give_up(told, 1)
 
 
 def _give_up(message: str, code: int) -> NoReturn:
@@ -157,28 +263,92 @@ def _give_up(message: str, code: int) -> NoReturn:
         _leave(code, reason)
 
 
-def _watch() -> None:
-    """End this process soon after another one gave up."""
-    threading.Thread(target=_look, daemon=True).start()
+def _watch(silent_seconds: float) -> None:
+    """End this process soon after another one gave up or fell silent."""
+    global _silent_seconds
+    _silent_seconds = silent_seconds
+    signs = _Signs(silent_seconds)
+    for run in (signs.exchange, signs.check_coordinator):
+        threading.Thread(target=run, daemon=True).start()
 
 
-def _look() -> None:
-    """Check again and again whether another process gave up; then end this one."""
-    store = _store()
-    while True:
-        time.sleep(LOOK_EVERY)
-        try:
-            reasons = store.key_value_dir_get("mosaic_jax/gave_up/")
-        except Exception:  # the store is gone: the study is over
-            return
-        if reasons:
-            with _leaving:
-                print(f"error: {reasons[0][1]}", file=sys.stderr, flush=True)
-                _leave(2, "")
+class _Signs:
+    """Signs of life of all processes, as this one sees them."""
+
+    def __init__(self, silent_seconds: float) -> None:
+        self._silent_seconds = silent_seconds
+        # When the store last answered; None: the study is over.
+        self._answered: float | None = time.monotonic()
+        # Of each process the last sign, and when it was new.
+        self._heard: dict[str, tuple[str, float]] = {}
+
+    def exchange(self) -> None:
+        """Send signs of life, and end this process if another one sends none."""
+        store = _store()
+        for beat in itertools.count():
+            time.sleep(LOOK_EVERY)
+            sign = json.dumps([_name(), beat])
+            try:
+                store.key_value_set(
+                    f"mosaic_jax/alive/{_index()}", sign, allow_overwrite=True
+                )
+                reasons = store.key_value_dir_get("mosaic_jax/gave_up/")
+                signs = dict(store.key_value_dir_get("mosaic_jax/alive/"))
+            except Exception:  # the store is gone: the study is over
+                self._answered = None
+                return
+            self._answered = time.monotonic()
+            if reasons:
+                _follow(reasons[0][1])
+            if lost := self._lost(signs):
+                have = "has" if len(lost) == 1 else "have"
+                reason = f"{_listed(lost)} {have} sent no sign of life for"
+                reason += f" {self._silent_seconds:g} s (compute.silent_seconds):"
+                reason += " killed, stopped or cut off; the same command resumes"
+                _follow(reason, tell=reason, lost=len(lost))
+
+    def _lost(self, signs: Mapping[str, str]) -> list[str]:
+        """Names of the processes whose last sign is too old."""
+        now = time.monotonic()
+        for key, sign in signs.items():
+            if self._heard.get(key, ("", now))[0] != sign:
+                self._heard[key] = sign, now
+        return [
+            json.loads(sign)[0]
+            for sign, since in self._heard.values()
+            if now - since > self._silent_seconds
+        ]
+
+    def check_coordinator(self) -> None:
+        """End this process if the store, which process 0 keeps, does not answer."""
+        looked = time.monotonic()
+        while self._answered is not None:
+            time.sleep(LOOK_EVERY)
+            now, before, answered = time.monotonic(), looked, self._answered
+            looked = now
+            if now - before > self._silent_seconds / 2:
+                # It is this process that was stopped: the others may well be there.
+                self._answered = answered and now
+            elif answered and now - answered > self._silent_seconds:
+                reason = "process 0, which keeps the processes together, has not"
+                reason += f" answered for {self._silent_seconds:g} s"
+                reason += " (compute.silent_seconds); the same command resumes"
+                with _leaving:
+                    print(f"error: {reason}", file=sys.stderr, flush=True)
+                    _end(2)
 
 
-def _leave(code: int, reason: str) -> NoReturn:
+def _follow(reason: str, *, tell: str = "", lost: int = 0) -> NoReturn:
+    """End this process as `lost` others have ended, telling the others `tell`."""
+    with _leaving:
+        print(f"error: {reason}", file=sys.stderr, flush=True)
+        _leave(2, tell, lost)
+
+
+def _leave(code: int, reason: str, lost: int = 0) -> NoReturn:
     """End this process, telling the others the `reason` unless it is "".
+
+    The coordinator waits a little for the others, but not for the `lost` ones.
 
     Nothing is cleaned up, as that would wait for the others. Files are whole.
     """
@@ -188,11 +358,19 @@ def _leave(code: int, reason: str) -> NoReturn:
             store.key_value_set(f"mosaic_jax/gave_up/{_index()}", reason)
         store.key_value_set(f"mosaic_jax/left/{_index()}", "")
         if _index() == 0:
-            _wait(lambda: len(store.key_value_dir_get("mosaic_jax/left/")) == _count())
+            rest = _count() - lost
+            _wait(lambda: len(store.key_value_dir_get("mosaic_jax/left/")) >= rest)
     finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(code)
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process at once."""
+    if _last_words:
+        _last_words.drop()
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(code)
 
 
 def _wait(done: Callable[[], bool]) -> None:

@@ -85,6 +85,17 @@ class Compute(schema.Group):
     convolution: str = schema.one_of(
         conv.LOWERINGS, default="auto", meaning="see docs/performance.md"
     )
+    join_seconds: int = schema.at_least(
+        1,
+        default=300,
+        meaning="that processes of one study wait for each other to come",
+    )
+    silent_seconds: float = schema.at_least(
+        2,
+        default=20.0,
+        meaning="without a sign of life after which a process counts as lost, and the"
+        " others end",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,10 @@
 import shutil
 import time
 
+import pytest
+
+from mosaic_jax.core import errors
+from mosaic_jax.run import processes
 from tests import launched, several
 
 
@@ -84,3 +88,38 @@ def test_one_that_only_estimates(tmp_path):
     for text in output:
         (line,) = errors_in(text)
         assert line.startswith('error: --dry_run = "count" in process 0'), line
+
+
+def test_two_that_call_themselves_the_first(tmp_path):
+    joins = ["--config.compute.join_seconds=5"]
+    codes, output = several.start([tmp_path / "run"] * 2, [joins] * 2, ids=[0, 0])
+    told = [errors_in(text)[-1] for text in output]
+    assert 0 not in codes, output
+    assert any(
+        "Address already in use: is another process number 0?" in t for t in told
+    )
+    (other,) = [t for t in told if "Address" not in t]
+    assert "could not join the others at 127.0.0.1:" in other
+    assert "within 5 s (compute.join_seconds)" in other
+
+
+def test_an_unknown_field_in_one_ends_both(tmp_path):
+    begin = time.monotonic()
+    codes, output = several.start([tmp_path / "run"] * 2, [[], ["--config.sed=3"]])
+    assert codes == [2, 2], output
+    (line,) = errors_in(output[1])
+    assert "--config.sed: unknown field, did you mean 'seed'?" in line
+    (line,) = errors_in(output[0])
+    assert line.startswith("error: process 1 on ") and "--config.sed: unknown" in line
+    assert time.monotonic() - begin < 100
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [("nonsense", "must be HOST:PORT"), ("127.0.0.1:9", "no process 0 after 1 s")],
+)
+def test_a_coordinator_that_is_not_there(address, told):
+    with pytest.raises(
+        errors.ConfigError, match=f"--coordinator = .*{address}.*{told}"
+    ):
+        processes.join(address, 2, 1, join_seconds=1)
