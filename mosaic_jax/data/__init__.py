@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mosaic_jax.data.given import arrays as arrays
     from mosaic_jax.data.given import folder as folder
+    from mosaic_jax.data.given import hf as hf
     from mosaic_jax.data.given import npz as npz
     from mosaic_jax.data.given import tfds as tfds
 
-_GIVEN = ("arrays", "folder", "npz", "tfds")
+_GIVEN = ("arrays", "folder", "hf", "npz", "tfds")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_jax.core import errors
-from mosaic_jax.data import dataset, own, prepared
+from mosaic_jax.data import dataset, hub, own, prepared
 from mosaic_jax.data.dataset import Arrays
 
 
@@ -71,6 +71,20 @@ def tfds(name: str, directory: str | pathlib.Path = "data") -> Arrays:
       DataError: it is not prepared, or no set of images with one class each.
     """
     return prepared.read_any(pathlib.Path(directory).expanduser(), name)
+
+
+def hf(name: str, directory: str | pathlib.Path = "data") -> Arrays:
+    """A data set of Hugging Face's library `datasets`, see `hub.read_any`.
+
+    Args:
+      name: a folder in `directory` that `save_to_disk` wrote, or "OWNER/REPOSITORY".
+      directory: where it is, or where what is downloaded is kept.
+
+    Raises:
+      ConfigError: `datasets` is not installed.
+      DataError: there is no such data set, or no images with one class each.
+    """
+    return hub.read_any(pathlib.Path(directory).expanduser(), name)
 
 
 def _labels(label: Any, count: int, name: str) -> np.ndarray:

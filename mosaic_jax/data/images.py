@@ -128,14 +128,18 @@ def decode_all(
             yield future.result()
 
 
-def look_at(path: pathlib.Path) -> tuple[int, bool]:
+def look_at(path: pathlib.Path | str, content: bytes | None = None) -> tuple[int, bool]:
     """Longer side of an image file in pixels, and whether it is grey, from its header.
+
+    Args:
+      path: of the file, or its name in messages where there is its `content`.
+      content: what the file holds; None: it is read.
 
     Raises:
       DataError: the file is not an image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path if content is None else io.BytesIO(content)) as image:
             return max(image.size), Image.getmodebase(image.mode) == "L"
     except Exception as error:
         raise _not_an_image(path, error) from error

@@ -11,9 +11,11 @@ import numpy as np
 
 from mosaic_jax.core import errors, schema
 from mosaic_jax.core.registry import Registry
-from mosaic_jax.data import formats, own, prepared, readers
+from mosaic_jax.data import formats, hub, own, prepared, readers
 from mosaic_jax.data.dataset import IMAGE_SIZES, Arrays, Info, describe
 
+# Readers of whatever a library of data sets has, by what precedes its name.
+_LIBRARIES = {"tfds": prepared.read_any, "hf": hub.read_any}
 _FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
 _CIFAR100_MOMENTS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _GREY = (0.1307,), (0.3081,)
@@ -109,7 +111,8 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
     TFDS prepared there, the set's files there, a download. For "folder", `directory` is
     the user's folder, for "npz" the file; neither is cached. A `name` such as
     "package.module:function" is a user's function from a path to `Arrays`, one such as
-    "tfds:NAME" any set of images with classes that TFDS prepared.
+    "tfds:NAME" any set of images with classes that TFDS prepared, and "hf:NAME" one of
+    the library `datasets`.
 
     Raises:
       ConfigError: there is no such data set.
@@ -194,8 +197,8 @@ def check(name: str, info: Info, arrays: Arrays) -> None:
 def _find(name: str) -> Source | Callable[[pathlib.Path], Any]:
     """The source called `name`."""
     kind, _, rest = name.partition(":")
-    if kind == "tfds" and rest:
-        read = functools.partial(prepared.read_any, name=rest)
+    if kind in _LIBRARIES and rest:
+        read = functools.partial(_LIBRARIES[kind], name=rest)
         return Source(None, read, needs_files=False)
     return SOURCES.find(name)
 

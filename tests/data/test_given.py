@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mosaic_jax import data
 from mosaic_jax.core import errors
@@ -126,3 +127,65 @@ def test_arrays_are_checked_before_they_are_measured(image, count, told):
     label = np.zeros(count, int)
     with pytest.raises(errors.DataError, match=told):
         dataset.Arrays(image, label, image, label)
+
+
+@pytest.fixture
+def rows():
+    datasets = pytest.importorskip("datasets")
+
+    def made(sides, labels, mode="L", **others):
+        features = {
+            "id": datasets.Value("int32"),
+            "photo": datasets.Image(),
+            "kind": datasets.ClassLabel(num_classes=3),
+        }
+        shades = [Image.new(mode, (side, 30), 40 * i) for i, side in enumerate(sides)]
+        columns = {"id": range(len(labels)), "photo": shades, "kind": labels} | others
+        return datasets.Dataset.from_dict(
+            {name: list(column) for name, column in columns.items()},
+            features=datasets.Features({k: features[k] for k in columns}),
+        )
+
+    return made
+
+
+def test_any_set_that_hugging_face_has(rows, tmp_path):
+    """Images of several sizes under other names; its held-out split is a validation."""
+    import datasets
+
+    train, held_out = rows([20, 21, 22], [0, 1, 2]), rows([23, 24], [2, 0])
+    sets = datasets.DatasetDict(train=train, validation=held_out)
+    sets.save_to_disk(tmp_path / "leaves")
+    info, found = sources.load("hf:leaves", tmp_path)
+    assert (info.image_shape, info.num_classes) == ((32, 32, 1), 3)
+    assert found.train_image.mean((1, 2, 3)).tolist() == [0, 40, 80]
+    assert (found.train_label.tolist(), found.test_label.tolist()) == (
+        [0, 1, 2],
+        [2, 0],
+    )
+    same = data.hf("leaves", tmp_path)
+    np.testing.assert_array_equal(same.train_image, found.train_image)
+    # One without a test set, in colour.
+    rows([40] * 10, [0, 1] * 5, "RGB").save_to_disk(tmp_path / "one")
+    info, found = sources.load("hf:one", tmp_path)
+    assert (info.image_shape, len(found.test_label)) == ((32, 32, 3), 2)
+
+
+def test_sets_of_hugging_face_that_are_no_images_with_classes(rows, tmp_path):
+    import datasets
+
+    for name, wrong, told in (
+        ("unlabelled", rows([20], [-1]), "must have images, each with a class"),
+        (
+            "plain",
+            rows([20], [0]).remove_columns("photo"),
+            r"the split 'train' must have a column of images \(Image\), not only id,",
+        ),
+        ("untrained", datasets.DatasetDict(test=rows([20], [0])), "not only 'test'"),
+    ):
+        wrong.save_to_disk(tmp_path / name)
+        with pytest.raises(errors.DataError, match=f"data.name = 'hf:{name}'.*{told}"):
+            sources.load(f"hf:{name}", tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(errors.DataError, match="neither in .*, as save_to_disk writes"):
+        sources.load("hf:empty", tmp_path)
