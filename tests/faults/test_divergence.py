@@ -86,9 +86,10 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        (
+        pytest.param(
             {"generators__learning_rate": 1e38},
             r"generators, by gan \d: client \d: \w+ is not finite",
+            marks=pytest.mark.slow,
         ),
         ({"meta__learning_rate": 1e38}, r"meta, in head \d: \w+ is not finite"),
         ({"distill__learning_rate": 1e38}, r"distill, in student \d: \w+ is not fin"),

@@ -89,6 +89,7 @@ def by_hand(work, key, model, number):
                         yield k, i, rows[member == j].mean(0)
 
 
+@pytest.mark.slow
 def test_they_are_those_of_a_plain_loop_over_the_rounds(plain, monkeypatch):
     """Farthest rows seed k-means here: a draw depends on the padding of its rows."""
     monkeypatch.setattr(jax.random, "categorical", lambda _, log_p: jnp.argmax(log_p))
@@ -134,6 +135,7 @@ def test_bytes_by_hand(plain):
     assert found.up["prototypes"] == 4 * (gathered.feature.size + len(gathered.label))
 
 
+@pytest.mark.slow
 def test_states_in_host_memory_change_nothing(plain, tmp_path):
     _, _, after, _ = plain
     _, _, on_host, _ = warmed_up(tmp_path, compute__client_state="host")

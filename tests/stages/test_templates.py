@@ -60,12 +60,10 @@ CHAINS = {
 WITHOUT_LOOP = {"meta": ("once", "every_round"), "prototypes": ("every_round",)}
 
 
+# Mosaic's own chain is looked at in tests/end_to_end/test_study.py.
 @pytest.fixture(
     scope="module",
-    params=[
-        pytest.param(name, marks=[pytest.mark.slow] * (name == "published"))
-        for name in CHAINS
-    ],
+    params=[pytest.param(name, marks=pytest.mark.slow) for name in CHAINS],
 )
 def finished(request, tmp_path_factory):
     work = Experiment(
