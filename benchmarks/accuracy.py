@@ -167,7 +167,8 @@ def table(cells: Sequence[Cell]) -> str:
 
 
 def _place(method: str) -> tuple[int, str]:
-    known, name = methods.COMPARED, method.partition("[")[0]
+    name = method.partition("[")[0].removesuffix(methods.DECAY)
+    known = methods.COMPARED
     return known.index(name) if name in known else len(known), method
 
 
