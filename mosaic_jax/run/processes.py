@@ -5,6 +5,7 @@ works while another process is stuck in a computation that will never end.
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -116,11 +117,12 @@ def _check_free(coordinator: str, port: int) -> None:
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
     except OSError as error:
-        why = os.strerror(error.errno or 0)
-        raise errors.ConfigError(
-            f"--coordinator = {coordinator}: {why}: is another process number 0? Each"
-            " must have a --process_id of its own"
-        ) from error
+        # Anything else, such as a machine without IPv6, JAX may cope with.
+        if error.errno == errno.EADDRINUSE:
+            raise errors.ConfigError(
+                f"--coordinator = {coordinator}: {os.strerror(error.errno)}: is another"
+                " process number 0? Each must have a --process_id of its own"
+            ) from error
 
 
 def _reach(coordinator: str, host: str, port: int, seconds: int) -> None:
