@@ -120,7 +120,7 @@ def _check_free(coordinator: str, port: int) -> None:
         # Anything else, such as a machine without IPv6, JAX may cope with.
         if error.errno == errno.EADDRINUSE:
             raise errors.ConfigError(
-                f"--coordinator = {coordinator}: {os.strerror(error.errno)}: is another"
+                f"--coordinator = {coordinator}: {os.strerror(errno.EADDRINUSE)}: is another"
                 " process number 0? Each must have a --process_id of its own"
             ) from error
 
