@@ -119,9 +119,10 @@ def _check_free(coordinator: str, port: int) -> None:
     except OSError as error:
         # Anything else, such as a machine without IPv6, JAX may cope with.
         if error.errno == errno.EADDRINUSE:
+            why = os.strerror(errno.EADDRINUSE)
             raise errors.ConfigError(
-                f"--coordinator = {coordinator}: {os.strerror(errno.EADDRINUSE)}: is another"
-                " process number 0? Each must have a --process_id of its own"
+                f"--coordinator = {coordinator}: {why}: is another process number 0?"
+                " Each must have a --process_id of its own"
             ) from error
 
 
