@@ -207,7 +207,13 @@ class Models(Mapping[str, Model]):
                 )
             classifier = studies.build_network(name, model, lowering, info)
         if ":" in name:
-            code = files.read_json(self._run.path / "network.json")["code"]
+            try:
+                code = files.read_json(self._run.path / "network.json")["code"]
+            except (errors.CheckpointError, KeyError) as error:
+                raise errors.DataError(
+                    f"{self._run.path}: its network.json is missing, damaged or of"
+                    " another version: its study must be run again for its models"
+                ) from error
             if studies.code_of(classifier) != code:
                 raise errors.DataError(
                     f"{self._run.path}: its network {name!r} had other code or fields"

@@ -42,6 +42,9 @@ from mosaic_jax.run.summary import OverSeeds, Summary
 
 _log = logging.getLogger(__name__)
 
+# Seconds that processes may wait for each other, before settings are checked.
+_LONGEST = 1e6
+
 # Data of a seed that take the place of those that the settings name; None: none do.
 DataOf = Callable[[Data, int], StudyData | None]
 
@@ -108,9 +111,15 @@ def run(
 def _time_limits(config: Mapping[str, Any]) -> dict[str, Any]:
     """How long processes wait for each other, before the settings are checked."""
     group = config.get("compute")
-    names = ("join_seconds", "silent_seconds")
-    found = {name: group.get(name) for name in names} if group else {}
-    return {k: v for k, v in found.items() if isinstance(v, int | float) and v >= 1}
+    if not isinstance(group, Mapping):
+        return {}
+    kinds: dict[str, Any] = {"join_seconds": int, "silent_seconds": int | float}
+    found: dict[str, Any] = {name: group.get(name) for name in kinds}
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, kinds[name]) and 1 <= value <= _LONGEST
+    }
 
 
 def make_devices(*configs: Mapping[str, Any]) -> None:

@@ -52,16 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nonlocal code
         try:
             given = parse(words)
-        except errors.ConfigError:
-            _tell_others(words)
+        except errors.ConfigError as error:
+            _tell_others(error, words)
             raise
         code = _run(given, words)
 
     return programs.exit_code(program) or code
 
 
-def _tell_others(words: Sequence[str]) -> None:
-    """Hand the error that is being handled to the other processes, if there are any."""
+def _tell_others(error: errors.ConfigError, words: Sequence[str]) -> None:
+    """End here, with an error that the other processes hear of, if there are any."""
     found = flags.FlagValues()
     _define_processes(found)
     try:
@@ -71,9 +71,9 @@ def _tell_others(words: Sequence[str]) -> None:
     if found.coordinator:
         from mosaic_jax.run import processes
 
-        processes.join(found.coordinator, found.num_processes, found.process_id)
-        with processes.fail_together():
-            raise
+        processes.tell_others(
+            error, found.coordinator, found.num_processes, found.process_id
+        )
 
 
 def parse(words: Sequence[str]) -> flags.FlagValues:

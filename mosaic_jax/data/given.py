@@ -78,7 +78,7 @@ def hf(name: str, directory: str | pathlib.Path = "data") -> Arrays:
 
     Args:
       name: a folder in `directory` that `save_to_disk` wrote, or "OWNER/REPOSITORY".
-      directory: where it is, or where what is downloaded is kept.
+      directory: where it is, or where tables of what is downloaded are kept.
 
     Raises:
       ConfigError: `datasets` is not installed.

@@ -9,6 +9,8 @@ from mosaic_jax.core import errors
 from mosaic_jax.data import images, own
 from mosaic_jax.data.dataset import Arrays, nearest_size
 
+# What `save_to_disk` writes into the folder of several splits, and of one.
+_SAVED = ("dataset_dict.json", "state.json")
 # Names of the set that is tested on, the first that is there.
 _TEST = ("test", "validation", "valid")
 
@@ -20,8 +22,8 @@ def read_any(directory: pathlib.Path, name: str) -> Arrays:
     Where it has no test set, a fixed fifth of each class is held out.
 
     Args:
-      directory: where `name` lies, as `save_to_disk` wrote it, or where what is
-        downloaded is kept.
+      directory: where `name` lies, as `save_to_disk` wrote it. Tables of what is
+        downloaded are kept there too, the files themselves in HF_HOME.
       name: of the data set: a folder in `directory`, or "OWNER/REPOSITORY" of the hub.
 
     Raises:
@@ -34,8 +36,15 @@ def read_any(directory: pathlib.Path, name: str) -> Arrays:
             f"data.name = 'hf:{name}': must have the split 'train', not only"
             f" {', '.join(map(repr, sets))}"
         )
-    test = next((part for part in _TEST if part in sets), "")
-    parts = [_files(sets[part], name, part) for part in ("train", test) if part]
+    # The hub's test sets may have no labels, which -1 or nothing stands for.
+    held_out = [_files(sets[part], name, part) for part in _TEST if part in sets]
+    labelled = [found for found in held_out if _is_labelled(found[1])]
+    parts = [_files(sets["train"], name, "train"), *labelled[:1]]
+    if not _is_labelled(parts[0][1]):
+        raise errors.DataError(
+            f"data.name = 'hf:{name}': the split 'train' must have images, each with a"
+            " class"
+        )
     contents = [content for part, _ in parts for content in part]
     files = [(f"hf:{name}: image {i}", one) for i, one in enumerate(contents)]
     sides, grey = zip(*(images.look_at(*file) for file in files), strict=True)
@@ -43,7 +52,7 @@ def read_any(directory: pathlib.Path, name: str) -> Arrays:
     image = np.stack(list(images.decode_all(files, size, mode)))
     label = [classes for _, classes in parts]
     count = len(label[0])
-    if not test:
+    if not labelled:
         return own.with_test_set(image, label[0])
     return Arrays(image[:count], label[0], image[count:], label[1])
 
@@ -57,15 +66,20 @@ def _load(directory: pathlib.Path, name: str) -> Any:
             f"data.name = 'hf:{name}': needs the package datasets: pip install datasets"
         ) from error
     folder = directory / name
+    # TFDS may have a folder of the same name there.
+    saved = any((folder / mark).exists() for mark in _SAVED)
     try:
-        if folder.exists():
+        if saved:
             found = datasets.load_from_disk(str(folder))
         else:
             found = datasets.load_dataset(name, cache_dir=str(directory / "hub"))
     except Exception as error:  # the library, and what it is built of, raise many kinds
+        where = (
+            f"not in {directory.resolve()}, as save_to_disk writes it, nor available"
+        )
+        where = f"{folder}: cannot be read" if saved else f"{where} from the hub"
         raise errors.DataError(
-            f"data.name = 'hf:{name}': neither in {directory.resolve()}, as"
-            f" save_to_disk writes it, nor to be had: {errors.reason(error)}"
+            f"data.name = 'hf:{name}': {where}: {errors.reason(error)}"
         ) from error
     return {"train": found} if isinstance(found, datasets.Dataset) else found
 
@@ -88,14 +102,20 @@ def _files(rows: Any, name: str, part: str) -> tuple[list[bytes], np.ndarray]:
         )
 
     image = column(datasets.Image, "images")
-    label = np.asarray(rows[column(datasets.ClassLabel, "classes")][:])
-    if not len(label) or label.min() < 0:
-        raise errors.DataError(
-            f"data.name = 'hf:{name}': the split {part!r} must have images, each with a"
-            " class"
-        )
+    found = rows[column(datasets.ClassLabel, "classes")][:]
+    label = np.array([-1 if one is None else one for one in found])
     kept = rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-    return [_content(row[image]) for row in kept], label.astype(np.int32)
+    files = [row[image] or {} for row in kept]
+    if missing := [i for i, file in enumerate(files) if not any(file.values())]:
+        raise errors.DataError(
+            f"data.name = 'hf:{name}': the split {part!r} must have an image in every"
+            f" row: row {missing[0]} has none"
+        )
+    return [_content(file) for file in files], label.astype(np.int32)
+
+
+def _is_labelled(label: np.ndarray) -> bool:
+    return len(label) > 0 and label.min() >= 0
 
 
 def _content(file: dict[str, Any]) -> bytes:

@@ -10,6 +10,8 @@ import contextlib
 import subprocess
 import sys
 
+from mosaic_jax.run import programs
+
 # Prints the last line that it was told, once the process that told it has ended.
 _HELPER = """
 import sys
@@ -38,6 +40,7 @@ class LastWords:
             start_new_session=True,
         )
         atexit.register(self.drop)
+        programs.before_end(self.drop)
         self.change(line)
 
     def change(self, line: str) -> None:

@@ -23,7 +23,7 @@ from mosaic_jax.core import errors, files, trees
 from mosaic_jax.core.errors import Interrupted
 from mosaic_jax.core.steps import DIVERGED_CLIENT, DIVERGED_STEP, Run, Steps
 from mosaic_jax.core.types import Tree
-from mosaic_jax.run import callbacks, checkpoint, environment, store, tracking
+from mosaic_jax.run import callbacks, checkpoint, environment, programs, store, tracking
 from mosaic_jax.run.callbacks import Callback, Round
 from mosaic_jax.run.stopwatch import Stopwatch, TimeSheet
 
@@ -61,6 +61,7 @@ class Interruption:
     def _handle(self, signum: int, _: object) -> None:
         self.signum = signum
         _log.warning("stopping after the current step; signal again to stop at once")
+        programs.farewell()  # a second signal ends this process without a word
         signal.signal(signum, signal.SIG_DFL)
 
 

@@ -4,11 +4,13 @@ They communicate by the key-value store of `jax.distributed`. It needs no device
 works while another process is stuck in a computation that will never end.
 """
 
+import atexit
 import contextlib
 import errno
 import itertools
 import json
 import logging
+import math
 import os
 import platform
 import socket
@@ -34,6 +36,8 @@ LOOK_EVERY = 0.5
 _PATIENCE = 4.0
 # Seconds that the coordinator, which keeps the store, waits for the others to end.
 LAST_TO_LEAVE = 10.0
+# Seconds that a process whose command line is wrong waits for the others, to tell them.
+_TO_TELL = 30
 # Milliseconds to wait for another process; one that died is noticed earlier.
 _ANSWER = 24 * 3600 * 1000
 _numbers = itertools.count()
@@ -89,8 +93,11 @@ def join(
             f" --num_processes = {num_processes}"
         )
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal()):
-        raise errors.ConfigError(f"--coordinator = {coordinator!r}: must be HOST:PORT")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise errors.ConfigError(
+            f"--coordinator = {coordinator!r}: must be HOST:PORT, with a port from 1 to"
+            " 65535"
+        )
     if process_id == 0:
         _check_free(coordinator, int(port))
     else:
@@ -137,6 +144,10 @@ def _reach(coordinator: str, host: str, port: int, seconds: int) -> None:
         try:
             socket.create_connection((host.strip("[]"), port), timeout=5).close()
             return
+        except UnicodeError as error:
+            raise errors.ConfigError(
+                f"--coordinator = {coordinator}: no name of a host"
+            ) from error
         except OSError as error:
             waited = time.monotonic() - begin
             if waited > seconds:
@@ -159,7 +170,7 @@ def _initialize(
     me = f"process {rank} on {platform.node()}"
     _last_words = LastWords(
         f"error: {me} could not join the others at {coordinator} within {join_seconds}"
-        " s (compute.join_seconds): some have not come, or two have one --process_id"
+        " s (compute.join_seconds): some did not arrive, or two have one --process_id"
     )
     notice = threading.Timer(
         _PATIENCE,
@@ -170,7 +181,14 @@ def _initialize(
     )
     notice.daemon = True
     notice.start()
-    jax.distributed.initialize(initialization_timeout=join_seconds, **named)
+    # Signs of life tell earlier than JAX's own heartbeats, and while some processes are
+    # done and wait for one that still draws a report.
+    jax.distributed.initialize(
+        initialization_timeout=join_seconds,
+        heartbeat_timeout_seconds=max(100, math.ceil(2 * silent_seconds)),
+        shutdown_timeout_seconds=24 * 3600,
+        **named,
+    )
     notice.cancel()
     cause = "it was killed, out of memory perhaps"
     if rank:
@@ -236,6 +254,27 @@ def _listed(names: list[str]) -> str:
     return " and ".join(names[:2]) + more
 
 
+def tell_others(
+    error: errors.MosaicError, coordinator: str, num_processes: int, process_id: int
+) -> NoReturn:
+    """Print an error that came before this process has joined the others; end all.
+
+    Args:
+      error: the user's.
+      coordinator: as of `join`.
+      num_processes: likewise.
+      process_id: likewise.
+    """
+    lines = programs.error_lines(error)
+    print("\n".join(lines), file=sys.stderr, flush=True)
+    with contextlib.suppress(errors.ConfigError):
+        join(coordinator, num_processes, process_id, join_seconds=_TO_TELL)
+        if several():
+            with _leaving:
+                _leave(2, f"{_name()} gave up: {lines[-1].removeprefix('error: ')}")
+    _end(2)
+
+
 @contextlib.contextmanager
 def fail_together() -> Iterator[None]:
     """An error in this context ends the other processes as well."""
@@ -271,6 +310,8 @@ def _watch(silent_seconds: float) -> None:
     global _silent_seconds
     _silent_seconds = silent_seconds
     signs = _Signs(silent_seconds)
+    # Runs before JAX's own, after which the store is gone.
+    atexit.register(signs.end)
     for run in (signs.exchange, signs.check_coordinator):
         threading.Thread(target=run, daemon=True).start()
 
@@ -282,8 +323,14 @@ class _Signs:
         self._silent_seconds = silent_seconds
         # When the store last answered; None: the study is over.
         self._answered: float | None = time.monotonic()
+        # When signs were last looked at, and whether this process is about to end.
+        self._looked, self._ending = time.monotonic(), False
         # Of each process the last sign, and when it was new.
         self._heard: dict[str, tuple[str, float]] = {}
+
+    def end(self) -> None:
+        """From now on the store may go at any time, as the study is over."""
+        self._ending = True
 
     def exchange(self) -> None:
         """Send signs of life, and end this process if another one sends none."""
@@ -297,9 +344,11 @@ class _Signs:
                 )
                 reasons = store.key_value_dir_get("mosaic_jax/gave_up/")
                 signs = dict(store.key_value_dir_get("mosaic_jax/alive/"))
-            except Exception:  # the store is gone: the study is over
-                self._answered = None
-                return
+            except Exception:
+                if self._ending:
+                    self._answered = None
+                    return
+                continue  # `check_coordinator` says how long this may go on
             self._answered = time.monotonic()
             if reasons:
                 _follow(reasons[0][1])
@@ -312,9 +361,12 @@ class _Signs:
 
     def _lost(self, signs: Mapping[str, str]) -> list[str]:
         """Names of the processes whose last sign is too old."""
-        now = time.monotonic()
+        now, before = time.monotonic(), self._looked
+        self._looked = now
+        # After a stop of this process the others, stopped too perhaps, get their time.
+        stopped = now - before > self._silent_seconds / 2
         for key, sign in signs.items():
-            if self._heard.get(key, ("", now))[0] != sign:
+            if stopped or self._heard.get(key, ("", now))[0] != sign:
                 self._heard[key] = sign, now
         return [
             json.loads(sign)[0]

@@ -21,9 +21,30 @@ def end_on_interrupt() -> None:
         signal.signal(signal.SIGINT, _end)
 
 
+# Called before a signal ends this process at once.
+_before_end: list[Callable[[], None]] = []
+
+
+def before_end(call: Callable[[], None]) -> None:
+    """Have something done before a signal ends this process.
+
+    Args:
+      call: what to do; it must be quick.
+    """
+    _before_end.append(call)
+
+
+def farewell() -> None:
+    """Do all that `before_end` was told: a signal is about to end this process."""
+    for call in _before_end:
+        with contextlib.suppress(Exception):
+            call()
+
+
 def _end(signum: int, _: object) -> None:
     # No exception: it could be lost, or printed with its trace, within code such as
     # Python's import of a module.
+    farewell()
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os.write(2, b"interrupted\n")

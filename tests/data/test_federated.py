@@ -42,7 +42,7 @@ def test_every_image_and_label_counts(part, kind):
 @pytest.mark.parametrize(
     ("train", "test", "told"),
     [
-        (1, 0, "all training images are of class 1: nothing is to be told apart"),
+        (1, 0, "all training images are of class 1: there is nothing to tell apart"),
         ([0, 1], [2, 3], "no test image is of a class that any client holds"),
     ],
 )

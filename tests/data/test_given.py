@@ -165,6 +165,12 @@ def test_any_set_that_hugging_face_has(rows, tmp_path):
     )
     same = data.hf("leaves", tmp_path)
     np.testing.assert_array_equal(same.train_image, found.train_image)
+    # A test set whose classes are not told is none.
+    secret = datasets.DatasetDict(
+        train=train, test=rows([20, 20], [-1, -1]), valid=held_out
+    )
+    secret.save_to_disk(tmp_path / "secret")
+    assert sources.load("hf:secret", tmp_path)[1].test_label.tolist() == [2, 0]
     # One without a test set, in colour.
     rows([40] * 10, [0, 1] * 5, "RGB").save_to_disk(tmp_path / "one")
     info, found = sources.load("hf:one", tmp_path)
@@ -176,6 +182,8 @@ def test_sets_of_hugging_face_that_are_no_images_with_classes(rows, tmp_path):
 
     for name, wrong, told in (
         ("unlabelled", rows([20], [-1]), "must have images, each with a class"),
+        ("unknown", rows([20, 20], [0, None]), "must have images, each with a class"),
+        ("blank", rows([20], [0], photo=[None]), "every row: row 0 has none"),
         (
             "plain",
             rows([20], [0]).remove_columns("photo"),
@@ -187,5 +195,5 @@ def test_sets_of_hugging_face_that_are_no_images_with_classes(rows, tmp_path):
         with pytest.raises(errors.DataError, match=f"data.name = 'hf:{name}'.*{told}"):
             sources.load(f"hf:{name}", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(errors.DataError, match="neither in .*, as save_to_disk writes"):
+    with pytest.raises(errors.DataError, match="not in .*, as save_to_disk writes"):
         sources.load("hf:empty", tmp_path)

@@ -1,10 +1,12 @@
 """Processes of one study that are not alike: told by all, at once, before any work."""
 
 import shutil
+import sys
 import time
 
 import pytest
 
+from mosaic_jax.cli import run
 from mosaic_jax.core import errors
 from mosaic_jax.run import processes
 from tests import launched, several
@@ -114,9 +116,26 @@ def test_an_unknown_field_in_one_ends_both(tmp_path):
     assert time.monotonic() - begin < 100
 
 
+def test_an_unknown_field_is_told_where_the_others_are_not_there(monkeypatch, capsys):
+    field = ["--config.sed=3", "--coordinator=127.0.0.1:9"]
+    monkeypatch.setattr(processes, "_TO_TELL", 1)
+    monkeypatch.setattr(processes, "_end", sys.exit)
+    words = ["--config=digits_mosaic", *field, "--num_processes=2", "--process_id=1"]
+    with pytest.raises(SystemExit) as ended:
+        run.main(words)
+    assert ended.value.code == 2
+    (line,) = errors_in(capsys.readouterr().err)
+    assert "--config.sed: unknown field" in line
+
+
 @pytest.mark.parametrize(
     ("address", "told"),
-    [("nonsense", "must be HOST:PORT"), ("127.0.0.1:9", "no process 0 after 1 s")],
+    [
+        ("nonsense", "must be HOST:PORT"),
+        ("127.0.0.1:9", "no process 0 after 1 s"),
+        ("127.0.0.1:70000", "with a port from 1 to"),
+        ("a..b:1", "no name of a host"),
+    ],
 )
 def test_a_coordinator_that_is_not_there(address, told):
     with pytest.raises(
