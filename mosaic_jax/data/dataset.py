@@ -168,7 +168,10 @@ def pointless(train_count: np.ndarray, test_count: np.ndarray) -> str:
     """
     held = np.flatnonzero(train_count)
     if len(held) == 1:
-        return f"all training images are of class {held[0]}: there is nothing to tell apart"
+        only = held[0]
+        return (
+            f"all training images are of class {only}: there is nothing to tell apart"
+        )
     if not test_count[held].any():
         return "no test image is of a class that any client holds"
     return ""
