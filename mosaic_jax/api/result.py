@@ -170,7 +170,14 @@ class Models(Mapping[str, Model]):
         directory = store.directory_of(
             self._run.path, stage, self._run.summary.stages[stage]
         )
-        finished = FinishedStage(stage, directory, self._run.records[stage])
+        record = self._run.records[stage]
+        name, code = self._run.settings["model"]["name"], studies.code_of(classifier)
+        # Only a user's network may be another one by now: the library's have versions.
+        if ":" in name and record.identity.get("network") != code:
+            raise errors.DataError(
+                f"{directory}: its network {name!r} had other code or fields"
+            )
+        finished = FinishedStage(stage, directory, record)
         shapes = jax.eval_shape(
             lambda: classifier.init(jax.random.key(0), info.image_shape)
         )
@@ -205,20 +212,7 @@ class Models(Mapping[str, Model]):
                     f"model = {None if self._network is None else name!r}: must be the"
                     f" network of {self._run.path}, which is {shape['name']!r}"
                 )
-            classifier = studies.build_network(name, model, lowering, info)
-        if ":" in name:
-            try:
-                code = files.read_json(self._run.path / "network.json")["code"]
-            except (errors.CheckpointError, KeyError) as error:
-                raise errors.DataError(
-                    f"{self._run.path}: its network.json is missing, damaged or of"
-                    " another version: its study must be run again for its models"
-                ) from error
-            if studies.code_of(classifier) != code:
-                raise errors.DataError(
-                    f"{self._run.path}: its network {name!r} had other code or fields"
-                )
-        return classifier, info
+            return studies.build_network(name, model, lowering, info), info
 
 
 def load(workdir: str | pathlib.Path, *, model: Any = None) -> Result:

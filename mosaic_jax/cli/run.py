@@ -61,19 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _tell_others(error: errors.ConfigError, words: Sequence[str]) -> None:
-    """End here, with an error that the other processes hear of, if there are any."""
+    """End here with an error that other processes hear of, if there are any."""
     found = flags.FlagValues()
     _define_processes(found)
     try:
         found([sys.argv[0], *words], known_only=True)
     except flags.Error:
         return
-    if found.coordinator:
-        from mosaic_jax.run import processes
+    from mosaic_jax.run import processes
 
-        processes.tell_others(
-            error, found.coordinator, found.num_processes, found.process_id
-        )
+    processes.tell_others(
+        error, found.coordinator, found.num_processes, found.process_id
+    )
 
 
 def parse(words: Sequence[str]) -> flags.FlagValues:

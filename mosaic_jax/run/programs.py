@@ -90,7 +90,7 @@ def exit_code(program: Callable[[], None]) -> int:
     return 0
 
 
-def error_lines(error: Exception) -> list[str]:
+def error_lines(error: BaseException) -> list[str]:
     """Lines that tell a user what to fix; [] if the error is the program's own."""
     lines = []
     if isinstance(error, errors.MosaicError):

@@ -12,7 +12,7 @@ import logging
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from mosaic_jax.core import errors, files, provenance, schema
+from mosaic_jax.core import errors, provenance, schema
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
@@ -160,10 +160,6 @@ class Experiment:
             if environment.is_primary():
                 config_file.write(self.workdir, self.settings, self._command)
                 federated.save_split(self.workdir / "split.json", self.data)
-                files.write_json(
-                    self.workdir / "network.json",
-                    {"code": studies.code_of(self.study.classifier)},
-                )
             environment.wait_for_all("start")
             log = self.settings.log
             tracker = tracking.Tracker(

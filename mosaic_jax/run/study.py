@@ -186,6 +186,8 @@ class Study:
             "stage": link.name,
             "fingerprint": fingerprint,
             "seed": self.settings.seed,
+            # What the models are of: the fingerprint has it too, with all the rest.
+            "network": code_of(self.classifier),
         }
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mosaic_jax.cli import run
 from mosaic_jax.core import errors
-from mosaic_jax.run import processes
+from mosaic_jax.run import peers, processes
 from tests import launched, several
 
 
@@ -119,7 +119,7 @@ def test_an_unknown_field_in_one_ends_both(tmp_path):
 def test_an_unknown_field_is_told_where_the_others_are_not_there(monkeypatch, capsys):
     field = ["--config.sed=3", "--coordinator=127.0.0.1:9"]
     monkeypatch.setattr(processes, "_TO_TELL", 1)
-    monkeypatch.setattr(processes, "_end", sys.exit)
+    monkeypatch.setattr(peers, "end", sys.exit)
     words = ["--config=digits_mosaic", *field, "--num_processes=2", "--process_id=1"]
     with pytest.raises(SystemExit) as ended:
         run.main(words)
