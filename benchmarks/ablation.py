@@ -235,7 +235,7 @@ def main() -> None:
     path = pathlib.Path(__file__).parent / "results" / f"ablation_{args.name}.json"
     path.parent.mkdir(exist_ok=True)
     for seed in map(int, args.seeds.split(",")):
-        config = accuracy.study(args.name, args.alpha, seed, "mosaic")
+        config = accuracy.study_of(args.name, args.alpha, seed, "mosaic")
         workdir = pathlib.Path(args.workdir)
         root = accuracy.folder(workdir, args.name, args.alpha, seed)
         judge = reference(config, root)

@@ -11,15 +11,16 @@ tables of docs/results.md (Markdown, mean and standard deviation over seeds, per
 test images) and keeps what it measured in benchmarks/results/accuracy_NAME.json (of
 activations in bfloat16: accuracy_NAME_bfloat16.json): cells that stand there with the
 settings of today are not measured again, so that several commands may fill the tables,
-at the same time too if each has seeds of its own.
+at the same time too if each has seeds of its own. Cells with other settings are left
+out of the tables until they are measured anew.
 """
 
 import argparse
 import json
 import pathlib
-import re
 import statistics
-from collections.abc import Callable, Sequence
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -28,7 +29,7 @@ from benchmarks import timing
 from mosaic_jax.cli import config_files, launch
 from mosaic_jax.core import schema
 from mosaic_jax.report import comparison
-from mosaic_jax.run import methods, settings
+from mosaic_jax.run import methods, settings, study
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
 
@@ -43,9 +44,11 @@ MODELS = {
 }
 Cell = dict[str, Any]
 KEY = ("alpha", "seed", "method")
+# Fields and groups that no accuracy depends on.
+_UNREAD = {"compute", "log", "profile", "data.dir"}
 
 
-def study(
+def study_of(
     name: str, alpha: float, seed: int, method: str, dtype: str = "float32"
 ) -> Settings:
     """`method` on the terms of configs/NAME_mosaic.py.
@@ -64,12 +67,12 @@ def study(
     config.model.dtype = dtype
     config.log.tensorboard = False
     method, _, changed = method.partition("[")
-    study = methods.with_method(settings.from_mapping(config.to_dict()), method)
+    found = methods.with_method(settings.from_mapping(config.to_dict()), method)
     if not changed:
-        return study
+        return found
     field, _, value = changed.removesuffix("]").partition("=")
     values = {field: json.loads(value)}
-    return settings.from_mapping(methods.changed(schema.to_mapping(study), values))
+    return settings.from_mapping(methods.changed(schema.to_mapping(found), values))
 
 
 def folder(
@@ -79,7 +82,7 @@ def folder(
 
     Args:
       root: of all run directories.
-      name: as of `study`.
+      name: as of `study_of`.
       alpha: likewise.
       seed: likewise.
       dtype: likewise.
@@ -91,19 +94,19 @@ def measure(config: Settings, method: str, workdir: pathlib.Path) -> Cell:
     """One cell.
 
     Args:
-      config: of `study`.
+      config: of `study_of`.
       method: its name.
       workdir: of `folder`; what studies there have in common with this one is reused.
     """
     others = [path for path in workdir.glob("*") if (path / "stages").is_dir()]
     summary = Experiment(
-        config, workdir / re.sub(r"\W", "_", method), reuse_from=others
+        config, workdir / urllib.parse.quote(method, safe=""), reuse_from=others
     ).run()
     return {
         "alpha": config.data.alpha,
         "seed": config.seed,
         "method": method,
-        "settings": set_fields(config),
+        "settings": read_fields(config),
         **timing.occasion(),
         **summary.accuracies,
         "distilled_kept": summary.distilled_kept,
@@ -118,20 +121,52 @@ def measure(config: Settings, method: str, workdir: pathlib.Path) -> Cell:
     }
 
 
-def set_fields(config: Settings) -> dict[str, Any]:
-    """The fields that differ from their defaults, as JSON has them.
+def read_fields(config: Settings) -> dict[str, Any]:
+    """The fields that accuracies depend on, as JSON has them, and studies' format.
 
     Those of methods that the study does not run are left out.
     """
     mine = {config.init.method, config.server.method}
-    defaults = flax.traverse_util.flatten_dict(settings.defaults(), sep=".")
-    changed = {
+    fields = {
         name: value
         for name, value in schema.flat(config).items()
-        if defaults.get(name) != value
+        if not schema.is_covered(name, _UNREAD)
         and not (name.startswith("methods.") and name.split(".")[1] not in mine)
     }
-    return json.loads(json.dumps(changed))
+    return json.loads(json.dumps(fields | {"format": study.FORMAT}))
+
+
+def is_of_today(cell: Cell, config: Settings) -> bool:
+    """Whether a cell has the settings of `config`.
+
+    Fields that came after the cell was measured must have their defaults.
+    """
+    then, today = cell["settings"], read_fields(config)
+    defaults = flax.traverse_util.flatten_dict(settings.defaults(), sep=".")
+    new = today.keys() - then.keys()
+    return then == {n: today[n] for n in today.keys() - new} and all(
+        json.loads(json.dumps(defaults.get(name))) == today[name] for name in new
+    )
+
+
+def told(cells: Sequence[Cell], today: Mapping[str, Settings]) -> str:
+    """The table of one alpha, under what it was measured on.
+
+    Args:
+      cells: of the alpha.
+      today: settings of each cell's study, by its seed and method, see `_key`.
+    """
+    kept = [cell for cell in cells if is_of_today(cell, today[_key(cell)])]
+    on = sorted({f"{cell['processor']}, {cell['date']}" for cell in kept})
+    stale = [_key(cell) for cell in cells if cell not in kept]
+    lines = [f"alpha {cells[0]['alpha']}; {'; '.join(on)}"]
+    if stale:
+        lines += [f"of other settings, to be measured anew: {', '.join(sorted(stale))}"]
+    return "\n".join([*lines, "", table(kept)])
+
+
+def _key(cell: Cell) -> str:
+    return f"{cell['method']} of seed {cell['seed']}"
 
 
 def table(cells: Sequence[Cell]) -> str:
@@ -201,19 +236,26 @@ def main() -> None:
             terms = args.name, alpha, seed
             workdir = folder(pathlib.Path(args.workdir), *terms, args.dtype)
             for method in wanted:
-                config = study(*terms, method, args.dtype)
-                done = [
-                    [row[n] for n in (*KEY, "settings")] for row in timing.kept(path)
+                config = study_of(*terms, method, args.dtype)
+                there = [
+                    cell
+                    for cell in timing.kept(path)
+                    if [cell[name] for name in KEY] == [alpha, seed, method]
                 ]
-                if [alpha, seed, method, set_fields(config)] not in done:
+                if not any(is_of_today(cell, config) for cell in there):
                     cell = measure(config, method, workdir)
                     timing.keep(path, cell, *KEY)
                     print(json.dumps(cell), flush=True)
     cells = timing.kept(path)
     for alpha in sorted({cell["alpha"] for cell in cells}):
         here = [cell for cell in cells if cell["alpha"] == alpha]
-        told = {f"{cell['processor']}, {cell['date']}" for cell in here}
-        print(f"\nalpha {alpha}; {'; '.join(sorted(told))}\n\n{table(here)}")
+        today = {
+            _key(cell): study_of(
+                args.name, alpha, cell["seed"], cell["method"], args.dtype
+            )
+            for cell in here
+        }
+        print(f"\n{told(here, today)}")
 
 
 if __name__ == "__main__":

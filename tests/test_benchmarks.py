@@ -100,16 +100,70 @@ def test_rows_of_the_same_key_are_replaced(tmp_path):
 
 
 def test_a_cell_is_stale_when_a_field_that_its_study_reads_has_changed():
-    def fields(method, **changed):
-        config = accuracy.study("digits", 0.01, 0, method)
-        mapping = methods.changed(schema.to_mapping(config), changed)
-        return accuracy.set_fields(settings.from_mapping(mapping))
+    config = accuracy.study_of("digits", 0.01, 0, "fedprox")
+    cell = {"settings": accuracy.read_fields(config)}
 
-    prox = fields("fedprox")
-    assert fields("fedprox[distill.steps=7]") == prox | {"distill.steps": 7}
-    assert fields("fedprox", **{"methods.dense.width": 3}) == prox
-    for name, value in (("methods.fedprox.mu", 3.0), ("distill.steps", 7)):
-        assert fields("fedprox", **{name: value}) == prox | {name: value}
+    def is_of_today(**changed):
+        mapping = methods.changed(schema.to_mapping(config), changed)
+        return accuracy.is_of_today(cell, settings.from_mapping(mapping))
+
+    assert is_of_today()
+    assert is_of_today(**{"methods.dense.width": 3, "log.every_steps": 3})
+    assert not is_of_today(**{"methods.fedprox.mu": 3.0})
+    assert not is_of_today(**{"distill.steps": 7})
+    another = accuracy.study_of("digits", 0.01, 0, "fedprox[distill.steps=7]")
+    assert not accuracy.is_of_today(cell, another)
+    # A field that came later counts as at its default; one that went does not.
+    del cell["settings"]["local.clip_norm"]
+    assert is_of_today()
+    assert not is_of_today(**{"local.clip_norm": 1.0})
+    cell["settings"]["local.former"] = 1
+    assert not is_of_today()
+
+
+def test_folders_of_methods_are_as_many_as_methods(monkeypatch, tmp_path):
+    found = []
+
+    class Nothing:
+        def __init__(self, config, workdir, **_):
+            found.append(workdir)
+
+        def run(self):
+            raise InterruptedError
+
+    monkeypatch.setattr(accuracy, "Experiment", Nothing)
+    names = [f"fedavg[local.learning_rate={rate}]" for rate in ("1e-3", "1e+3", "1e3")]
+    for name in names:
+        with pytest.raises(InterruptedError):
+            accuracy.measure(accuracy.study_of("digits", 1.0, 0, name), name, tmp_path)
+    assert len(set(found)) == len(names)
+    assert {workdir.parent for workdir in found} == {tmp_path}
+
+
+def test_stale_cells_are_named_and_left_out_of_tables():
+    config = accuracy.study_of("digits", 0.01, 0, "fedavg")
+    today = {"fedavg of seed 0": config, "fedavg of seed 1": config}
+    cells = [
+        {
+            "alpha": 0.01,
+            "method": "fedavg",
+            "seed": seed,
+            "settings": accuracy.read_fields(config) | {"local.learning_rate": rate},
+            "test": {"final": 0.5},
+            "split": "",
+            "rounds": 46,
+            "bytes": {"up": 2e6, "down": 3e6},
+            "flops": 1e12,
+            "server": "none",
+            "processor": "Abacus",
+            "date": "2026-01-01",
+        }
+        for seed, rate in enumerate((config.local.learning_rate, 7.0))
+    ]
+    head, stale, _, *table = accuracy.told(cells, today).splitlines()
+    assert head == "alpha 0.01; Abacus, 2026-01-01"
+    assert stale == "of other settings, to be measured anew: fedavg of seed 1"
+    assert table[2].startswith("| fedavg | 0 | 50.0 |")
 
 
 def test_tables_of_accuracy_have_means_and_refuse_unequal_terms():

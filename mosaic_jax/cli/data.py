@@ -27,11 +27,7 @@ MOST_ROWS = 30
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a user's error."""
-    parser = argparse.ArgumentParser(
-        prog="mosaic data",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = programs.parser("data", __doc__)
     parser.add_argument("name", help="as config.data.name, see mosaic list data")
     parser.add_argument("--data_dir", default="data", help="as config.data.dir")
     parser.add_argument(
@@ -77,8 +73,9 @@ def _describe(args: argparse.Namespace) -> None:
             f"{part:5} {len(label):7} images, {count.min()} to {count.max()} of a class"
         )
         counts.append(count)
-    for told in dataset.absent(*counts):
-        print(told)
+    for told in [*dataset.absent(*counts), dataset.pointless(*counts)]:
+        if told:
+            print(told)
     if args.split:
         _draw(args, found.train_label, info.num_classes)
 

@@ -82,12 +82,8 @@ def run(
     prepare()
 
     def program() -> None:
-        with _device(target, dry_run) as device:
-            program_for(device)
-
-    def program_for(device: Device | None) -> None:
         processes.join(*of_processes, **_time_limits(config))
-        with processes.fail_together():
+        with processes.fail_together(), _device(target, dry_run) as device:
             make_devices(config)
             study = settings.from_mapping(config)
             # What each does next depends on it.
@@ -239,7 +235,6 @@ def _device(target: str, dry_run: str) -> Iterator[Device | None]:
       ConfigError: it is not known, or the study would be run.
     """
     if not target:
-        # Nothing may look for devices before the processes have joined.
         yield None
         return
     if dry_run != "count":

@@ -5,7 +5,6 @@ mosaic list methods
 mosaic list fields distill
 """
 
-import argparse
 import dataclasses
 import inspect
 import sys
@@ -38,11 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0, or 2 for a user's error.
     """
-    parser = argparse.ArgumentParser(
-        prog="mosaic list",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = programs.parser("list", __doc__)
     parser.add_argument("what", nargs="?", choices=(*KINDS, "fields"))
     parser.add_argument("group", nargs="?", default="", help="of fields: those in it")
     args = parser.parse_args(arguments)

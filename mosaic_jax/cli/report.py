@@ -4,7 +4,6 @@ mosaic report runs/digits_mosaic
 mosaic report runs/a runs/b -o compare.html
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -20,11 +19,7 @@ from mosaic_jax.run import programs
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: 0, or 2 for a user's error."""
-    parser = argparse.ArgumentParser(
-        prog="mosaic report",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = programs.parser("report", __doc__)
     parser.add_argument(
         "run",
         nargs="+",

@@ -6,7 +6,6 @@ mosaic show configs/cifar10_mosaic.py:paper --changed
 mosaic show digits_mosaic --config.data.alpha=0.1
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -31,12 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0, or 2 for a user's error.
     """
-    parser = argparse.ArgumentParser(
-        prog="mosaic show",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = programs.parser("show", __doc__)
     parser.add_argument("config", help="as of mosaic run")
     parser.add_argument("group", nargs="?", default="", help="only fields in it")
     parser.add_argument(

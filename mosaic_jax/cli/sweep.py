@@ -326,12 +326,7 @@ def _report(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: see `programs.exit_code`."""
-    parser = argparse.ArgumentParser(
-        prog="mosaic sweep",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = programs.parser("sweep", __doc__)
     parser.add_argument("--config", required=True, help="as of mosaic run")
     parser.add_argument(
         "--grid", action="append", default=[], help="FIELD=VALUE,VALUE; repeatable"

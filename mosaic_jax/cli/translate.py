@@ -9,7 +9,6 @@ given have the published defaults. What is printed can be pasted into a shell: f
 without a counterpart are comments. docs/translating.md lists all flags.
 """
 
-import argparse
 import pathlib
 import shlex
 import sys
@@ -39,11 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0, or 2 for a user's error.
     """
-    parser = argparse.ArgumentParser(
-        prog="mosaic translate",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = programs.parser("translate", __doc__)
     parser.add_argument("line", nargs="+", help="a command line, in quotes")
     args = parser.parse_args(arguments)
     return programs.exit_code(lambda: print(translated(args.line)))

@@ -8,7 +8,6 @@ this machine can open it. Of a run on another machine, start this there and, her
 ssh -L 8642:127.0.0.1:8642 MACHINE
 """
 
-import argparse
 import http
 import http.server
 import json
@@ -56,11 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 2 for a user's error.
     """
-    parser = argparse.ArgumentParser(
-        prog="mosaic watch",
-        description=__doc__,
-        formatter_class=argparse.RawTextHelpFormatter,
-    )
+    parser = programs.parser("watch", __doc__)
     parser.add_argument("workdir", type=pathlib.Path, help="as of mosaic run or sweep")
     parser.add_argument("--port", type=int, default=PORT, help=f"by default {PORT}")
     args = parser.parse_args(arguments)

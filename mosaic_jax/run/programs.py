@@ -1,5 +1,6 @@
 """What all command-line programs have in common: exit codes, errors, Ctrl-C."""
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -57,6 +58,21 @@ def spelled(program: str) -> str:
     if name == "launch.py":
         return "python launch.py"
     return "python -m mosaic_jax" if name == "__main__.py" else "mosaic"
+
+
+def parser(command: str, description: str | None) -> argparse.ArgumentParser:
+    """Of a command's line; its flags must be spelt out, so that no slip is a flag.
+
+    Args:
+      command: its name, after "mosaic".
+      description: what --help says of it, printed as it is.
+    """
+    return argparse.ArgumentParser(
+        prog=f"mosaic {command}",
+        description=description,
+        formatter_class=argparse.RawTextHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def without(words: Sequence[str], flags: Collection[str]) -> list[str]:

@@ -52,3 +52,12 @@ def test_every_command_has_help(capsys, command):
     except SystemExit as end:  # argparse
         assert end.code == 0
     assert f"mosaic {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", main.COMMANDS)
+def test_no_command_takes_the_beginning_of_a_flag_for_it(command):
+    try:
+        code = main.main([command, "--hel"])
+    except SystemExit as end:  # argparse
+        code = end.code
+    assert code == 2

@@ -6,6 +6,8 @@ something else than local SGD returns another `holdings`, with programs of its o
 """
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -67,6 +69,26 @@ class Algorithm(Hooks, schema.Group):
         """
         del rates
         return holdings.WholeNetwork(classifier, self, num_clients)
+
+
+def without_mean(study: Any, because: str) -> Iterator[str]:
+    """Problems of a study whose algorithm makes no mean of the clients' whole models.
+
+    Args:
+      study: its settings.
+      because: what the algorithm's clients or rounds do instead.
+    """
+    method = f"init.method = {study.init.method!r}"
+    if study.method == "mosaic":
+        yield (
+            f"{method}: must be another for method = 'mosaic', whose experts are means"
+            " of the clients' models"
+        )
+    if study.server.method != "none":
+        yield (
+            f"server.method = {study.server.method!r}: must be 'none' for {method},"
+            f" {because}"
+        )
 
 
 def initial_state(algorithm: Algorithm, model: ModelState, count: int) -> ServerState:

@@ -8,7 +8,7 @@ import flax.traverse_util
 
 from mosaic_jax.core import errors, schema, trees
 from mosaic_jax.core.types import Array, ModelState, Tree
-from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.algorithms.base import Algorithm, without_mean
 from mosaic_jax.fl.client_program import Turn
 
 
@@ -36,17 +36,7 @@ class PersonalLayers(Algorithm):
 
     def problems(self, study: Any) -> Iterator[str]:
         """Whatever needs the clients' whole models, or a global one."""
-        method = f"init.method = {study.init.method!r}"
-        if study.method == "mosaic":
-            yield (
-                f"{method}: must be another for method = 'mosaic', whose experts are"
-                " means of the clients' models"
-            )
-        if study.server.method != "none":
-            yield (
-                f"server.method = {study.server.method!r}: must be 'none' for {method},"
-                " whose clients send no last layer"
-            )
+        yield from without_mean(study, "whose clients send no last layer")
 
     def init_client(self, model: ModelState) -> Tree:
         """The client's layers, as in the initial model."""

@@ -10,7 +10,7 @@ import numpy as np
 
 from mosaic_jax.core import schema
 from mosaic_jax.core.types import Array, ModelState, Tree
-from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.algorithms.base import Algorithm, without_mean
 from mosaic_jax.fl.class_means import ClassMeans, GlobalPrototypes, pooled
 from mosaic_jax.fl.client_program import Seen
 from mosaic_jax.fl.holdings import shares
@@ -39,17 +39,7 @@ class Prototypical(Algorithm):
 
     def problems(self, study: Any) -> Iterator[str]:
         """Whatever needs the mean of the clients' models, and networks left out."""
-        method = f"init.method = {study.init.method!r}"
-        if study.method == "mosaic":
-            yield (
-                f"{method}: must be another for method = 'mosaic', whose experts are"
-                " means of the clients' models"
-            )
-        if study.server.method != "none":
-            yield (
-                f"server.method = {study.server.method!r}: must be 'none' for {method},"
-                " whose rounds end in no global model"
-            )
+        yield from without_mean(study, "whose rounds end in no global model")
         some, networks = study.init.clients_per_round, study.networks
         clients = np.arange(study.data.num_clients)
         sizes = [len(clients[i :: len(networks)]) for i in range(len(networks))]
