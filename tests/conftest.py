@@ -8,6 +8,7 @@ import signal
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false"
     " --xla_force_host_platform_device_count=4",
 )
 

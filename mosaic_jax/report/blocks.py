@@ -1,10 +1,11 @@
-"""What stages show, as HTML: each kind of block of `stages.sections`, drawn."""
+"""What stages show on a page: each kind of block of `stages.sections`, drawn."""
 
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from markupsafe import Markup
 
 from mosaic_jax.core import errors
 from mosaic_jax.report import figures, html
@@ -15,15 +16,14 @@ _log = logging.getLogger(__name__)
 Pictures = Mapping[str, np.ndarray]
 
 
-def section(blocks: Sequence[tuple[Block, Pictures]], folder: html.FigureFolder) -> str:
+def section(
+    blocks: Sequence[tuple[Block, Pictures]], folder: html.FigureFolder
+) -> Markup:
     """Blocks one below the other; neighbouring figures stand side by side.
 
     Args:
       blocks: each with the pictures of its stage.
       folder: that gets the figures as PNG.
-
-    Returns:
-      HTML.
 
     Raises:
       DataError: a block holds what its kind cannot draw.
@@ -33,11 +33,11 @@ def section(blocks: Sequence[tuple[Block, Pictures]], folder: html.FigureFolder)
         blocks, lambda pair: isinstance(pair[0], Heat | Scatter)
     ):
         drawn = [_drawn(block, pictures, folder) for block, pictures in group]
-        parts.append(html.side_by_side(*drawn) if is_figure else "".join(drawn))
-    return "".join(parts)
+        parts.append(html.side_by_side(*drawn) if is_figure else html.joined(drawn))
+    return html.joined(parts)
 
 
-def _drawn(block: Block, pictures: Pictures, folder: html.FigureFolder) -> str:
+def _drawn(block: Block, pictures: Pictures, folder: html.FigureFolder) -> Markup:
     try:
         match block:
             case Text():
@@ -73,13 +73,13 @@ def _scatter(block: Scatter) -> figures.Figure:
     )
 
 
-def _strips(block: Strips, pictures: Pictures, folder: html.FigureFolder) -> str:
+def _strips(block: Strips, pictures: Pictures, folder: html.FigureFolder) -> Markup:
     """A table of images, and one picture of all; nothing where an array is missing."""
     missing = [name for name in block.columns if name not in pictures]
     if missing:
         lost = ", ".join(map(repr, missing))
         _log.warning("no pictures %s; the report is without %r", lost, block.name)
-        return ""
+        return Markup()
     columns = dict(
         zip(
             block.head[1:],

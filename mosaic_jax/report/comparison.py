@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.traverse_util
 import numpy as np
+from markupsafe import Markup
 
 from mosaic_jax import server
 from mosaic_jax.core import files, registry, schema
@@ -167,20 +168,21 @@ def write(
     folder = FigureFolder(path.parent / "figures")
     first = next(iter(groups.values()))[0].summary
     head, cells = columns(rows)
-    sections = [
-        ("Summary", _links(groups, path) + html.table(head, cells, "All studies")),
-        ("Ranking", ranking.ranking(groups) if len(groups) > 1 else ""),
-        ("Accuracy", _accuracy(groups, rows, folder)),
-        ("Classes", _classes(groups, folder)),
-        ("Costs", _costs(groups, folder)),
-        ("Equal terms", _terms(terms) if terms else ""),
-        ("Differences in settings", _differences(groups)),
-        ("Where they ran", _environments(groups)),
-    ]
+    sections = {
+        "Summary": _links(groups, path) + html.table(head, cells, "All studies"),
+        "Ranking": ranking.ranking(groups) if len(groups) > 1 else Markup(),
+        "Accuracy": _accuracy(groups, rows, folder),
+        "Classes": _classes(groups, folder),
+        "Costs": _costs(groups, folder),
+        "Equal terms": _terms(terms) if terms else Markup(),
+        "Differences in settings": _differences(groups),
+        "Where they ran": _environments(groups),
+    }
     num_clients = first.partition["num_clients"]
     lead = f"{len(groups)} studies; {num_clients} clients, {first.dataset}"
-    terms_used = glossary.used("".join(body for _, body in sections))
-    sections.append(("Terms", html.terms(terms_used) if terms_used else ""))
+    terms_used = glossary.used("".join(sections.values()))
+    if terms_used:
+        sections["Terms"] = html.terms(terms_used)
     text = html.page(title, lead, sections, _headline(rows))
     files.write_bytes(path, text.encode())
     return rows
@@ -197,7 +199,7 @@ def _headline(rows: Rows) -> str:
     return f"Highest test accuracy: {', then '.join(shown)}."
 
 
-def _links(groups: Groups, path: pathlib.Path) -> str:
+def _links(groups: Groups, path: pathlib.Path) -> Markup:
     """To each run's own report, as seen from `path`."""
     targets = {}
     for name, group in groups.items():
@@ -208,11 +210,11 @@ def _links(groups: Groups, path: pathlib.Path) -> str:
                 seed = f", seed {run.summary.seed}" if len(group) > 1 else ""
                 targets[f"{name}{seed}"] = pathlib.Path(address).as_posix()
     if not targets:
-        return ""
+        return Markup()
     return html.folded("Reports of the single runs", html.links(targets))
 
 
-def _accuracy(groups: Groups, rows: Rows, folder: FigureFolder) -> str:
+def _accuracy(groups: Groups, rows: Rows, folder: FigureFolder) -> Markup:
     # Of methods that end in no global model that of the clients' own models counts.
     final = {
         name: row.get("test_accuracy") or row["personal_test_accuracy"]
@@ -240,7 +242,7 @@ def _accuracy(groups: Groups, rows: Rows, folder: FigureFolder) -> str:
     return html.side_by_side(*parts)
 
 
-def _curves(groups: Groups, folder: FigureFolder) -> list[str]:
+def _curves(groups: Groups, folder: FigureFolder) -> list[Markup]:
     """The global models over rounds, and over what was sent."""
     seeds = max(len(group) for group in groups.values())
     band = "; bands: one standard deviation over seeds" if seeds > 1 else ""
@@ -273,14 +275,14 @@ def _curves(groups: Groups, folder: FigureFolder) -> list[str]:
     ]
 
 
-def _classes(groups: Groups, folder: FigureFolder) -> str:
+def _classes(groups: Groups, folder: FigureFolder) -> Markup:
     found = {
         name: np.mean([run.per_class() for run in group], axis=0)
         for name, group in groups.items()
         if all(FINAL in run.predictions() for run in group)
     }
     if not found:
-        return ""
+        return Markup()
     if len({len(values) for values in found.values()}) > 1:
         return html.paragraph("The studies have different classes.")
     return html.side_by_side(
@@ -292,7 +294,7 @@ def _classes(groups: Groups, folder: FigureFolder) -> str:
     )
 
 
-def _costs(groups: Groups, folder: FigureFolder) -> str:
+def _costs(groups: Groups, folder: FigureFolder) -> Markup:
     def mean(group: Sequence[SavedRun]) -> dict[str, float]:
         return {
             stage: statistics.mean(run.summary.seconds[stage] for run in group)
@@ -324,7 +326,7 @@ def _costs(groups: Groups, folder: FigureFolder) -> str:
     return html.side_by_side(*parts)
 
 
-def _terms(terms: Mapping[str, Any]) -> str:
+def _terms(terms: Mapping[str, Any]) -> Markup:
     flat: list[dict[str, Any]] = [
         dict(flax.traverse_util.flatten_dict(one, sep=".")) for one in terms.values()
     ]
@@ -341,7 +343,7 @@ def _terms(terms: Mapping[str, Any]) -> str:
     ) + html.table(head, lines, "What all methods share")
 
 
-def _differences(groups: Groups) -> str:
+def _differences(groups: Groups) -> Markup:
     flat = {
         name: flax.traverse_util.flatten_dict(group[0].settings, sep=".")
         for name, group in groups.items()
@@ -360,16 +362,19 @@ def _differences(groups: Groups) -> str:
     if neutral:
         table = html.table(head, neutral, "Settings that change no result")
         parts.append(html.folded(f"{len(neutral)} more that change no result", table))
-    return "".join(parts) or html.paragraph("None but names and seeds.")
+    return html.joined(parts) or html.paragraph("None but names and seeds.")
 
 
-def _environments(groups: Groups) -> str:
+def _environments(groups: Groups) -> Markup:
     where = collections.defaultdict(list)
     for name, group in groups.items():
         versions = ", ".join(f"{n} {v}" for n, v in group[0].summary.versions.items())
         where[f"{group[0].summary.device}; {versions}"].append(name)
-    return "".join(
-        html.paragraph(f"{', '.join(names)}: {text}.") for text, names in where.items()
+    return html.joined(
+        [
+            html.paragraph(f"{', '.join(names)}: {text}.")
+            for text, names in where.items()
+        ]
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 import matplotlib.style
 import numpy as np
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
@@ -68,8 +69,8 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     files.write_bytes(path, buffer.getvalue())
 
 
-def svg(figure: Figure, label: str) -> str:
-    """Inline SVG whose ink follows the page, read out as `label` (HTML-escaped)."""
+def svg(figure: Figure, label: str) -> Markup:
+    """Inline SVG whose ink follows the page, read out as `label`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
@@ -79,15 +80,17 @@ def svg(figure: Figure, label: str) -> str:
     text = re.sub(r' id="([^"]*)"', lambda m: m[0] if m[1] in used else "", text)
     text = re.sub(
         r"<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>",
-        rf'<svg \1 role="img" aria-label="{label}"'
-        ' xmlns:xlink="http://www.w3.org/1999/xlink">',
+        lambda match: (
+            f'<svg {match[1]} role="img" aria-label="{escape(label)}"'
+            ' xmlns:xlink="http://www.w3.org/1999/xlink">'
+        ),
         text,
         count=1,
     )
     text = text.replace(INK, "currentColor").replace(LINES, "var(--line)")
     for i, colour in enumerate(COLOURS):
         text = text.replace(colour.lower(), f"var(--c{i})")
-    return text
+    return Markup(text)
 
 
 def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:

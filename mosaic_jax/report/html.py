@@ -1,14 +1,17 @@
-"""Building blocks of pages. Every argument is plain text unless it says HTML."""
+"""Building blocks of pages, as Jinja has them in templates/.
+
+Every argument is plain text, and is escaped, unless it is Markup.
+"""
 
 import base64
-import html
 import io
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jinja2
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -18,74 +21,65 @@ from mosaic_jax.report import figures, glossary, numbers
 _HERE = pathlib.Path(__file__).parent
 # Columns with a cell longer than this are prose: they wrap.
 _PROSE = 40
-_PROSE_CLASS = {True: ' class="prose"', False: ""}
-# A page needs nothing from outside and runs nothing but its own script.
-_POLICY = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
-    " script-src 'unsafe-inline'"
-)
-
-
-def page(
-    title: str, lead: str, sections: Sequence[tuple[str, str]], headline: str = ""
-) -> str:
-    """A whole page.
-
-    Args:
-      title: its heading.
-      lead: a line below that.
-      sections: heading and HTML of each; empty ones are left out.
-      headline: what was found, in a sentence; "": nothing is said.
-    """
-    told = f'<p class="headline">{html.escape(headline)}</p>' if headline else ""
-    shown = [(name, body) for name, body in sections if body]
-    links = "".join(
-        f'<li><a href="#{_anchor(name)}">{html.escape(name)}</a></li>'
-        for name, _ in shown
-    )
-    parts = "".join(
-        f'<section aria-labelledby="{_anchor(name)}"><h2 id="{_anchor(name)}">'
-        f"{html.escape(name)}</h2>{body}</section>"
-        for name, body in shown
-    )
-    style = (_HERE / "style.css").read_text()
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title><style>{style}</style></head><body>
-<header><h1>{html.escape(title)}</h1>{told}
-<p class="quiet">{html.escape(lead)}</p></header>
-<nav aria-label="Sections"><ul>{links}</ul></nav>
-<main>{parts}</main>
-{_script("download.js") if "data-get" in parts else ""}
-</body></html>
-"""
-
-
-def _script(name: str) -> str:
-    return f"<script>{(_HERE / name).read_text()}</script>"
 
 
 def _anchor(name: str) -> str:
     return "-".join(name.lower().split())
 
 
-def paragraph(text: str) -> str:
-    """`text` as HTML."""
-    return f"<p>{html.escape(text)}</p>"
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(_HERE / "templates"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+)
+_TEMPLATES.filters |= {"anchor": _anchor, "meaning": glossary.meaning}
+_BLOCKS: Any = _TEMPLATES.get_template("blocks.html").module
 
 
-def cards(values: Mapping[str, str]) -> str:
-    """Headline numbers by name."""
-    items = "".join(
-        f"<li><strong>{html.escape(value)}</strong><span>{html.escape(name)}</span></li>"
-        for name, value in values.items()
+def page(
+    title: str, lead: str, sections: Mapping[str, Markup], headline: str = ""
+) -> str:
+    """A whole page.
+
+    Args:
+      title: its heading.
+      lead: a line below that.
+      sections: by their headings; empty ones are left out.
+      headline: what was found, in a sentence; "": nothing is said.
+    """
+    shown = {name: body for name, body in sections.items() if body}
+    has_figures = any("data-get" in body for body in shown.values())
+    return _TEMPLATES.get_template("page.html").render(
+        title=title,
+        lead=lead,
+        headline=headline,
+        sections=shown,
+        style=_own("style.css"),
+        scripts=[_own("download.js")] if has_figures else [],
     )
-    return f'<ul class="cards">{items}</ul>'
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> str:
+def _own(name: str) -> Markup:
+    """A file of this folder, as it is."""
+    return Markup((_HERE / name).read_text())
+
+
+def joined(parts: Sequence[Markup]) -> Markup:
+    """One after the other."""
+    return Markup("").join(parts)
+
+
+def paragraph(text: str) -> Markup:
+    """Of running text."""
+    return _BLOCKS.paragraph(text)
+
+
+def cards(values: Mapping[str, str]) -> Markup:
+    """Headline numbers by name."""
+    return _BLOCKS.cards(values)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> Markup:
     """A table that scrolls within the page.
 
     Args:
@@ -93,46 +87,13 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], caption: str) -> s
       rows: cells; the first names its row.
       caption: what it shows, for those who hear the page.
     """
-    columns = zip(*rows, strict=True)
-    prose = [max(len(str(cell)) for cell in cells) > _PROSE for cells in columns]
-    body = "".join(_row(row, prose) for row in rows)
-    return _table(head, body, caption, prose=prose)
+    cells = [[str(cell) for cell in row] for row in rows]
+    columns = enumerate(zip(*cells, strict=True))
+    prose = [i for i, column in columns if max(map(len, column)) > _PROSE]
+    return _BLOCKS.table(head, cells, caption, prose)
 
 
-def _row(cells: Sequence[Any], prose: Sequence[bool]) -> str:
-    first, *rest = map(str, cells)
-    return (
-        f'<tr><th scope="row">{term(first)}</th>'
-        + "".join(
-            f"<td{_PROSE_CLASS[wraps]}>{html.escape(cell)}</td>"
-            for cell, wraps in zip(rest, prose[1:], strict=True)
-        )
-        + "</tr>"
-    )
-
-
-def _table(
-    head: Sequence[str],
-    rows: str,
-    caption: str,
-    *,
-    body_id: str = "",
-    prose: Sequence[bool] = (),
-) -> str:
-    wraps = [*prose, *[False] * (len(head) - len(prose))]
-    heads = "".join(
-        f'<th scope="col"{_PROSE_CLASS[wrap]}>{term(name)}</th>'
-        for name, wrap in zip(head, wraps, strict=True)
-    )
-    label = html.escape(caption)
-    mark = f' id="{body_id}"' if body_id else ""
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody{mark}>{rows}</tbody></table></div>"
-    )
-
-
-def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> str:
+def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) -> Markup:
     """A table of many clients: a field to search in them and the first of those found.
 
     A page can hold one.
@@ -142,36 +103,16 @@ def searchable(head: Sequence[str], rows: Sequence[Sequence[Any]], name: str) ->
       rows: cells; the first names its row.
       name: what is searched.
     """
-    data = json.dumps([[str(cell) for cell in row] for row in rows])
-    # Within a script element only "</" and "<!--" end or change anything.
-    data = data.replace("<", "\\u003c")
-    return (
-        f'<div class="search"><label for="clients-search">Search {html.escape(name)}'
-        '</label><input id="clients-search" type="search" autocomplete="off"></div>'
-        '<p id="clients-told" role="status"></p>'
-        + _table(head, "", name, body_id="clients-rows")
-        + f'<script type="application/json" id="clients-data">{data}</script>'
-        + _script("search.js")
-    )
+    cells = [[str(cell) for cell in row] for row in rows]
+    return _BLOCKS.searchable(head, cells, name, _own("search.js"))
 
 
-def term(text: str) -> str:
-    """`text`, with what it means on hover where the glossary has it."""
-    meaning = glossary.meaning(text)
-    shown = html.escape(text)
-    return f'<abbr title="{html.escape(meaning)}">{shown}</abbr>' if meaning else shown
-
-
-def terms(meanings: Mapping[str, str]) -> str:
+def terms(meanings: Mapping[str, str]) -> Markup:
     """A list of terms with what they mean."""
-    items = "".join(
-        f"<dt>{html.escape(name)}</dt><dd>{html.escape(meaning)}</dd>"
-        for name, meaning in meanings.items()
-    )
-    return f"<dl>{items}</dl>"
+    return _BLOCKS.terms(meanings)
 
 
-def figure(name: str, drawn: Figure, caption: str) -> str:
+def figure(name: str, drawn: Figure, caption: str) -> Markup:
     """A figure that follows the page's theme, with its numbers to take along.
 
     Args:
@@ -179,16 +120,8 @@ def figure(name: str, drawn: Figure, caption: str) -> str:
       drawn: the figure.
       caption: a sentence below it.
     """
-    text = html.escape(caption)
     table = base64.b64encode(numbers.of(drawn).encode()).decode()
-    file = html.escape(name)
-    return (
-        f'<figure data-name="{file}">{figures.svg(drawn, text)}<figcaption>{text}'
-        ' <span class="get"><button type="button" data-get="svg">SVG</button>'
-        '<button type="button" data-get="png">PNG</button>'
-        f'<a download="{file}.csv" href="data:text/csv;base64,{table}">CSV</a></span>'
-        "</figcaption></figure>"
-    )
+    return _BLOCKS.figure(name, figures.svg(drawn, caption), caption, table)
 
 
 class FigureFolder:
@@ -207,91 +140,65 @@ class FigureFolder:
         """
         figures.save(drawn, files.child(self._path, f"{name}.png"))
 
-    def add(self, name: str, drawn: Figure, caption: str) -> str:
+    def add(self, name: str, drawn: Figure, caption: str) -> Markup:
         """Write a figure, and show it.
 
         Args:
           name: of the file.
           drawn: the figure.
           caption: a sentence below it.
-
-        Returns:
-          HTML.
         """
         self.save(name, drawn)
         return figure(name, drawn, caption)
 
 
-def side_by_side(*parts: str, small: bool = False) -> str:
-    """Figures in HTML, two beside each other where there is room, small ones more."""
-    kind = "figures small" if small else "figures"
-    return f'<div class="{kind}">{"".join(parts)}</div>' if any(parts) else ""
+def side_by_side(*parts: Markup, small: bool = False) -> Markup:
+    """Figures, two beside each other where there is room, small ones more."""
+    return _BLOCKS.side_by_side(parts, small) if any(parts) else Markup()
 
 
-def image(pixels: np.ndarray, label: str) -> str:
+def image(pixels: np.ndarray, label: str) -> Markup:
     """uint8 [H, W, D] with D of 1 or 3 as an inline picture."""
     buffer = io.BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
         buffer, format="png", optimize=True
     )
-    encoded = base64.b64encode(buffer.getvalue()).decode()
-    mark = ' class="strip"' if pixels.shape[1] > pixels.shape[0] else ""
-    return (
-        f'<img{mark} alt="{html.escape(label)}" src="data:image/png;base64,{encoded}">'
-    )
+    png = base64.b64encode(buffer.getvalue()).decode()
+    return _BLOCKS.image(png, label, pixels.shape[1] > pixels.shape[0])
 
 
 def strips(
-    head: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str
-) -> str:
+    head: Sequence[str], rows: Sequence[tuple[str, Sequence[Markup]]], caption: str
+) -> Markup:
     """A table of pictures.
 
     Args:
       head: of each column, that of the names included.
-      rows: name and cells, in HTML, of each.
+      rows: name and cells of each.
       caption: what it shows, for those who hear the page.
     """
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        + "".join(f"<td>{cell}</td>" for cell in cells)
-        + "</tr>"
-        for name, cells in rows
-    )
-    return f'<div class="film">{_table(head, body, caption)}</div>'
+    return _BLOCKS.strips(head, [(name, *cells) for name, cells in rows], caption)
 
 
-def pairs(rows: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+def pairs(rows: Sequence[tuple[str, Mapping[str, Markup]]]) -> Markup:
     """Pictures one below the other, at a size at which one sees them.
 
     Args:
-      rows: name and pictures, in HTML, by their headings, of each.
+      rows: name and pictures, by their headings, of each.
     """
-    items = "".join(
-        f"<li><strong>{html.escape(name)}</strong>"
-        + "".join(
-            f"<div><span>{html.escape(head)}</span>{cell}</div>"
-            for head, cell in cells.items()
-        )
-        + "</li>"
-        for name, cells in rows
-    )
-    return f'<ul class="pairs">{items}</ul>'
+    return _BLOCKS.pairs(rows)
 
 
-def folded(name: str, body: str) -> str:
-    """HTML behind a line that opens it."""
-    return f"<details><summary>{html.escape(name)}</summary>{body}</details>"
+def folded(name: str, body: Markup) -> Markup:
+    """What stands behind a line that opens it."""
+    return _BLOCKS.folded(name, body)
 
 
-def listing(text: str) -> str:
+def listing(text: str) -> Markup:
     """Preformatted."""
-    return f'<pre tabindex="0">{html.escape(text)}</pre>'
+    return _BLOCKS.listing(text)
 
 
-def links(targets: Mapping[str, str]) -> str:
+def links(targets: Mapping[str, str]) -> Markup:
     """Names with the relative addresses of their pages."""
-    items = "".join(
-        f'<li><a href="{html.escape(address)}">{html.escape(name)}</a></li>'
-        for name, address in targets.items()
-    )
-    return f"<ul>{items}</ul>"
+    return _BLOCKS.links(targets)

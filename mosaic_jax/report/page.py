@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from mosaic_jax.core import files
 from mosaic_jax.report import blocks, figures, glossary, headline, html, runs
@@ -39,7 +40,8 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     run = runs.read(workdir)
     sections = _sections(run, FigureFolder(workdir / "figures"))
     terms = glossary.used("".join(sections.values()))
-    sections["Terms"] = html.terms(terms) if terms else ""
+    if terms:
+        sections["Terms"] = html.terms(terms)
     partition = run.summary.partition
     mode = partition["mode"]
     lead = (
@@ -48,13 +50,13 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         + f", {run.summary.rounds} federated rounds"
     )
     path = workdir / "report.html"
-    text = html.page(run.title, lead, list(sections.items()), headline.sentence(run))
+    text = html.page(run.title, lead, sections, headline.sentence(run))
     files.write_bytes(path, text.encode())
     return path
 
 
-def _sections(run: SavedRun, folder: FigureFolder) -> dict[str, str]:
-    """HTML by title, in order; a stage may add to a section that every study has."""
+def _sections(run: SavedRun, folder: FigureFolder) -> dict[str, Markup]:
+    """By title, in order; a stage may add to a section that every study has."""
     found = {
         "Accuracy": _accuracy(run, folder),
         "Training": _training(run, folder),
@@ -62,14 +64,14 @@ def _sections(run: SavedRun, folder: FigureFolder) -> dict[str, str]:
         "Clients": _clients(run, folder),
     }
     for title, body in _of_stages(run, folder).items():
-        found[title] = found.get(title, "") + body
+        found[title] = found.get(title, Markup()) + body
     last = {"Costs": _costs(run, folder), "Settings and environment": _settings(run)}
     for title, body in last.items():
-        found[title] = body + found.pop(title, "")
+        found[title] = body + found.pop(title, Markup())
     return found
 
 
-def _of_stages(run: SavedRun, folder: FigureFolder) -> dict[str, str]:
+def _of_stages(run: SavedRun, folder: FigureFolder) -> dict[str, Markup]:
     """What stages show, by the title of the section; those of one title are joined."""
     shown: dict[str, list[tuple[blocks.Block, blocks.Pictures]]] = {}
     for stage, section in run.sections():
@@ -84,7 +86,7 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.2f} %"
 
 
-def _accuracy(run: SavedRun, folder: FigureFolder) -> str:
+def _accuracy(run: SavedRun, folder: FigureFolder) -> Markup:
     accuracies = run.summary.accuracies
     rows = [
         (
@@ -98,7 +100,7 @@ def _accuracy(run: SavedRun, folder: FigureFolder) -> str:
     return html.cards(_cards(run)) + drawn + table + _headline(run)
 
 
-def _training(run: SavedRun, folder: FigureFolder) -> str:
+def _training(run: SavedRun, folder: FigureFolder) -> Markup:
     """What every loop measured, but the accuracies, which other figures have."""
     parts = []
     for stage, record in run.records.items():
@@ -139,14 +141,14 @@ def _cards(run: SavedRun) -> dict[str, str]:
     }
 
 
-def _headline(run: SavedRun) -> str:
+def _headline(run: SavedRun) -> Markup:
     """Every headline number of the stages, behind a line that opens the table."""
     rows = [
         (name, interval(number), number["meaning"])
         for name, number in run.summary.headline.items()
     ]
     if not rows:
-        return ""
+        return Markup()
     head = ["number", "value [95 %]", "what it means"]
     return html.folded(
         "Headline numbers of the stages", html.table(head, rows, "Headline numbers")
@@ -158,7 +160,7 @@ def interval(number: Mapping[str, Any]) -> str:
     return f"{number['mean']:.3f} [{number['low']:.3f}, {number['high']:.3f}]"
 
 
-def _curves(run: SavedRun, folder: FigureFolder) -> list[str]:
+def _curves(run: SavedRun, folder: FigureFolder) -> list[Markup]:
     """The global model over rounds, and over what was sent."""
     curve, test = run.curve(), run.summary.test_accuracy
     stages = list(dict.fromkeys(curve["stage"].tolist()))
@@ -194,7 +196,7 @@ def _curves(run: SavedRun, folder: FigureFolder) -> list[str]:
     ]
 
 
-def _rates(run: SavedRun, folder: FigureFolder) -> list[str]:
+def _rates(run: SavedRun, folder: FigureFolder) -> list[Markup]:
     """Parts of the final model by their rate."""
     rates = run.rate_accuracy()
     if not rates:
@@ -205,9 +207,9 @@ def _rates(run: SavedRun, folder: FigureFolder) -> list[str]:
     return [folder.add("rates", drawn, f"{caption} hold.")]
 
 
-def _classes(run: SavedRun, folder: FigureFolder) -> str:
+def _classes(run: SavedRun, folder: FigureFolder) -> Markup:
     if FINAL not in run.predictions():
-        return ""
+        return Markup()
     models = run.distinct_predictions()
     parts = [
         folder.add(
@@ -236,11 +238,11 @@ def _classes(run: SavedRun, folder: FigureFolder) -> str:
     return html.side_by_side(*parts) + _teacher_and_student(run)
 
 
-def _teacher_and_student(run: SavedRun) -> str:
+def _teacher_and_student(run: SavedRun) -> Markup:
     """On which images a distilled model and its teacher are right, where both are."""
     found = run.predictions()
     if "teacher" not in found or "distilled" not in found:
-        return ""
+        return Markup()
     label = run.test_label
     teacher, student = (found[name] == label for name in ("teacher", "distilled"))
     both = [
@@ -259,7 +261,7 @@ def _teacher_and_student(run: SavedRun) -> str:
     )
 
 
-def _clients(run: SavedRun, folder: FigureFolder) -> str:
+def _clients(run: SavedRun, folder: FigureFolder) -> Markup:
     count = run.label_count
     parts = [
         folder.add(
@@ -295,7 +297,7 @@ def _client_rows(run: SavedRun) -> tuple[list[str], list[list[str]]]:
     return list(columns), [list(row) for row in zip(*columns.values(), strict=True)]
 
 
-def _costs(run: SavedRun, folder: FigureFolder) -> str:
+def _costs(run: SavedRun, folder: FigureFolder) -> Markup:
     head = ["stage", "seconds", "of these compiling", "waiting", "TFLOP"]
     head += ["peak memory, MB", "MB up", "MB down", "padding waste"]
     waste = run.summary.padding_waste
@@ -338,7 +340,7 @@ def _costs(run: SavedRun, folder: FigureFolder) -> str:
     )
 
 
-def _settings(run: SavedRun) -> str:
+def _settings(run: SavedRun) -> Markup:
     """Hardware, versions, command and every setting of a run."""
     versions = ", ".join(f"{n} {v}" for n, v in run.summary.versions.items())
     split, revision = run.summary.partition["sha256"], run.revision or "unknown"

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import scipy.stats
+from markupsafe import Markup
 
 from mosaic_jax.report import html
 from mosaic_jax.report.runs import FINAL, Groups, SavedRun
@@ -24,8 +25,8 @@ _HEAD = [
 ]
 
 
-def ranking(groups: Groups) -> str:
-    """A table from the best study down, with differences over common seeds, as HTML.
+def ranking(groups: Groups) -> Markup:
+    """A table from the best study down, with differences over common seeds.
 
     Differences are paired: each seed of a study with the same seed of the first, where
     both have the same split. Intervals and p are of Student's t for paired

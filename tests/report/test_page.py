@@ -180,7 +180,7 @@ def test_figures_carry_their_numbers(folder):
 
 def test_images_are_large_at_the_ends_of_training(folder):
     text = page.write(folder / "few").read_text()
-    pairs = re.search(r'<ul class="pairs">(.*?)</ul>', text)[1]
+    pairs = re.search(r'<ul class="pairs">(.*?)</ul>', text, re.DOTALL)[1]
     assert pairs.count("<li>") == 4 and pairs.count("<img") == 8
     assert "<span>real</span>" in pairs and "after 50 %" not in pairs
     assert "All moments: real, after 50 %, after 100 %" in text

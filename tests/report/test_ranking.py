@@ -22,7 +22,7 @@ def study(tmp_path, name, accuracies):
 def rows(text):
     return [
         re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
-        for row in re.findall(r"<tr>(.*?)</tr>", text)
+        for row in re.findall(r"<tr>(.*?)</tr>", text, re.DOTALL)
     ][1:]
 
 
