@@ -40,19 +40,25 @@ class Comparison:
         found = frame([dict(zip(head, row, strict=True)) for row in cells], "frame")
         return found.set_index(head[0])
 
-    def report(self, path: str | pathlib.Path = "compare.html") -> pathlib.Path:
+    def report(
+        self, path: str | pathlib.Path = "compare.html", *, interactive: bool = False
+    ) -> pathlib.Path:
         """Write one page over all studies, and figures/ beside it.
 
         Args:
           path: of the page.
+          interactive: with charts to hover over and zoom in, in place of drawings.
 
         Returns:
           Where the page is.
+
+        Raises:
+          ConfigError: charts are asked for, and Plotly is not installed.
         """
         path = pathlib.Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         title = f"{len(self._groups)} studies compared"
-        comparison.write(self._groups, path, title=title)
+        comparison.write(self._groups, path, title=title, interactive=interactive)
         return path
 
     def __repr__(self) -> str:

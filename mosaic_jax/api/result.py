@@ -76,16 +76,20 @@ class Result:
             name: self.run.per_class(name).tolist() for name in self.run.predictions()
         }
 
-    def report(self) -> pathlib.Path:
+    def report(self, *, interactive: bool = False) -> pathlib.Path:
         """Write report.html and figures/ into the run directory.
+
+        Args:
+          interactive: with charts to hover over and zoom in, in place of drawings.
 
         Returns:
           Where the page is.
 
         Raises:
+          ConfigError: charts are asked for, and Plotly is not installed.
           DataError: files of the run are missing or damaged.
         """
-        return report.write(self.workdir)
+        return report.write(self.workdir, interactive=interactive)
 
     def __repr__(self) -> str:
         found = "  ".join(

@@ -33,20 +33,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default=pathlib.Path("compare.html"),
         help="page over several runs; of a single run it is report.html beside it",
     )
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="charts to hover over and zoom in; needs plotly, adds 5 MB to a page",
+    )
     args = parser.parse_args(arguments)
-    return programs.exit_code(lambda: _write(args.run, args.output))
+    return programs.exit_code(
+        lambda: _write(args.run, args.output, interactive=args.interactive)
+    )
 
 
-def _write(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
+def _write(
+    paths: Sequence[pathlib.Path], output: pathlib.Path, *, interactive: bool
+) -> None:
     groups = runs.collect(paths)
     studies = [run for group in groups.values() for run in group]
     if len(studies) == 1:
-        print(page.write(studies[0].path))
+        print(page.write(studies[0].path, interactive=interactive))
         return
     for run in studies:
-        page.write(run.path)
+        page.write(run.path, interactive=interactive)
     title = f"{len(groups)} studies compared"
-    print(comparison.table(comparison.write(groups, output, title=title)))
+    rows = comparison.write(groups, output, title=title, interactive=interactive)
+    print(comparison.table(rows))
     print(output)
 
 

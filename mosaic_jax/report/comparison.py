@@ -152,6 +152,7 @@ def write(
     *,
     title: str,
     terms: Mapping[str, Any] | None = None,
+    interactive: bool = False,
 ) -> dict[str, Any]:
     """One page over all `groups`, and its figures as PNG in figures/ beside it.
 
@@ -160,12 +161,13 @@ def write(
       path: of the page.
       title: its heading.
       terms: what was checked to be equal, by seed; None: nothing was.
+      interactive: with charts in place of drawings, see `charts`; some megabytes.
 
     Returns:
       What `summarise` found.
     """
     rows = summarise(groups)
-    folder = FigureFolder(path.parent / "figures")
+    folder = FigureFolder(path.parent / "figures", interactive=interactive)
     first = next(iter(groups.values()))[0].summary
     head, cells = columns(rows)
     sections = {

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mosaic_jax.core import files
-from mosaic_jax.report import figures, glossary, numbers
+from mosaic_jax.report import charts, figures, glossary, numbers
 
 _HERE = pathlib.Path(__file__).parent
 # Columns with a cell longer than this are prose: they wrap.
@@ -48,14 +48,18 @@ def page(
       headline: what was found, in a sentence; "": nothing is said.
     """
     shown = {name: body for name, body in sections.items() if body}
-    has_figures = any("data-get" in body for body in shown.values())
+    scripts = []
+    if any("data-get" in body for body in shown.values()):
+        scripts.append(_own("download.js"))
+    if any("data-chart" in body for body in shown.values()):
+        scripts += [charts.library(), _own("charts.js")]
     return _TEMPLATES.get_template("page.html").render(
         title=title,
         lead=lead,
         headline=headline,
         sections=shown,
         style=_own("style.css"),
-        scripts=[_own("download.js")] if has_figures else [],
+        scripts=scripts,
     )
 
 
@@ -112,25 +116,39 @@ def terms(meanings: Mapping[str, str]) -> Markup:
     return _BLOCKS.terms(meanings)
 
 
-def figure(name: str, drawn: Figure, caption: str) -> Markup:
+def figure(
+    name: str, drawn: Figure, caption: str, *, interactive: bool = False
+) -> Markup:
     """A figure that follows the page's theme, with its numbers to take along.
 
     Args:
       name: of the files that it is saved as.
       drawn: the figure.
       caption: a sentence below it.
+      interactive: on a screen, a chart takes its place.
     """
+    chart = charts.chart(drawn) if interactive else None
     table = base64.b64encode(numbers.of(drawn).encode()).decode()
-    return _BLOCKS.figure(name, figures.svg(drawn, caption), caption, table)
+    return _BLOCKS.figure(name, figures.svg(drawn, caption), caption, table, chart)
 
 
 class FigureFolder:
     """Figures that go into the page and, as PNG, into a folder."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        """Make the folder at `path` where it is missing."""
+    def __init__(self, path: pathlib.Path, *, interactive: bool = False) -> None:
+        """Make the folder where it is missing.
+
+        Args:
+          path: where it is.
+          interactive: the page has charts of Plotly in place of the figures.
+
+        Raises:
+          ConfigError: they cannot be drawn, as Plotly is not installed.
+        """
+        if interactive:
+            charts.library()
         path.mkdir(parents=True, exist_ok=True)
-        self._path = path
+        self._path, self._interactive = path, interactive
 
     def save(self, name: str, drawn: Figure) -> None:
         """Write it as `name`.png.
@@ -149,7 +167,7 @@ class FigureFolder:
           caption: a sentence below it.
         """
         self.save(name, drawn)
-        return figure(name, drawn, caption)
+        return figure(name, drawn, caption, interactive=self._interactive)
 
 
 def side_by_side(*parts: Markup, small: bool = False) -> Markup:

@@ -28,17 +28,23 @@ NO_MEASURES = {"stage", "loop", "step", "time"}
 MARKS = ("teacher", "distilled", OWN)
 
 
-def write(workdir: pathlib.Path) -> pathlib.Path:
+def write(workdir: pathlib.Path, *, interactive: bool = False) -> pathlib.Path:
     """Write report.html and figures/ of a finished study.
+
+    Args:
+      workdir: its run directory.
+      interactive: with charts in place of drawings, see `charts`; some megabytes.
 
     Returns:
       Where the page is.
 
     Raises:
+      ConfigError: charts are asked for, and Plotly is not installed.
       DataError: its files are missing or damaged.
     """
     run = runs.read(workdir)
-    sections = _sections(run, FigureFolder(workdir / "figures"))
+    folder = FigureFolder(workdir / "figures", interactive=interactive)
+    sections = _sections(run, folder)
     terms = glossary.used("".join(sections.values()))
     if terms:
         sections["Terms"] = html.terms(terms)

@@ -60,6 +60,36 @@ def test_in_a_browser(folder, which):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+def test_charts_take_the_place_of_drawings_on_screens_alone(folder):
+    path = page.write(folder / "few", interactive=True)
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        for width, scheme in ((400, "light"), (1200, "dark")):
+            size = {"width": width, "height": 900}
+            view = browser.new_page(viewport=size, color_scheme=scheme)
+            told, asked = [], []
+            view.on("console", lambda message, told=told: told.append(message.text))
+            view.on("pageerror", lambda error, told=told: told.append(str(error)))
+            view.on("request", lambda one, asked=asked: asked.append(one.url))
+            view.goto(path.as_uri())
+            charts = view.locator("figure:has([data-chart])")
+            assert charts.count() == view.locator("figure").count() > 8
+            for chart in charts.all():
+                assert chart.locator(".main-svg").first.is_visible()
+                assert not chart.locator("> svg").is_visible()
+            assert told == []
+            assert [url for url in asked if not url.startswith("data:")] == [view.url]
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            violations = Axe().run(view)
+            assert violations.violations_count == 0, violations.generate_report()
+            view.emulate_media(media="print")
+            assert charts.first.locator("> svg").is_visible()
+            assert not charts.first.locator(".main-svg").first.is_visible()
+            view.close()
+        browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_figures_are_saved(folder, tmp_path):
     path = written(folder, "few")
     with sync_api.sync_playwright() as driver:

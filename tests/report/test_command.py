@@ -11,7 +11,7 @@ def test_one_run(folder, capsys):
 
 
 def test_several_runs(folder, capsys, monkeypatch):
-    monkeypatch.setattr(page, "write", lambda path: (path / "report.html").touch())
+    monkeypatch.setattr(page, "write", lambda path, **_: (path / "report.html").touch())
     paths = [str(folder / name) for name in ("few", "seeds")]
     output = folder / "compare.html"
     assert command.main([*paths, "-o", str(output)]) == 0

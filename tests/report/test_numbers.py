@@ -11,7 +11,7 @@ def lines(drawn):
 
 def test_bars_have_their_names():
     drawn = figures.bars({"a": {"mean": 0.5, "spread": 0.1}})
-    assert lines(drawn) == ["series,test accuracy,value", ",0.5,a"]
+    assert lines(drawn) == ["series,test accuracy,value,spread", ",0.5,a,0.1"]
     drawn = figures.shares({"s": {"x": 1.0, "y": 2.0}}, xlabel="MB")
     assert lines(drawn) == ["series,MB,value", "x,1,s", "y,2,s"]
     drawn = figures.per_class({"m": np.array([0.1, 0.2]), "n": np.array([0.3, 0.4])})
@@ -20,7 +20,7 @@ def test_bars_have_their_names():
 
 def test_lines_and_points():
     drawn = figures.rates({"a": {"0.5": {"mean": 0.25, "spread": 0.1}}})
-    assert lines(drawn) == ["series,share of channels,test accuracy", "a,0.5,0.25"]
+    assert lines(drawn)[1:] == ["a,0.5,0.25,0.1"]
     drawn = figures.scatter([1, 2], [0.1, 0.2], xlabel="x", ylabel="y", level=0.5)
     assert lines(drawn)[-2:] == [",1,0.1", ",2,0.2"]
 
@@ -41,3 +41,12 @@ def test_zeros_are_not_written_into_maps():
     # Nothing is drawn at 0; what is below it has another colour.
     shades = drawn.axes[0].images[0].cmap
     assert shades(0.5)[3] == 0 and shades(0.0)[:3] != shades(1.0)[:3]
+
+
+def test_whiskers_are_the_last_column():
+    drawn = figures.bars(
+        {"a": {"mean": 0.5, "spread": 0.1}, "b": {"mean": 0.25, "spread": 0.0}}
+    )
+    table = lines(drawn)
+    assert table[0] == "series,test accuracy,value,spread"
+    assert table[1:] == [",0.5,a,0.1", ",0.25,b,0"]
