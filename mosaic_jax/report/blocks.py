@@ -100,15 +100,16 @@ def _strips(block: Strips, pictures: Pictures, folder: html.FigureFolder) -> Mar
     ]
     label = f"Images: {block.name.replace('_', ' ')}"
     film = html.strips(block.head, rows, label)
-    several = all(pictures[name].ndim == 5 for name in block.columns)
-    if not several or len(columns) < 3:
+    if any(pictures[name].ndim != 5 for name in block.columns):
         return html.paragraph(block.caption) + film
-    # The first and the last moment large, all of them behind a line.
+    # The first and the last moment large; what is between them behind a line.
     ends = {head: i for i, head in enumerate(columns) if i in (0, len(columns) - 1)}
     large = [
         (name, {head: cells[i] for head, i in ends.items()}) for name, cells in rows
     ]
     shown = html.paragraph(block.caption) + html.pairs(large)
+    if len(columns) < 3:
+        return shown
     return shown + html.folded(f"All moments: {', '.join(columns)}", film)
 
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core import prng, programs
-from mosaic_jax.core.types import Array, Client, Generators, Teacher
+from mosaic_jax.core.types import Array, Client, Generators, Struct, Teacher
+from mosaic_jax.data import augment
 from mosaic_jax.fl import gan
 from mosaic_jax.server import distillation, mosaic, refinement
 from mosaic_jax.stages import films, sections
@@ -26,6 +27,8 @@ NUM_IMAGES = 128
 # A class counts as lost if the teacher names it on less than this part of the images
 # that should show it, and a client is told if it does so for its classes together.
 LOST_BELOW, TOLD_BELOW = 0.1, 0.5
+# Columns of the images by class.
+REAL, GENERATED = "real", "generated"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +41,18 @@ class Coverage:
       label_count: [C, K], images of each class at each client.
       seen: [C, K] float, share of each class among the teacher's answers on the
         client's generated images; rows sum to 1.
+      real: uint8 [R, n, H, W, D], images of the first classes that clients hold;
+        black where they hold fewer.
+      generated: uint8 [R, n, H, W, D], those that the teacher takes for these classes
+        with most certainty; black where it takes fewer for them.
     """
 
     number: np.ndarray
     alive: np.ndarray
     label_count: np.ndarray
     seen: np.ndarray
+    real: np.ndarray
+    generated: np.ndarray
 
     @property
     def share(self) -> np.ndarray:
@@ -131,10 +140,11 @@ class Coverage:
                 }
             },
             "section": self.section(),
+            "pictures": {REAL: self.real, GENERATED: self.generated},
         }
 
     def section(self) -> sections.Section:
-        """Heat map of what the teacher names on the first clients' images."""
+        """What the teacher names on the first clients' images, and those it does."""
         first = slice(films.NUM_CLIENTS)
         names = ", ".join(map(str, self.lost)) or "none"
         heat = sections.Heat(
@@ -146,7 +156,79 @@ class Coverage:
             caption="What the teacher sees on each client's generated images"
             f" ({NUM_IMAGES} of each). Classes that it hardly ever sees: {names}.",
         )
-        return sections.Section("Generators", (heat,))
+        grid = sections.Strips(
+            name="classes",
+            head=("class", REAL, GENERATED),
+            names=[f"class {k}" for k in range(len(self.real))],
+            columns=(REAL, GENERATED),
+            caption="Images of each class that clients hold, and the generated ones of"
+            " all clients that the teacher takes for it with most certainty. Black:"
+            " there are no more.",
+        )
+        return sections.Section("Generators", (heat, grid))
+
+
+class Best(Struct):
+    """Of each of R classes the n images that a teacher takes for it most surely.
+
+    Attributes:
+      image: uint8 [R, n, H, W, D], black where there are fewer.
+      certainty: [R, n], the teacher's probability of the class; 0 where black.
+    """
+
+    image: Array
+    certainty: Array
+
+    @classmethod
+    def none(cls, num_classes: int, image_shape: tuple[int, ...]) -> "Best":
+        """Before any image.
+
+        Args:
+          num_classes: R.
+          image_shape: (H, W, D).
+        """
+        shape = num_classes, films.NUM_IMAGES
+        return cls(jnp.zeros((*shape, *image_shape), jnp.uint8), jnp.zeros(shape))
+
+    def with_images(self, image: Array, logits: Array, counts: Array) -> "Best":
+        """The best of these and of further images.
+
+        Args:
+          image: uint8 [B, H, W, D].
+          logits: [B, K] of the teacher, K >= R.
+          counts: [] bool, whether the images count.
+        """
+        num_classes, count = self.certainty.shape
+        probability = jax.nn.softmax(logits)
+        is_named = jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1])
+        certainty = (probability * is_named * counts)[:, :num_classes].T
+        certainty, place = jax.lax.top_k(
+            jnp.concatenate([self.certainty, certainty], axis=1), count
+        )
+
+        def chosen(kept: Array, place: Array) -> Array:
+            return jnp.concatenate([kept, image])[place]
+
+        found = jax.lax.map(lambda each: chosen(*each), (self.image, place))
+        shown = (certainty > 0)[..., None, None, None]
+        return Best(jnp.where(shown, found, 0), certainty)
+
+
+def _real(context: Context, num_classes: int) -> np.ndarray:
+    """uint8 [num_classes, n, H, W, D], the first images of each class at clients."""
+    data = context.data.clients
+    label = np.asarray(data.images.label)
+    held = np.zeros(len(label), bool)
+    index, size = np.asarray(data.client.index), np.asarray(data.client.size)
+    for row, count in zip(index, size, strict=True):
+        held[row[:count]] = True
+    shape = num_classes, films.NUM_IMAGES, *context.data.info.image_shape
+    found = np.zeros(shape, np.uint8)
+    image = np.asarray(data.images.image)
+    for k in range(num_classes):
+        rows = np.flatnonzero(held & (label == k))[: films.NUM_IMAGES]
+        found[k, : len(rows)] = image[rows]
+    return found
 
 
 def of_generators(
@@ -167,25 +249,33 @@ def of_generators(
       generators: of the clients, [C, ...].
       client: of the clients; only numbers and label counts are read.
     """
+    info = context.data.info
+    num_classes = min(info.num_classes, films.NUM_CLIENTS)
 
     @programs.jit
-    def see(teacher: Teacher, generators: Generators, key: Array) -> Array:
-        def one(generator: Any, number: Array) -> Array:
+    def see(teacher: Teacher, generators: Generators, key: Array) -> tuple[Best, Array]:
+        def one(best: Best, each: Any) -> tuple[Best, Array]:
+            generator, alive, number = each
             image = refinement.drawn(
                 model_gan, generator, prng.at(key, number), NUM_IMAGES
             )
-            return refinement.named(ensemble.logits(teacher, image))
+            logits = ensemble.logits(teacher, image)
+            surest = best.with_images(augment.to_uint8(image), logits, alive)
+            return surest, refinement.named(logits)
 
-        return jax.lax.map(
-            lambda each: one(*each), (generators.model, jnp.asarray(client.number))
-        )
+        numbers = jnp.asarray(client.number)
+        rows = generators.model, jnp.asarray(generators.alive), numbers
+        return jax.lax.scan(one, Best.none(num_classes, info.image_shape), rows)
 
     key = prng.named(context.key, "coverage")
+    best, named = see(teacher, generators, key)
     found = Coverage(
         number=np.asarray(client.number),
         alive=np.asarray(generators.alive),
         label_count=np.asarray(client.label_count, float),
-        seen=np.asarray(see(teacher, generators, key), float),
+        seen=np.asarray(named, float),
+        real=_real(context, num_classes),
+        generated=np.asarray(best.image),
     )
     found.tell()
     return found
