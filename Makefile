@@ -8,13 +8,17 @@ SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
 	test_package.py
 FAST ?= $(SLOWER:%=--ignore=tests/%)
 
-.PHONY: run test check lint types requirements faults rivals ahead
+.PHONY: run test slow check lint types requirements faults rivals ahead
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
 
 test: lint types
 	$(VENV)/bin/python -m pytest
+
+# The tests that `make test` leaves out: an hour or two.
+slow: $(VENV)/installed-test
+	$(VENV)/bin/python -m pytest -m slow
 
 # What to run before each commit: lint, types and the fast tests.
 check: lint types

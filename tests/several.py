@@ -15,7 +15,12 @@ FIELDS = [
     "--config.finetune.rounds=0",
     "--config.compute.devices=0",
 ]
-FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+# One device each.
+FLAGS = " ".join(
+    flag
+    for flag in os.environ.get("XLA_FLAGS", "").split()
+    if "device_count" not in flag
+)
 
 
 def start(workdirs, more, count=2, largest_file=None, ids=None):

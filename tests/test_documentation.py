@@ -200,6 +200,7 @@ def noise(document):
     return "noise_of_the_document:Noise"
 
 
+@pytest.mark.slow
 def test_the_stage_in_the_document_runs(document, tmp_path):
     config = tiny.config(stages=("classshares_of_the_document:ClassShares",)).to_dict()
     config["methods"]["ClassShares"] = {"images": 20}

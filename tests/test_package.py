@@ -169,6 +169,7 @@ def test_the_console_outside_of_the_clone(site, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_demo_outside_of_the_clone(site, tmp_path):
     fields = [f"--config.{name}={value}" for name, value in BRIEF.items()]
     words = ["run", "--config=digits_mosaic", *fields]
@@ -179,6 +180,7 @@ def test_the_demo_outside_of_the_clone(site, tmp_path):
     assert json.loads((workdir / "config.json").read_text())["command"][1] == "run"
 
 
+@pytest.mark.slow
 def test_parts_from_a_folder_outside_of_the_package(site, tmp_path):
     """A study of an algorithm, network, data set, stage, server method and loss."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "outside_package")
@@ -205,6 +207,7 @@ def test_parts_from_a_folder_outside_of_the_package(site, tmp_path):
     assert "student_loss" in record
 
 
+@pytest.mark.slow
 def test_a_study_from_python_outside_of_the_package(site, tmp_path):
     """Every part as an object; nothing runs twice but where an algorithm changed."""
     folder = shutil.copytree(EXAMPLE, tmp_path / "outside_package")

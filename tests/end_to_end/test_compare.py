@@ -13,6 +13,8 @@ from mosaic_jax.core import errors, trees
 from mosaic_jax.run import fairness, methods, runner
 from tests import running, tiny
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "init__rounds": 2,
     "warmup__rounds": 0,

@@ -158,7 +158,6 @@ ROUNDS_ONLY = {"finetune__rounds": 0}
     "name",
     [
         "feddyn",
-        "heterofl",
         "dense",
         *(
             pytest.param(name, marks=pytest.mark.slow)

@@ -11,6 +11,8 @@ from mosaic_jax.core import errors, prng, trees
 from mosaic_jax.run.runner import Experiment
 from tests import running, tiny
 
+pytestmark = pytest.mark.slow
+
 KEY = prng.root(0)
 
 FIELDS = {

@@ -63,6 +63,7 @@ def test_output_ends_with_table_and_paths(undisturbed):
     assert "\r" not in done.stderr
 
 
+@pytest.mark.slow
 def test_killed_in_every_kind_of_stage_and_resumed(undisturbed, tmp_path):
     for moment in MOMENTS:
         code, log = stop_at(tmp_path, moment, signal.SIGKILL)

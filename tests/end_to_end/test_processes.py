@@ -51,6 +51,7 @@ def test_a_workdir_that_is_not_shared(tmp_path):
         assert "--workdir" in line and "true in process 0" in line
 
 
+@pytest.mark.slow
 def test_other_stages_in_the_run_directory(tmp_path):
     done = launched.run(tmp_path / "one", *several.FIELDS[:-1])
     assert done.returncode == 0, done.stderr
@@ -74,6 +75,7 @@ def test_one_that_gives_up_while_training_ends_the_other(tmp_path):
     assert time.monotonic() - begin < 100
 
 
+@pytest.mark.slow
 def test_one_that_reuses_stages_and_one_that_does_not(tmp_path):
     done = launched.run(tmp_path / "source", *several.FIELDS[:-1])
     assert done.returncode == 0, done.stderr
@@ -92,6 +94,7 @@ def test_one_that_only_estimates(tmp_path):
         assert line.startswith('error: --dry_run = "count" in process 0'), line
 
 
+@pytest.mark.slow
 def test_two_that_call_themselves_the_first(tmp_path):
     joins = ["--config.compute.join_seconds=5"]
     codes, output = several.start([tmp_path / "run"] * 2, [joins] * 2, ids=[0, 0])

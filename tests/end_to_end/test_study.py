@@ -189,6 +189,7 @@ def test_damaged_artifacts_run_again(finished, tmp_path, caplog):
     ],
     ids=["options", "upper bound", "refined pool"],
 )
+@pytest.mark.slow
 def test_other_choices_run(finished, tmp_path, changes):
     study, _, _ = finished
     summary = runner.Experiment(

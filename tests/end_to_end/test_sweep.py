@@ -14,6 +14,8 @@ from mosaic_jax.core import errors
 from mosaic_jax.run import runner
 from tests import tiny
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = f"{ROOT}/tests/end_to_end/tiny_config.py:once"
 GRID = ["--grid", "warmup.rounds=1,2", "--grid", "finetune.rounds=1,2"]

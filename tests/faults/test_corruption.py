@@ -131,6 +131,7 @@ def test_a_number_in_a_record_is_never_believed(original, tmp_path, caplog):
     assert "done.json: is damaged; stage warmup runs again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_within_a_stage(tmp_path, caplog):
     """The newest one is damaged: the one before serves; both: the stage starts anew."""
     changes = FIELDS | {"init__rounds": 8, "evaluation__every": 2}

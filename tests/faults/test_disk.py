@@ -43,6 +43,7 @@ def one_error(done):
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_with_one_line_and_goes_on_later(small_disk, tmp_path):
     disk, resize = small_disk
     whole = run(tmp_path / "whole", *SHORT)
@@ -86,6 +87,7 @@ def started(workdir):
     raise AssertionError("it ended early")
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_place_and_a_lock_that_a_dead_one_left(tmp_path):
     first = started(tmp_path)
     second = run(tmp_path, "--config.init.rounds=100000")
@@ -105,6 +107,7 @@ def kill(process):
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143)])
+@pytest.mark.slow
 def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path, signum, code):
     process = started(tmp_path)
     begin = time.monotonic()
@@ -118,6 +121,7 @@ def test_a_second_signal_leaves_at_once_and_harms_nothing(tmp_path, signum, code
     kill(started(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_signal_is_followed_within_seconds(tmp_path):
     process = started(tmp_path)
     begin = time.monotonic()

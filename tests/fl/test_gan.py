@@ -82,15 +82,15 @@ def test_each_term_reaches_the_generator_alone(term):
     _, plain, _ = step(make())
     _, shaped, metrics = step(make(**{f"{term}_weight": 1.0}))
     assert np.isfinite(metrics[term])
-    assert difference(plain.generator.params, shaped.generator.params) > 0
-    assert difference(plain.discriminator.params, shaped.discriminator.params) == 0
+    assert difference(plain.generator.params, shaped.generator.params) > 1e-4
+    assert difference(plain.discriminator.params, shaped.discriminator.params) < 1e-6
 
 
 def test_inversion_is_off_for_large_clients():
     _, plain, _ = step(make())
     _, shaped, metrics = step(make(inversion_weight=1.0), inverts=False)
     assert metrics["inversion"] == 0
-    assert difference(plain.generator.params, shaped.generator.params) < 1e-7
+    assert difference(plain.generator.params, shaped.generator.params) < 1e-5
 
 
 JUDGED = {

@@ -178,6 +178,7 @@ def opened(browser, port, width=1200):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.slow
 def test_a_study_is_watched_to_its_end(tmp_path, serving, browser):
     workdir = tmp_path / "run"
     port = serving(workdir)

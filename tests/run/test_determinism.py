@@ -35,6 +35,7 @@ def test_the_demo_has_its_split():
     assert federated.load(study.data, study.seed).sha256 == SPLIT
 
 
+@pytest.mark.slow
 def test_the_demo_has_its_first_loss(tmp_path):
     runner.Experiment(demo(), tmp_path).run()
     (record,) = (tmp_path / "metrics.jsonl").read_text().splitlines()

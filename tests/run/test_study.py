@@ -219,6 +219,7 @@ def test_code_of_own_parts_counts_from_the_first_stage_that_sees_it(field, edite
 # --- a user's own network, data, algorithm and method on the server
 
 
+@pytest.mark.slow
 def test_a_study_of_own_parts_runs(tmp_path):
     given = tiny_study(
         {"Doubled": {"factor": 3.0}, "Halfway": {"weight": 0.25}},

@@ -235,6 +235,7 @@ def test_batched_equals_one_by_one(name):
 
 
 @every_method
+@pytest.mark.slow
 def test_some_take_part_and_states_may_be_in_host_memory(name):
     data = tiny.dataset(SIZES)
     some = build(name, data, clients_per_round=2)
@@ -287,6 +288,7 @@ ANCHORED = [
 
 
 @pytest.mark.parametrize(("name", "kind"), ANCHORED)
+@pytest.mark.slow
 def test_every_method_goes_with_every_anchor(name, kind):
     data, anchor = tiny.dataset(SIZES), Anchor(kind, 1.0, 2.0)
     some = build(name, data, clients_per_round=2, at_once=2, anchor=anchor)

@@ -76,6 +76,7 @@ def distance(found, artifacts):
 
 
 @pytest.mark.parametrize("kind", ["proximal", "distilled"])
+@pytest.mark.slow
 def test_weight_0_is_no_anchor_and_more_holds_clients(kind):
     far = {"finetune__learning_rate": 0.05}
     _, free, artifacts = finetuned(**far)

@@ -13,6 +13,8 @@ from mosaic_jax.run import runner
 from mosaic_jax.stages import federation, gathering
 from tests import running, tiny
 
+pytestmark = pytest.mark.slow
+
 FIELDS = {
     "prototypes__space": "global",
     "prototypes__gathered": "every_round",

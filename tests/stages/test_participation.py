@@ -155,6 +155,7 @@ def halves(tmp_path_factory):
     return study, artifacts, running.outcome(study, "init", artifacts)
 
 
+@pytest.mark.slow
 def test_who_never_trained_has_the_part_that_it_can_hold(halves):
     _, artifacts, found = halves
     never = [i for i in found.results["never_trained"] if i % 2]
@@ -168,6 +169,7 @@ def test_who_never_trained_has_the_part_that_it_can_hold(halves):
         np.testing.assert_array_equal(narrow, expected)
 
 
+@pytest.mark.slow
 def test_experts_of_parts_of_the_network(halves, tmp_path):
     """Their bytes, of a half as of a network of half the width, and their moments."""
     study, artifacts, found = halves

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from mosaic_jax.run import runner
 from mosaic_jax.stages import local, patience
@@ -85,6 +86,7 @@ def test_clients_stop_each_by_itself():
     np.testing.assert_array_equal(best.model, [1, 6])
 
 
+@pytest.mark.slow
 def test_a_client_sends_a_generator_that_it_looked_at(tmp_path):
     """Also where training is shorter than the way to the first look."""
 
