@@ -16,7 +16,7 @@ run: $(VENV)/installed
 test: lint types
 	$(VENV)/bin/python -m pytest
 
-# The tests that `make test` leaves out: an hour or two.
+# The tests that `make test` leaves out, each of which takes long.
 slow: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -m slow
 

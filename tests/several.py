@@ -1,6 +1,7 @@
 """One study in several processes on this machine."""
 
 import contextlib
+import os
 import resource
 import socket
 import subprocess
