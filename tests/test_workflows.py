@@ -46,7 +46,7 @@ def test_a_workflow_may_read_and_ends(path):
     content = yaml.safe_load(path.read_text())
     assert content["permissions"] == {"contents": "read"}
     for job in content["jobs"].values():
-        assert job["timeout-minutes"] <= 120
+        assert job["timeout-minutes"] < 360  # which is where GitHub ends it
 
 
 def test_every_python_is_tested():
