@@ -218,6 +218,7 @@ def test_the_stage_in_the_document_runs(document, tmp_path):
 
 
 @pytest.mark.parametrize("when", ["once", "every_round"])
+@pytest.mark.slow
 def test_the_method_in_the_document_runs(noise, when, tmp_path):
     config = tiny.config(
         init__rounds=1, evaluation__every=1, finetune__rounds=0, server__rounds=2

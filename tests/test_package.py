@@ -138,7 +138,7 @@ def test_the_wheel_has_the_library_its_data_and_nothing_else(wheel):
     tracked = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "mosaic_jax").rglob("*")
-        if path.suffix in (".py", ".css", ".js", ".typed")
+        if path.suffix in (".py", ".css", ".html", ".js", ".typed")
     }
     configs = {f"mosaic_jax/{p.relative_to(ROOT)}" for p in ROOT.glob("configs/*.py")}
     about = {name for name in names if ".dist-info/" in name}

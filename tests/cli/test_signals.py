@@ -71,6 +71,7 @@ print(report.write(__import__("pathlib").Path(sys.argv[1])))
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_a_report_is_written(tmp_path):
     changes = {"method": "federated", "init__rounds": 1, "warmup__rounds": 1}
     runner.Experiment(tiny.study(**changes), tmp_path).run()

@@ -177,6 +177,7 @@ def test_any_set_that_hugging_face_has(rows, tmp_path):
     assert (info.image_shape, len(found.test_label)) == ((32, 32, 3), 2)
 
 
+@pytest.mark.slow
 def test_sets_of_hugging_face_that_are_no_images_with_classes(rows, tmp_path):
     import datasets
 

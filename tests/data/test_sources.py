@@ -59,6 +59,7 @@ def test_nothing_is_unpacked_outside(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_second_load_comes_from_the_cache(tmp_path):
     archive = tmp_path / "cifar-10-binary.tar.gz"
     images.cifar_archive(archive, num=8000)

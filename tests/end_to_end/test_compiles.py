@@ -122,6 +122,7 @@ def is_lean(text, donated):
     return not calls and header.count("-alias") >= donated
 
 
+@pytest.mark.slow
 def test_every_loop_of_mosaic(monkeypatch, tmp_path, loops):
     with counted(monkeypatch) as counts:
         runner.Experiment(study("mosaic"), tmp_path).run()
@@ -184,6 +185,7 @@ def test_on_several_devices(monkeypatch, tmp_path):
     check(counts)
 
 
+@pytest.mark.slow
 def test_seeds_together_are_one_program(monkeypatch, tmp_path):
     config = study("fedavg", **ROUNDS_ONLY)
     works = [

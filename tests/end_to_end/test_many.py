@@ -55,6 +55,7 @@ def test_four_devices_equal_one(alone, tmp_path):
     close(final(tmp_path, many), final(alone[0]))
 
 
+@pytest.mark.slow
 def test_states_in_host_memory_equal_those_on_the_device(tmp_path):
     fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
     summaries, states = [], []
@@ -120,6 +121,7 @@ SMALL_STEPS = {
 }
 
 
+@pytest.mark.slow
 def test_seeds_together_equal_alone(tmp_path):
     study = tiny.study(
         method="federated", warmup__rounds=0, finetune__rounds=0, **SMALL_STEPS

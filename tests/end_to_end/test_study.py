@@ -93,6 +93,7 @@ def test_report_stands_alone(finished):
     assert names == drawn | {
         "accuracy",
         "accuracy_bytes",
+        "classes",
         "communication",
         "confusion",
         "coverage",
@@ -198,6 +199,7 @@ def test_other_choices_run(finished, tmp_path, changes):
     assert np.isfinite(summary.test_accuracy["final"])
 
 
+@pytest.mark.slow
 def test_all_generators_collapsed_is_said(finished, tmp_path):
     study, _, _ = finished
     config = tiny.study(warmup__rounds=2, generators__collapse_below=9.0)

@@ -187,7 +187,7 @@ def check_settings(changes):
 
 
 CACHE = pathlib.Path(tempfile.gettempdir()) / "mosaic_jax_test_data"
-test_settings, test_settings_long = short_and_long(30, 1000)(CHANGES)(check_settings)
+test_settings, test_settings_long = short_and_long(15, 1000)(CHANGES)(check_settings)
 
 
 def plausible(name):

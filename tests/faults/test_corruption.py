@@ -86,6 +86,7 @@ def original(tmp_path_factory):
 
 
 @pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_files_of_a_finished_run(original, tmp_path, every):
     workdir, expected = original
     np_rng = np.random.RandomState(0)

@@ -95,6 +95,7 @@ def finished(tmp_path_factory):
         ({"distill__learning_rate": 1e38}, r"distill, in student \d: \w+ is not fin"),
     ],
 )
+@pytest.mark.slow
 def test_every_loop_is_watched(finished, tmp_path, changes, expected):
     study = runner.Experiment(
         tiny.study(**SHORT | changes), tmp_path, reuse_from=[finished]

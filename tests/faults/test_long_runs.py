@@ -16,6 +16,7 @@ FIRST, LAST = 30, 300
     "changes",
     [{}, pytest.param({"compute__client_state": "host"}, marks=pytest.mark.slow)],
 )
+@pytest.mark.slow
 def test_three_hundred_rounds_take_no_more_than_thirty(tmp_path, monkeypatch, changes):
     found = {}
     record = tracking.Tracker.record

@@ -253,6 +253,7 @@ def test_a_round_of_some_equals_a_round_of_a_federation_of_them():
 @pytest.mark.parametrize(
     ("at_once", "num_devices", "clients_per_round"), [(1, 1, 0), (2, 1, 3), (1, 2, 3)]
 )
+@pytest.mark.slow
 def test_states_in_host_memory_change_no_result(
     at_once, num_devices, clients_per_round
 ):

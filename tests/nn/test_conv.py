@@ -80,6 +80,7 @@ def test_alone(shape, lowering):
 
 @pytest.mark.parametrize("lowering", conv.LOWERINGS)
 @pytest.mark.parametrize("shape", SHAPES[:2] + SHAPES[4:5], ids=str)
+@pytest.mark.slow
 def test_over_clients(shape, lowering):
     settings = shape[1:3]
     args = arrays(*shape)
@@ -106,6 +107,7 @@ def accelerator():
 
 
 @pytest.mark.parametrize("lowering", conv.LOWERINGS)
+@pytest.mark.slow
 def test_as_on_accelerators(accelerator, lowering):
     for shape in ((3, 2, 1, 7), (3, 1, 1, 9), (4, 1, 0, 4)):
         test_alone(shape, lowering)

@@ -99,6 +99,7 @@ def test_slice_of_two_blocks_by_hand():
     ids=["two_blocks", "two_bottlenecks", "mlp"],
 )
 @pytest.mark.parametrize("rate", [0.5, 0.3])
+@pytest.mark.slow
 def test_a_narrow_network_among_zeros_is_the_same_function(module, rate):
     wide = dataclasses.replace(CLASSIFIER, module=module)
     narrow = dataclasses.replace(CLASSIFIER, module=module.clone(rate=rate))

@@ -28,7 +28,16 @@ def written(folder, which):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-@pytest.mark.parametrize("which", ["few", "many", "several", "methods"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        "few",
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("many", "several", "methods")
+        ),
+    ],
+)
 def test_in_a_browser(folder, which):
     path = written(folder, which)
     with sync_api.sync_playwright() as driver:

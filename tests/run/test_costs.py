@@ -25,6 +25,7 @@ def test_federated_rounds_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("name", server.METHODS)
+@pytest.mark.slow
 def test_training_on_the_server_grows_with_what_it_does(tmp_path, name):
     changes = {"method": "federated", "server__method": name}
     changes["server__when"] = server.METHODS[name].when

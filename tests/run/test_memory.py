@@ -28,6 +28,7 @@ def built(sizes, **changes):
     )
 
 
+@pytest.mark.slow
 def test_clients_at_once_from_free_memory(told):
     work = built([5, 9])
     known = work.settings, work.data.info, work.classifier

@@ -69,6 +69,7 @@ def test_a_sheet_goes_on_and_is_shared(tmp_path):
         assert sum(sheet_of(watch, 1).spent().values()) < 1
 
 
+@pytest.mark.slow
 def test_a_resumed_stage_counts_the_processes_before(tmp_path, monkeypatch):
     """Each process takes half a second longer than its work."""
     monkeypatch.setattr(stopwatch, "WRITE_EVERY", 0.0)

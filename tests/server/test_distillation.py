@@ -59,6 +59,7 @@ def blank(size):
     )
 
 
+@pytest.mark.slow
 def test_the_pool_has_every_generators_images_and_what_the_teacher_says_of_them():
     # The second of two steps of four images overlaps the first.
     method, _, teachers, _ = setting(pool=6)
@@ -109,6 +110,7 @@ def test_weights_by_class_have_the_sums_of_its_shares(weight):
     np.testing.assert_allclose(found[0] / found[1], weight[0] / weight[1])
 
 
+@pytest.mark.slow
 def test_only_images_of_the_clients_own_classes_count():
     # Of the first client's images 0 and 3 show its classes, of the second's only 2.
     said = jnp.array([[1, 2, 3, 0], [1, 2, 0, 3]])

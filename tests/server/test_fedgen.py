@@ -117,6 +117,7 @@ def test_penalty_by_hand(teachers):
     np.testing.assert_allclose(gradient["fc"]["bias"], expected, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_clients_start_without_it():
     """The first round is FedAvg's; from the second on the generator counts."""
     data = tiny.dataset([10, 19, 8])

@@ -177,6 +177,7 @@ def trained(name, number=0, **fields):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_training_moves_generator_and_student_and_keeps_teachers(name):
     student, before, after, model, metrics = trained(name)
     assert trees.all_finite((after, model, metrics))
@@ -250,6 +251,7 @@ def test_dense_statistics_loss_has_a_gradient():
     assert 0 < one < first
 
 
+@pytest.mark.slow
 def test_dfrd_average():
     _, before, after, *_ = trained("dfrd", average_decay=0.25)
     expected = jax.tree.map(

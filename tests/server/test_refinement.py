@@ -72,6 +72,7 @@ def test_loss_by_hand():
     assert float(found) == pytest.approx(apart + 0.5 * entropy + 2 * 0.25, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_teacher_comes_to_name_what_the_client_holds():
     ensemble, teacher, model_gan, generator = setting()
     # The class that comes second before.

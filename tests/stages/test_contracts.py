@@ -49,6 +49,20 @@ WITHIN_ROUNDS = [
 ]
 NAMES = [*algorithms.ALGORITHMS, *WITHIN_ROUNDS]
 every_method = pytest.mark.parametrize("name", NAMES)
+# Those whose programs are large have the tests of this kind in the long form alone.
+LARGE = {
+    name
+    for name in NAMES
+    if name in server.METHODS
+    or issubclass(algorithms.ALGORITHMS[name], PartialTraining)
+}
+every_method_large_ones_long = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in LARGE else name
+        for name in NAMES
+    ],
+)
 
 
 def is_partial(name):
@@ -162,7 +176,7 @@ def same(found, wanted):
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-@every_method
+@every_method_large_ones_long
 def test_everything_is_finite_and_moves(name):
     state, found = expected(name)
     assert trees.all_finite((state, found))
@@ -192,7 +206,7 @@ def test_order_of_clients_does_not_matter(name):
     close(state, of_clients(expected(name)[0], order))
 
 
-@every_method
+@every_method_large_ones_long
 def test_a_client_of_weight_0_changes_nothing(name):
     """Be what it holds finite or not."""
     data = tiny.dataset(SIZES)

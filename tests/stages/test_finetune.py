@@ -150,6 +150,7 @@ def test_test_images_have_no_say():
     assert digest(other) == digest(one)
 
 
+@pytest.mark.slow
 def test_without_validation_images_nothing_is_checked(caplog):
     with caplog.at_level("INFO", "mosaic_jax"):
         _, found, artifacts = finetuned(**BAD | {"data__validation": 0.0})
@@ -170,6 +171,7 @@ def test_studies_without_a_student_are_not_checked(caplog):
 @pytest.mark.parametrize(
     "where", ["device", pytest.param("host", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_clients_own_models_are_those_from_before_undone_rounds(where):
     """With the batch-norm that they had then, not the one of the ruined rounds."""
     changes = {"init__method": "fedbn", "compute__client_state": where}

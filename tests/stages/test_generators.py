@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from mosaic_jax.core import prng, trees
 from mosaic_jax.fl import gan
@@ -19,6 +20,7 @@ def close(a, b, rtol):
     )
 
 
+@pytest.mark.slow
 def test_a_generator_of_half_the_width_among_zeros_trains_as_one():
     fields = {
         "classifier": tiny.classifier(),

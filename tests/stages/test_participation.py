@@ -42,6 +42,7 @@ def same(a, b):
     return trees.digest(jax.device_get(a)) == trees.digest(jax.device_get(b))
 
 
+@pytest.mark.slow
 def test_a_client_has_the_model_of_its_last_round(studied):
     study, artifacts, found = studied
     before, after = found["init_artifacts"]["client_models"], artifacts["client_models"]
@@ -206,6 +207,7 @@ def test_experts_of_parts_of_the_network(halves, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_clients_own_models_are_measured_of_those_who_trained(tmp_path):
     fields = FIELDS | {"method": "federated", "init__method": "fedbn"}
     study = Experiment(tiny.study(**fields), tmp_path)

@@ -126,6 +126,7 @@ def test_disjoint_halves_are_joined():
 
 
 @ALL
+@pytest.mark.slow
 def test_a_client_changes_nothing_outside_of_its_part(algorithm):
     data = tiny.dataset([10])
     program = program_of(algorithm, data, [0.5])
@@ -206,6 +207,7 @@ def trained(program, client, model, images):
     ],
     ids=["heterofl", "fedrolex", "feddropout"],
 )
+@pytest.mark.slow
 def test_batched_equals_each_client_alone(algorithm, layout):
     data, rates = tiny.dataset(SIZES), [1.0, 0.5, 0.5, 0.3]
     program, model, state, _ = run(algorithm, rates, data=data, **layout)
@@ -268,6 +270,7 @@ def test_scaler_is_one_at_rate_one_and_undoes_the_rate():
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
+@pytest.mark.slow
 def test_statistics_are_asked_of_the_clients(rate):
     """By hand: each client's moments over its batches, weighted by its images."""
     data = tiny.dataset(SIZES)

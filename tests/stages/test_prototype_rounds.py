@@ -49,6 +49,7 @@ def same(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.slow
 def test_without_attraction_clients_train_alone_bit_for_bit():
     """As on their own minibatches, one after the other, without any server."""
     data, rounds = tiny.dataset(SIZES), 3
@@ -94,6 +95,7 @@ def test_without_attraction_clients_train_alone_bit_for_bit():
     assert trees.digest(pulled.client[0].model) != trees.digest(found.client[0].model)
 
 
+@pytest.mark.slow
 def test_the_first_round_knows_no_prototypes():
     """Then all networks learn from all: nothing else links their clients."""
     once = [run(federation(METHODS["fedproto"]), 1)[0]]
@@ -111,6 +113,7 @@ def test_the_first_round_knows_no_prototypes():
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_a_round_of_some_of_all_networks(name):
     program = federation(METHODS[name], clients_per_round=3)
     who = program.participants(KEY, 0)

@@ -45,6 +45,7 @@ def models(context, count):
 
 
 @pytest.mark.parametrize("space", ["expert", "client", "global"])
+@pytest.mark.slow
 def test_an_expert_reads_the_mean_of_the_members_in_its_own_features(space):
     context = context_of(4, prototypes__space=space)
     own, found, model = models(context, 3), models(context, 4), models(context, 1)
