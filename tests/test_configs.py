@@ -1,7 +1,6 @@
 """Every named config and variant: valid, and what its docstring promises."""
 
 import importlib
-import itertools
 import pathlib
 import re
 
@@ -290,16 +289,17 @@ def test_every_study_is_valid(config):
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_every_comparison_is_valid_and_on_equal_terms(name, dataset):
     variants = {"", *variants_of(f"{dataset}_mosaic")} - {"architectures"}
-    for method, variant in itertools.product(EVERY_METHOD, sorted(variants)):
+    for variant in sorted(variants):
         end = f":{variant}" if variant else ""
         mosaic = settings.from_mapping(get(f"{dataset}_mosaic{end}").to_dict())
-        config = f"{name}:{dataset}:{method}{end}"
-        study = settings.from_mapping(get(config).to_dict())
-        for term in ("data", "local", "seed", "total_rounds", "generators", "meta"):
-            assert getattr(study, term) == getattr(mosaic, term), (config, term)
-        if "@smallest" not in method:
-            assert study.model == mosaic.model, config
-        component(study)
+        for method in EVERY_METHOD:
+            config = f"{name}:{dataset}:{method}{end}"
+            study = settings.from_mapping(get(config).to_dict())
+            for term in ("data", "local", "seed", "total_rounds", "generators", "meta"):
+                assert getattr(study, term) == getattr(mosaic, term), (config, term)
+            if "@smallest" not in method:
+                assert study.model == mosaic.model, config
+            component(study)
 
 
 def component(study):

@@ -29,6 +29,7 @@ PAIRS.remove(("list", "matplotlib"))  # it draws nothing
 
 
 @pytest.mark.parametrize(("name", "module"), PAIRS)
+@pytest.mark.slow
 def test_ctrl_c_while_modules_are_imported(tmp_path, name, module):
     """Python, asked to, tells of each module that it has imported."""
     process = subprocess.Popen(

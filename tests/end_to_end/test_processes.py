@@ -43,6 +43,7 @@ def test_a_missing_data_folder_in_one_ends_both(tmp_path):
     assert time.monotonic() - begin < 100
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared(tmp_path):
     codes, output = several.start([tmp_path / "one", tmp_path / "other"], [[], []])
     assert codes == [2, 2], output

@@ -76,6 +76,7 @@ def test_scaffolds_server_keeps_the_mean_of_the_clients_control_variates(fields)
     assert np.abs(state.model.params["fc"]["kernel"] - plain).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_scaffolds_options_agree_where_a_round_is_one_step():
     one, other = (
         run(algorithms.Scaffold(option=option), local=ONE_STEP)

@@ -78,6 +78,7 @@ def test_both_players_and_the_average_move():
 
 
 @pytest.mark.parametrize("term", ["entropy", "diversity", "inversion"])
+@pytest.mark.slow
 def test_each_term_reaches_the_generator_alone(term):
     _, plain, _ = step(make())
     _, shaped, metrics = step(make(**{f"{term}_weight": 1.0}))

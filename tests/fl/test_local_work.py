@@ -171,6 +171,7 @@ def test_without_any_upload_the_server_stays_as_it_was():
 
 
 @pytest.mark.parametrize("clients_per_round", [0, 2])
+@pytest.mark.slow
 def test_uploads_are_lost_alike_where_states_are_in_host_memory(clients_per_round):
     fields = {"clients_per_round": clients_per_round}
     _, states = lossy(LOSSY, range(3), **fields)

@@ -122,6 +122,7 @@ def test_samples_are_moved_to_where_the_teacher_answers_otherwise():
     assert np.mean(far > 0) > 0.9
 
 
+@pytest.mark.slow
 def test_equal_weights_stay_where_the_step_is_0():
     model = CLASSIFIER.init(KEY, (16, 16, 1))
     teachers = Teachers(trees.stack([model] * 3), jnp.ones((3, 4)), jnp.arange(3))

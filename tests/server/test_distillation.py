@@ -161,6 +161,7 @@ def test_what_counts_as_held_goes_by_the_number_of_classes():
     ]
 
 
+@pytest.mark.slow
 def test_unsure_answers_on_held_out_images_do_not_count():
     method, task, teachers, student = setting(source="validation", min_confidence=0.99)
     image = np.random.RandomState(0).randint(0, 256, (9, 16, 16, 1)).astype(np.uint8)

@@ -262,6 +262,7 @@ def test_dfrd_average():
     close(after.average, before.generator.model)
 
 
+@pytest.mark.slow
 def test_dfrd_learns_from_the_average_only_after_the_first_round():
     alone = trained("dfrd", average_share=0.0)[3]
     close(trained("dfrd")[3], alone)

@@ -100,6 +100,7 @@ def seen(ensemble, teacher, model_gan, generator):
     return jnp.mean(jax.nn.softmax(ensemble.logits(teacher, image)), axis=0)
 
 
+@pytest.mark.slow
 def test_the_distance_holds_the_generator_back():
     ensemble, teacher, model_gan, generator = setting()
     share = jax.nn.one_hot(1, CLASSES)

@@ -241,7 +241,7 @@ def test_resume_is_bit_for_bit(name, tmp_path):
     same(run(name, data, state, range(1, NUM_ROUNDS)), expected(name))
 
 
-@every_method
+@every_method_large_ones_long
 def test_batched_equals_one_by_one(name):
     data = tiny.dataset(SIZES)
     step = jax.jit(build(name, data, at_once=len(SIZES)).run)

@@ -81,6 +81,7 @@ def indices(rate, widths, seed=0):
     }
 
 
+@pytest.mark.slow
 def test_all_rates_one_is_fedavg():
     """Of the algorithm that draws channels: nobody is asked which ones at rate 1."""
     data = tiny.dataset(SIZES)
@@ -358,6 +359,7 @@ def test_a_client_trains_its_statistics_as_the_setting_says(batch_norm):
     close(found, expected[batch_norm], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_masked_loss_leaves_rows_of_absent_classes_alone():
     masked = dataclasses.replace(HETEROFL, masked_loss=True)
     data = tiny.dataset([10, 10])
