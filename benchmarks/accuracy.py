@@ -44,8 +44,6 @@ MODELS = {
 }
 Cell = dict[str, Any]
 KEY = ("alpha", "seed", "method")
-# Fields and groups that no accuracy depends on.
-_UNREAD = {"compute", "log", "profile", "data.dir"}
 
 
 def study_of(
@@ -122,7 +120,7 @@ def measure(config: Settings, method: str, workdir: pathlib.Path) -> Cell:
 
 
 def read_fields(config: Settings) -> dict[str, Any]:
-    """The fields that accuracies depend on, as JSON has them, and studies' format.
+    """The fields that can change a result, as JSON has them, and studies' format.
 
     Those of methods that the study does not run are left out.
     """
@@ -130,7 +128,7 @@ def read_fields(config: Settings) -> dict[str, Any]:
     fields = {
         name: value
         for name, value in schema.flat(config).items()
-        if not schema.is_covered(name, _UNREAD)
+        if not schema.is_covered(name, settings.NEUTRAL)
         and not (name.startswith("methods.") and name.split(".")[1] not in mine)
     }
     return json.loads(json.dumps(fields | {"format": study.FORMAT}))

@@ -15,6 +15,12 @@ def command(workdir, *more, config=CONFIG):
     return [*start, "--workdir", workdir, *more]
 
 
+def flags_of_one_device():
+    """XLA_FLAGS of these tests, without the devices that they make."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return " ".join(flag for flag in flags if "device_count" not in flag)
+
+
 def environment():
     """Of such a process: it finds the tests' modules and compiled programs."""
     cache = ROOT / ".pytest_cache" / "xla"

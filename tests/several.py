@@ -1,7 +1,6 @@
 """One study in several processes on this machine."""
 
 import contextlib
-import os
 import resource
 import socket
 import subprocess
@@ -16,12 +15,6 @@ FIELDS = [
     "--config.finetune.rounds=0",
     "--config.compute.devices=0",
 ]
-# One device each.
-FLAGS = " ".join(
-    flag
-    for flag in os.environ.get("XLA_FLAGS", "").split()
-    if "device_count" not in flag
-)
 
 
 def start(workdirs, more, count=2, largest_file=None, ids=None):
@@ -50,7 +43,7 @@ def launch(workdirs, more, count=2, largest_file=None, ids=None):
             *shared,
             *more[i],
             f"--process_id={ids[i] if ids else i}",
-            env=launched.environment() | {"XLA_FLAGS": FLAGS},
+            env=launched.environment() | {"XLA_FLAGS": launched.flags_of_one_device()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             preexec_fn=limited if largest_file and i == 0 else None,

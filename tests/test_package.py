@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mosaic_jax
-from tests import requirements
+from tests import launched, requirements
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "outside_package"
@@ -58,8 +58,7 @@ def run(*words, cwd, site=""):
         for name, value in os.environ.items()
         if not name.startswith(("PYTHON", "JAX_"))
     }
-    flags = fields.get("XLA_FLAGS", "").split()
-    fields["XLA_FLAGS"] = " ".join(flag for flag in flags if "device_count" not in flag)
+    fields["XLA_FLAGS"] = launched.flags_of_one_device()
     fields["XDG_CACHE_HOME"] = str(ROOT / ".pytest_cache")
     fields["PYTHONPATH"] = str(site)
     return subprocess.run(

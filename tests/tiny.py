@@ -194,6 +194,15 @@ def seen(**fields) -> Seen:
     return Seen(turn(**fields), None, None, number, key, classifier())
 
 
+def are_close(found, expected):
+    """Whether two trees are equal up to rounding."""
+    try:
+        close(found, expected)
+    except AssertionError:
+        return False
+    return True
+
+
 def close(found, expected, rtol=1e-5):
     """Check that two trees are equal up to rounding."""
     jax.tree.map(

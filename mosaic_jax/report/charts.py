@@ -32,7 +32,7 @@ def library() -> Markup:
         from plotly import offline
     except ImportError as error:
         raise errors.ConfigError(
-            "--interactive: needs the package plotly: pip install plotly"
+            "interactive charts: need the package plotly: pip install plotly"
         ) from error
     return Markup(offline.get_plotlyjs())
 
@@ -75,6 +75,7 @@ def _axis(axes: Axes, which: str) -> dict[str, Any]:
         "title": {"text": axis.label.get_text()},
         "automargin": True,
         "zeroline": False,
+        "showticklabels": len(axis.get_ticklocs()) > 0,
     }
     if axes.images:
         found |= {"type": "category", "showgrid": False}

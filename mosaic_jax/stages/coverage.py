@@ -41,17 +41,14 @@ class Coverage:
       label_count: [C, K], images of each class at each client.
       seen: [C, K] float, share of each class among the teacher's answers on the
         client's generated images; rows sum to 1.
-      real: uint8 [R, n, H, W, D], images of the first classes that clients hold;
-        black where they hold fewer.
-      generated: uint8 [R, n, H, W, D], those that the teacher takes for these classes
-        with most certainty; black where it takes fewer for them.
+      generated: uint8 [R, n, H, W, D], of the first classes the images that the
+        teacher takes for them with most certainty; black where there are fewer.
     """
 
     number: np.ndarray
     alive: np.ndarray
     label_count: np.ndarray
     seen: np.ndarray
-    real: np.ndarray
     generated: np.ndarray
 
     @property
@@ -108,15 +105,25 @@ class Coverage:
                 sections.named(self.number[weak].tolist()),
             )
 
-    def outcome(self, *, card: str = "") -> dict[str, Any]:
+    @property
+    def results(self) -> dict[str, Any]:
+        """What a stage's record has of it."""
+        return {
+            "seen": np.round(self.seen, 4).tolist(),
+            "own_classes": np.round(self.of_own, 4).tolist(),
+            "lost_classes": self.lost,
+        }
+
+    def outcome(self, real: np.ndarray) -> dict[str, Any]:
         """What a stage tells of it: fields of `Outcome`.
 
         Args:
-          card: short name of the number at the top of a report; "": none.
+          real: of `real_images`, for the classes that `generated` has.
         """
         classes = self.of_classes
         known = classes[~np.isnan(classes)]
         number: dict[str, Any] = {
+            "card": "classes seen",
             "mean": float(known.mean()),
             "low": float(known.min()),
             "high": float(known.max()),
@@ -125,14 +132,8 @@ class Coverage:
             " and most over classes. At 0 a class is lost.",
         }
         return {
-            "results": {
-                "seen": np.round(self.seen, 4).tolist(),
-                "own_classes": np.round(self.of_own, 4).tolist(),
-                "lost_classes": self.lost,
-            },
-            "headline": {
-                "class_coverage": number | ({"card": card} if card else {}),
-            },
+            "results": self.results,
+            "headline": {"class_coverage": number},
             "clients": {
                 "own classes on its images": {
                     int(n): f"{100 * own:.0f} %"
@@ -140,7 +141,7 @@ class Coverage:
                 }
             },
             "section": self.section(),
-            "pictures": {REAL: self.real, GENERATED: self.generated},
+            "pictures": {REAL: real, GENERATED: self.generated},
         }
 
     def section(self) -> sections.Section:
@@ -156,12 +157,14 @@ class Coverage:
             caption="What the teacher sees on each client's generated images"
             f" ({NUM_IMAGES} of each). Classes that it hardly ever sees: {names}.",
         )
+        shown, every = self.generated.shape[0], self.seen.shape[1]
+        which = "each class" if shown == every else f"each of the first {shown} classes"
         grid = sections.Strips(
             name="classes",
             head=("class", REAL, GENERATED),
-            names=[f"class {k}" for k in range(len(self.real))],
+            names=[f"class {k}" for k in range(len(self.generated))],
             columns=(REAL, GENERATED),
-            caption="Images of each class that clients hold, and the generated ones of"
+            caption=f"Images of {which} that clients hold, and the generated ones of"
             " all clients that the teacher takes for it with most certainty. Black:"
             " there are no more.",
         )
@@ -214,21 +217,27 @@ class Best(Struct):
         return Best(jnp.where(shown, found, 0), certainty)
 
 
-def _real(context: Context, num_classes: int) -> np.ndarray:
-    """uint8 [num_classes, n, H, W, D], the first images of each class at clients."""
+def real_images(context: Context) -> np.ndarray:
+    """uint8 [R, n, H, W, D], of the first classes the first images at clients.
+
+    Black where they hold fewer.
+    """
     data = context.data.clients
     label = np.asarray(data.images.label)
     held = np.zeros(len(label), bool)
     index, size = np.asarray(data.client.index), np.asarray(data.client.size)
-    for row, count in zip(index, size, strict=True):
-        held[row[:count]] = True
-    shape = num_classes, films.NUM_IMAGES, *context.data.info.image_shape
+    held[index[np.arange(index.shape[1]) < size[:, None]]] = True
+    shape = _num_shown(context), films.NUM_IMAGES, *context.data.info.image_shape
     found = np.zeros(shape, np.uint8)
-    image = np.asarray(data.images.image)
-    for k in range(num_classes):
+    for k, place in enumerate(found):
         rows = np.flatnonzero(held & (label == k))[: films.NUM_IMAGES]
-        found[k, : len(rows)] = image[rows]
+        place[: len(rows)] = np.asarray(data.images.image[rows])
     return found
+
+
+def _num_shown(context: Context) -> int:
+    """R, number of classes whose images are shown."""
+    return min(context.data.info.num_classes, films.NUM_CLIENTS)
 
 
 def of_generators(
@@ -249,8 +258,6 @@ def of_generators(
       generators: of the clients, [C, ...].
       client: of the clients; only numbers and label counts are read.
     """
-    info = context.data.info
-    num_classes = min(info.num_classes, films.NUM_CLIENTS)
 
     @programs.jit
     def see(teacher: Teacher, generators: Generators, key: Array) -> tuple[Best, Array]:
@@ -265,7 +272,8 @@ def of_generators(
 
         numbers = jnp.asarray(client.number)
         rows = generators.model, jnp.asarray(generators.alive), numbers
-        return jax.lax.scan(one, Best.none(num_classes, info.image_shape), rows)
+        none = Best.none(_num_shown(context), context.data.info.image_shape)
+        return jax.lax.scan(one, none, rows)
 
     key = prng.named(context.key, "coverage")
     best, named = see(teacher, generators, key)
@@ -274,7 +282,6 @@ def of_generators(
         alive=np.asarray(generators.alive),
         label_count=np.asarray(client.label_count, float),
         seen=np.asarray(named, float),
-        real=_real(context, num_classes),
         generated=np.asarray(best.image),
     )
     found.tell()

@@ -145,7 +145,7 @@ def _distill(
     return Outcome(
         artifacts={"student": student},
         models={"distilled": assessed, "final": assessed},
-        **seen.outcome(card="classes seen"),
+        **seen.outcome(coverage.real_images(context)),
     )
 
 

@@ -104,8 +104,7 @@ def _refine(
         every=1,
         samples_per_step=config.steps * config.batch_size,
     )
-    told = seen.outcome()
     return Outcome(
         artifacts={"refined_generators": uploaded.replace(model=refined)},
-        results=told["results"],
+        results=seen.results,
     )

@@ -125,6 +125,7 @@ def test_moon_without_its_contrast_is_fedavg():
         for algorithm in (algorithms.Moon(mu=0.0), algorithms.FedAvg())
     )
     tiny.close(one, other)
+    assert not tiny.are_close(run(algorithms.Moon(mu=5.0)).model, other)
 
 
 def test_moon_keeps_the_clients_last_model():

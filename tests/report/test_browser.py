@@ -27,6 +27,33 @@ def written(folder, which):
     return path
 
 
+def views(path, *looks):
+    """The page at each width and colour scheme, checked before and after its use.
+
+    It tells no error, asks for nothing but itself, is no wider than the screen, and axe
+    finds nothing.
+    """
+    with sync_api.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        for width, scheme in looks:
+            size = {"width": width, "height": 900}
+            view = browser.new_page(viewport=size, color_scheme=scheme)
+            told, asked = [], []
+            view.on("console", lambda message, told=told: told.append(message.text))
+            view.on("pageerror", lambda error, told=told: told.append(str(error)))
+            view.on("request", lambda one, asked=asked: asked.append(one.url))
+            view.goto(pathlib.Path(path).as_uri())
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            yield view
+            assert told == []
+            assert [url for url in asked if not url.startswith("data:")] == [view.url]
+            violations = Axe().run(view)
+            assert violations.violations_count == 0, violations.generate_report()
+            assert view.evaluate("document.documentElement.scrollWidth") <= width
+            view.close()
+        browser.close()
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize(
     "which",
@@ -39,63 +66,30 @@ def written(folder, which):
     ],
 )
 def test_in_a_browser(folder, which):
-    path = written(folder, which)
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        for width, scheme in ((400, "light"), (1200, "light"), (1200, "dark")):
-            size = {"width": width, "height": 900}
-            view = browser.new_page(viewport=size, color_scheme=scheme)
-            told, asked = [], []
-            view.on("console", lambda message, told=told: told.append(message.text))
-            view.on("pageerror", lambda error, told=told: told.append(str(error)))
-            view.on("request", lambda one, asked=asked: asked.append(one.url))
-            view.goto(pathlib.Path(path).as_uri())
-            assert told == []
-            # Nothing but the page itself.
-            assert [url for url in asked if not url.startswith("data:")] == [view.url]
-            assert view.evaluate("document.documentElement.scrollWidth") <= width
-            for details in view.locator("summary").all():
-                details.click()
-            violations = Axe().run(view)
-            assert violations.violations_count == 0, violations.generate_report()
-            assert view.evaluate("document.documentElement.scrollWidth") <= width
-            if which == "many":
-                assert view.locator("#clients-rows tr").count() == 50
-                view.keyboard.press("Tab")
-                view.fill("#clients-search", "777")
-                assert view.locator("#clients-rows th").first.inner_text() == "777"
-            view.close()
-        browser.close()
+    looks = (400, "light"), (1200, "light"), (1200, "dark")
+    for view in views(written(folder, which), *looks):
+        for details in view.locator("summary").all():
+            details.click()
+        if which == "many":
+            assert view.locator("#clients-rows tr").count() == 50
+            view.keyboard.press("Tab")
+            view.fill("#clients-search", "777")
+            assert view.locator("#clients-rows th").first.inner_text() == "777"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_charts_take_the_place_of_drawings_on_screens_alone(folder):
     path = page.write(folder / "few", interactive=True)
-    with sync_api.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        for width, scheme in ((400, "light"), (1200, "dark")):
-            size = {"width": width, "height": 900}
-            view = browser.new_page(viewport=size, color_scheme=scheme)
-            told, asked = [], []
-            view.on("console", lambda message, told=told: told.append(message.text))
-            view.on("pageerror", lambda error, told=told: told.append(str(error)))
-            view.on("request", lambda one, asked=asked: asked.append(one.url))
-            view.goto(path.as_uri())
-            charts = view.locator("figure:has([data-chart])")
-            assert charts.count() == view.locator("figure").count() > 8
-            for chart in charts.all():
-                assert chart.locator(".main-svg").first.is_visible()
-                assert not chart.locator("> svg").is_visible()
-            assert told == []
-            assert [url for url in asked if not url.startswith("data:")] == [view.url]
-            assert view.evaluate("document.documentElement.scrollWidth") <= width
-            violations = Axe().run(view)
-            assert violations.violations_count == 0, violations.generate_report()
-            view.emulate_media(media="print")
-            assert charts.first.locator("> svg").is_visible()
-            assert not charts.first.locator(".main-svg").first.is_visible()
-            view.close()
-        browser.close()
+    for view in views(path, (400, "light"), (1200, "dark")):
+        charts = view.locator("figure:has([data-chart])")
+        assert charts.count() == view.locator("figure").count() > 8
+        for chart in charts.all():
+            assert chart.locator(".main-svg").first.is_visible()
+            assert not chart.locator("> svg").is_visible()
+        view.emulate_media(media="print")
+        assert charts.first.locator("> svg").is_visible()
+        assert not charts.first.locator(".main-svg").first.is_visible()
+        view.emulate_media(media="screen")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

@@ -86,3 +86,9 @@ def test_without_plotly_one_line_says_what_to_install(monkeypatch, tmp_path):
     with pytest.raises(errors.ConfigError, match="pip install plotly"):
         html.FigureFolder(tmp_path / "figures", interactive=True)
     assert not (tmp_path / "figures").exists()
+
+
+def test_text_that_speaks_of_charts_loads_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    text = html.paragraph('data-chart data-get <div class="chart" <figure')
+    assert "<script" not in html.page("title", "lead", {"Text": text})

@@ -54,7 +54,6 @@ SHORT = {
 }
 
 
-@pytest.mark.slow
 def test_the_same_seed_twice_is_the_same_bit_for_bit(tmp_path):
     digests = []
     for name in ("first", "second"):

@@ -1,5 +1,6 @@
 """What the teacher sees on generated images, and what is told of it."""
 
+import dataclasses
 import logging
 
 import jax
@@ -15,7 +16,6 @@ FOUND = Coverage(
     alive=np.array([True, True, False]),
     label_count=np.array([[50, 0, 0, 0], [0, 90, 10, 0], [0, 0, 7, 0]]),
     seen=np.array([[1.0, 0, 0, 0], [0.9, 0.05, 0.05, 0], [0, 0, 1.0, 0]]),
-    real=np.zeros((4, 8, 16, 16, 1), np.uint8),
     generated=np.ones((4, 8, 16, 16, 1), np.uint8),
 )
 
@@ -40,7 +40,7 @@ def test_it_is_logged_by_class_and_by_client(caplog):
 
 
 def test_the_summary_has_the_least_covered_class():
-    told = FOUND.outcome(card="classes seen")
+    told = FOUND.outcome(np.zeros_like(FOUND.generated))
     number = told["headline"]["class_coverage"]
     assert number["card"] == "classes seen"
     np.testing.assert_allclose(number["low"], 0.05 / 0.9)
@@ -54,11 +54,16 @@ def test_the_summary_has_the_least_covered_class():
 
 
 def test_the_report_has_images_of_each_class():
-    told = FOUND.outcome()
+    told = FOUND.outcome(np.zeros_like(FOUND.generated))
     grid = told["section"].blocks[-1]
+    assert grid.caption.startswith("Images of each class that")
     assert grid.names == ["class 0", "class 1", "class 2", "class 3"]
     assert list(grid.columns) == [REAL, GENERATED]
     assert told["pictures"][GENERATED] is FOUND.generated
+    some = dataclasses.replace(FOUND, generated=FOUND.generated[:2])
+    grid = some.section().blocks[-1]
+    assert grid.caption.startswith("Images of each of the first 2 classes that")
+    assert grid.names == ["class 0", "class 1"]
 
 
 def test_the_surest_images_of_all_generators_that_count():
