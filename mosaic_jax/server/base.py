@@ -156,8 +156,8 @@ class ServerTraining(schema.Group):
     def flops(self, task: Task, num_teachers: int, rounds: int) -> float:
         """FLOPs of all rounds, counted as in `core.flops`.
 
-        By default XLA counts those of one round. It counts a loop as one iteration, so
-        a method with loops should override this.
+        By default those of one round are counted. A loop that ends by a condition
+        counts as one iteration, so a method with such loops should override this.
 
         Args:
           task: properties of the study.
