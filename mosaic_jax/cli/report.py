@@ -1,7 +1,7 @@
 """Report of one run, or of several side by side.
 
 mosaic report runs/digits_mosaic
-mosaic report runs/a runs/b -o compare.html
+mosaic report runs/a runs/b -o pages/a_and_b.html
 """
 
 import pathlib
@@ -30,8 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "-o",
         "--output",
         type=pathlib.Path,
-        default=pathlib.Path("compare.html"),
-        help="page over several runs; of a single run it is report.html beside it",
+        help="the page; else report.html in the run directory, or compare.html in this"
+        " folder for several runs",
     )
     parser.add_argument(
         "--interactive",
@@ -45,15 +45,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _write(
-    paths: Sequence[pathlib.Path], output: pathlib.Path, *, interactive: bool
+    paths: Sequence[pathlib.Path], output: pathlib.Path | None, *, interactive: bool
 ) -> None:
     groups = runs.collect(paths)
     studies = [run for group in groups.values() for run in group]
     if len(studies) == 1:
-        print(page.write(studies[0].path, interactive=interactive))
+        print(page.write(studies[0].path, output, interactive=interactive))
         return
     for run in studies:
         page.write(run.path, interactive=interactive)
+    output = output or pathlib.Path("compare.html")
     title = f"{len(groups)} studies compared"
     rows = comparison.write(groups, output, title=title, interactive=interactive)
     print(comparison.table(rows))

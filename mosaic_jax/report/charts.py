@@ -100,7 +100,7 @@ def _map(found: numbers.Cells) -> dict[str, Any]:
         "colorscale": shades if signed else [[0, f"{blue}00"], [1, blue]],
         "zmin": -top if signed else 0.0,
         "zmax": top,
-        "colorbar": {"title": {"text": found.label}},
+        "colorbar": {"title": {"text": found.label, "side": "right"}, "thickness": 14},
         "hoverongaps": False,
     }
 

@@ -28,11 +28,17 @@ NO_MEASURES = {"stage", "loop", "step", "time"}
 MARKS = ("teacher", "distilled", OWN)
 
 
-def write(workdir: pathlib.Path, *, interactive: bool = False) -> pathlib.Path:
-    """Write report.html and figures/ of a finished study.
+def write(
+    workdir: pathlib.Path,
+    path: pathlib.Path | None = None,
+    *,
+    interactive: bool = False,
+) -> pathlib.Path:
+    """Write the page of a finished study, and its figures as PNG in figures/ beside it.
 
     Args:
       workdir: its run directory.
+      path: of the page; None: report.html in the run directory.
       interactive: with charts in place of drawings, see `charts`; some megabytes.
 
     Returns:
@@ -43,7 +49,8 @@ def write(workdir: pathlib.Path, *, interactive: bool = False) -> pathlib.Path:
       DataError: its files are missing or damaged.
     """
     run = runs.read(workdir)
-    folder = FigureFolder(workdir / "figures", interactive=interactive)
+    path = path or workdir / "report.html"
+    folder = FigureFolder(path.parent / "figures", interactive=interactive)
     sections = _sections(run, folder)
     terms = glossary.used("".join(sections.values()))
     if terms:
@@ -55,7 +62,6 @@ def write(workdir: pathlib.Path, *, interactive: bool = False) -> pathlib.Path:
         + (f" at alpha {partition['alpha']}" if "dirichlet" in mode else "")
         + f", {run.summary.rounds} federated rounds"
     )
-    path = workdir / "report.html"
     text = html.page(run.title, lead, sections, headline.sentence(run))
     files.write_bytes(path, text.encode())
     return path
@@ -353,6 +359,6 @@ def _settings(run: SavedRun) -> Markup:
     return (
         html.paragraph(f"{run.summary.device}; {versions}.")
         + html.paragraph(f"Split {split[:12]}, revision {revision[:12]}.")
-        + html.listing(" ".join(run.command))
+        + (html.listing(" ".join(run.command)) if run.command else "")
         + html.folded("All settings", html.listing(json.dumps(run.settings, indent=2)))
     )

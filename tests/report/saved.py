@@ -113,7 +113,11 @@ def records(np_rng, num_clients, num_classes, label):
             clients={"membership AUC": {"0": "0.512"}},
             section=section(
                 "Audit",
-                sections.Table(("measure", "value"), [("auc", "0.51")], "Measures"),
+                sections.Table(
+                    ("measure", "value", "what it means"),
+                    [("auc", "0.51", "chance that an attacker tells a client's image")],
+                    "Measures",
+                ),
                 sections.Scatter("audit", [10], [0.5], "images", "AUC", 0.5, "AUCs."),
             ),
         ),

@@ -70,6 +70,11 @@ def test_in_a_browser(folder, which):
     for view in views(written(folder, which), *looks):
         for details in view.locator("summary").all():
             details.click()
+        meanings = view.locator(".explained td.prose").all()
+        assert meanings or which not in ("few", "many")
+        for meaning in meanings:
+            box = meaning.bounding_box()
+            assert box and box["x"] + box["width"] <= view.viewport_size["width"]
         if which == "many":
             assert view.locator("#clients-rows tr").count() == 50
             view.keyboard.press("Tab")

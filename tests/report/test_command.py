@@ -10,6 +10,14 @@ def test_one_run(folder, capsys):
     assert capsys.readouterr().out == f"{folder / 'few' / 'report.html'}\n"
 
 
+def test_one_run_to_a_page_elsewhere(folder, tmp_path, capsys):
+    path = tmp_path / "new" / "page.html"
+    assert command.main([str(folder / "few"), "-o", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.read_text().startswith("<!doctype html>")
+    assert list((path.parent / "figures").glob("*.png"))
+
+
 def test_several_runs(folder, capsys, monkeypatch):
     monkeypatch.setattr(page, "write", lambda path, **_: (path / "report.html").touch())
     paths = [str(folder / name) for name in ("few", "seeds")]
