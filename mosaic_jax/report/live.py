@@ -59,7 +59,7 @@ def overview(workdir: pathlib.Path, path: pathlib.Path) -> dict[str, Any]:
         "step": progress.get("step", 0),
         "num_steps": progress.get("num_steps", 0),
         "seconds_left": progress.get("study_seconds_left"),
-        "age": time.time() - progress["time"] if "time" in progress else None,
+        "age": _age(path / "progress.json"),
         "test_accuracy": latest[0] if latest else None,
         "report": str(path / "report.html") if (path / "report.html").exists() else "",
     }
@@ -107,6 +107,14 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
+
+
+def _age(path: pathlib.Path) -> float | None:
+    """Seconds since a file was written or renewed; None where it is missing."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return None
 
 
 def _settings(path: pathlib.Path) -> dict[str, Any]:

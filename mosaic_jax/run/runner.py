@@ -252,7 +252,7 @@ def _progress(experiments: Sequence[Experiment]) -> Iterator[tracking.Progress]:
         writes=environment.is_primary(),
     )
     try:
-        with pulse.Pulse(lambda: progress.doing):
+        with pulse.Pulse(progress.alive):
             yield progress
     except Interrupted:
         progress.stopped("interrupted")

@@ -1,8 +1,10 @@
 """Metrics on disk, TensorBoard, Weights & Biases, progress bars and log lines."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -232,8 +234,7 @@ class Progress:
         self._done: list[str] = []
         self._start = time.monotonic()
         self._now: dict[str, Any] = {}
-        # What the run is at, and since when by `time.monotonic`.
-        self.doing = ("preparing", self._start)
+        self._doing = ("preparing", self._start)
         self._bar: tqdm.tqdm | None = None
 
     def enter(self, stage: str) -> None:
@@ -241,8 +242,18 @@ class Progress:
         self._now = {"stage": stage}
         self._does(f"{stage}: preparing and compiling")
 
+    def alive(self) -> tuple[str, float]:
+        """What the run is at, and since when by `time.monotonic`.
+
+        Also renews the times of `progress.json`, by which others tell that it runs.
+        """
+        for path in self._paths:
+            with contextlib.suppress(OSError):  # not written yet, or its folder is gone
+                os.utime(path)
+        return self._doing
+
     def _does(self, what: str) -> None:
-        self.doing = (what, time.monotonic())
+        self._doing = (what, time.monotonic())
         self._write(state="running", doing=what, **self._now)
 
     def begin(
@@ -303,10 +314,10 @@ class Progress:
         study_left = self._study_left(step, now)
         samples = rate * self._samples_per_step
         self._now["step"] = step
-        self.doing = (self._at(step), now)
+        self._doing = (self._at(step), now)
         self._write(
             state="running",
-            doing=self.doing[0],
+            doing=self._doing[0],
             **self._now,
             metrics=metrics,
             samples_per_second=samples,
@@ -358,7 +369,7 @@ class Progress:
 
     def _write(self, **content: Any) -> None:
         stages = {"stages": list(self._flops), "stages_done": self._done}
-        content = {"time": time.time(), **stages, **content}
+        content = {**stages, **content}
         for path in self._paths:
             partial = path.with_name(path.name + ".partial")
             partial.write_text(json.dumps(content))

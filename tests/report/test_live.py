@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import shutil
 import threading
 
@@ -52,7 +53,7 @@ def ask(port, path, method="GET", host="localhost"):
 def run_under_way(path, **progress):
     saved.write_run(path)
     content = {"state": "running", "stage": "generators", "step": 20, "num_steps": 50}
-    content |= {"stages": ["init", "generators"], "stages_done": ["init"], "time": 0.0}
+    content |= {"stages": ["init", "generators"], "stages_done": ["init"]}
     content |= {"study_seconds_left": 75.0, "doing": "generators: at gan 21 of 50"}
     (path / "progress.json").write_text(json.dumps(content | progress))
     rows = [
@@ -71,6 +72,11 @@ def test_what_a_study_tells(tmp_path):
     assert told["what"] == "Mosaic on x, 4 clients, seed 0"
     assert (told["state"], told["step"], told["num_steps"]) == ("running", 20, 50)
     assert (told["seconds_left"], told["done"]) == (75.0, ["init"])
+    assert told["age"] < 50
+    os.utime(run / "progress.json", (0, 0))
+    assert live.overview(run, run)["age"] > 50
+    (run / "progress.json").unlink()
+    assert live.overview(run, run)["age"] is None
     assert told["test_accuracy"] == 0.8  # the last of the summary so far
     found = live.detail(run)
     assert list(found["accuracy"]) == ["FedAvg", "teacher", "distilled", "final"]
@@ -212,6 +218,7 @@ def test_a_study_is_watched_to_its_end(tmp_path, serving, browser):
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 def test_studies_of_a_sweep_are_rows(tmp_path, serving, browser):
     run_under_way(tmp_path / "a")
+    os.utime(tmp_path / "a" / "progress.json", (0, 0))
     run_under_way(tmp_path / "b" / "seed_0", state="done")
     run_under_way(tmp_path / "c", state="failed", why="loss is not finite")
     view, bad = opened(browser, serving(tmp_path), width=400)

@@ -1,6 +1,7 @@
 """Records in every format, read back by other programs than the one that wrote."""
 
 import json
+import os
 import sys
 import time
 
@@ -114,15 +115,25 @@ class TestProgress:
         progress = self.begin(tmp_path, monkeypatch)
         progress.enter("init")
         progress.begin("init", "round", 0, 10, 32)
-        assert progress.doing == ("init: compiling, to begin with round 1 of 10", 100)
+        assert progress.alive() == ("init: compiling, to begin with round 1 of 10", 100)
         self.now += 50
         progress.compiled()
         self.now += 20
         progress.update(5, {}, 0)
         assert self.read()["stage_seconds_left"] == pytest.approx(20)
         assert self.read()["study_seconds_left"] == pytest.approx(85 / 0.75)
-        assert progress.doing == ("init: at round 6 of 10", 170)
+        assert progress.alive() == ("init: at round 6 of 10", 170)
         assert self.read()["doing"] == "init: at round 6 of 10"
+
+    def test_its_file_is_renewed_while_nothing_new_is_told(self, tmp_path, monkeypatch):
+        progress = self.begin(tmp_path, monkeypatch)
+        progress.alive()
+        assert not self.path.exists()
+        progress.enter("init")
+        written = self.path.read_bytes()
+        os.utime(self.path, (0, 0))
+        progress.alive()
+        assert self.path.stat().st_mtime > 0 and self.path.read_bytes() == written
 
     def test_reused_stages_count_neither_way(self, tmp_path, monkeypatch):
         progress = self.begin(tmp_path, monkeypatch)
