@@ -8,7 +8,7 @@ SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
 	test_package.py
 FAST ?= $(SLOWER:%=--ignore=tests/%)
 
-.PHONY: run test slow check lint types requirements faults rivals ahead
+.PHONY: run test slow check lint types requirements badges faults rivals ahead
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
@@ -34,6 +34,10 @@ types: $(VENV)/installed-test
 # requirements*.txt from pyproject.toml, where dependencies are listed.
 requirements:
 	$(PYTHON) -m tests.requirements
+
+# The README's badges, from pyproject.toml and the workflows.
+badges: $(VENV)/installed-test
+	$(VENV)/bin/python -m tests.badges
 
 # The long form of the tests that break things: an hour.
 faults: $(VENV)/installed-test

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import mosaic_jax
-from tests import launched, requirements
+from tests import badges, launched, requirements
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "outside_package"
@@ -80,6 +80,12 @@ PUBLIC = (
 def test_requirements_files_are_made_from_the_project():
     for name, content in requirements.files().items():
         assert (ROOT / name).read_text() == content, "make requirements writes them"
+
+
+def test_badges_are_true():
+    for name, content in badges.files().items():
+        assert (badges.FOLDER / name).read_text() == content, "make badges draws them"
+        assert f"docs/badges/{name}" in (ROOT / "README.md").read_text()
 
 
 def test_there_is_one_version():
