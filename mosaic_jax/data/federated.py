@@ -10,7 +10,7 @@ import numpy as np
 
 from mosaic_jax.core import errors, files, schema, trees
 from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
-from mosaic_jax.data import augment, partition, sources
+from mosaic_jax.data import augment, partition, shifts, sources
 from mosaic_jax.data.dataset import Arrays, Info, absent, pointless
 
 _log = logging.getLogger(__name__)
@@ -62,6 +62,18 @@ class Data(schema.Group):
         default=1.0,
         meaning="of split quantity: deviation of the logarithm of clients' sizes",
     )
+    shift: str = schema.component(
+        ("none", *shifts.SHIFTS),
+        default="none",
+        meaning="what makes each client's images look different",
+    )
+    shift_strength: float = schema.between(
+        0,
+        1,
+        default=1.0,
+        meaning="of the last clients; 1: a whole turn, noise as strong as white,"
+        " channels of no light",
+    )
     client_test: str = schema.one_of(
         ("even", "own"),
         default="even",
@@ -81,12 +93,17 @@ class Data(schema.Group):
     )
 
     def problems(self, study: Any) -> Iterator[str]:
-        """A split file must be given if the split is read from one, and only then."""
+        """A split file where one is read, and only there; shifts need dealt images."""
         del study
         if (self.split == "file") != bool(self.split_file):
             yield (
                 f"data.split_file = {self.split_file!r}: must be a path for"
                 " data.split = 'file', and '' otherwise"
+            )
+        if self.shift != "none" and self.client_test != "even":
+            yield (
+                f"data.client_test = {self.client_test!r}: must be 'even' for"
+                f" data.shift = {self.shift!r}, where a test image is one client's"
             )
 
 
@@ -182,14 +199,16 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
         raise errors.DataError(f"data.name = {config.name}: {message}")
     for message in absent(label_count.sum(0), test_count):
         _log.warning("there is %s", message)
-    train, sha256 = LabelledImages(image, label), partition.digest(parts)
     if config.client_test == "own":
         test_index = partition.own_test_sets(label_count, arrays.test_label, split_seed)
     else:
         order = np.random.RandomState(split_seed).permutation(len(arrays.test_label))
         per_client = len(order) // config.num_clients
         test_index = order[: per_client * config.num_clients].reshape(-1, per_client)
+    if config.shift != "none":
+        image, sets = _shifted(config, split_seed, image, parts, sets, test_index)
     # Everything that a stage can read of the data.
+    train, sha256 = LabelledImages(image, label), partition.digest(parts)
     content = {
         "info": dataclasses.asdict(info),
         "images": trees.digest({"train": train, "test_index": test_index, **sets}),
@@ -213,6 +232,43 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
         sha256=sha256,
         content_sha256=schema.digest(content),
     )
+
+
+def _shifted(
+    config: Data,
+    seed: int,
+    image: np.ndarray,
+    parts: list[np.ndarray],
+    sets: dict[str, LabelledImages],
+    test_index: np.ndarray,
+) -> tuple[np.ndarray, dict[str, LabelledImages]]:
+    """Training images and held-out sets, each image shifted as its client's.
+
+    Test images are those of the client that they are dealt to; what is left over, and
+    validation images, are dealt in turn.
+    """
+    rest = np.setdiff1d(np.arange(len(sets["test"].label)), test_index)
+    every, owned = [image], [[part] for part in parts]
+    for name, one in sets.items():
+        start = sum(map(len, every))
+        dealt = rest if name == "test" else np.arange(len(one.label))
+        for i, mine in enumerate(owned):
+            mine.append(start + dealt[i :: len(parts)])
+            if name == "test":
+                mine.append(start + test_index[i])
+        every.append(np.asarray(one.image))
+    result = shifts.of_clients(
+        np.concatenate(every),
+        [np.concatenate(mine) for mine in owned],
+        name=config.shift,
+        strength=config.shift_strength,
+        seed=seed,
+    )
+    image, *held_out = np.split(result, np.cumsum([len(one) for one in every])[:-1])
+    return image, {
+        name: LabelledImages(found, one.label)
+        for (name, one), found in zip(sets.items(), held_out, strict=True)
+    }
 
 
 def save_split(path: pathlib.Path, data: StudyData) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from mosaic_jax import server
 from mosaic_jax.core import errors, programs, registry, schema
-from mosaic_jax.data import partition, sources
+from mosaic_jax.data import partition, shifts, sources
 from mosaic_jax.fl import algorithms, optimizers
 from mosaic_jax.nn import conv, gating, losses, meta, networks, norm
 from mosaic_jax.run import settings, study
@@ -130,6 +130,7 @@ def test_fields_of_every_method_are_taken():
     [
         ("data.name", sources.SOURCES),
         ("data.split", (*partition.MODES, "file")),
+        ("data.shift", ("none", *shifts.SHIFTS)),
         ("model.name", networks.NETWORKS),
         ("model.norm", norm.NORMS),
         ("init.method", algorithms.ALGORITHMS),
