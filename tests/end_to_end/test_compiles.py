@@ -159,12 +159,7 @@ ROUNDS_ONLY = {"finetune__rounds": 0}
     "name",
     [
         "feddyn",
-        "dense",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in server.METHODS
-            if name != "dense"
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in server.METHODS),
     ],
 )
 def test_rounds_of_methods(name, monkeypatch, tmp_path):

@@ -80,7 +80,9 @@ def test_killed_in_every_kind_of_stage_and_resumed(undisturbed, tmp_path):
     assert summaries[0] == summaries[1]
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "signum", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)]
+)
 def test_signals_save_and_exit(tmp_path, signum):
     code, log = stop_at(tmp_path, "init round 2 ", signum)
     assert code == 128 + signum

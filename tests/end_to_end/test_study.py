@@ -57,6 +57,22 @@ def test_summary_is_complete_and_measured(finished):
     assert counts.sum() == len(study.data.clients.images.label)
 
 
+def test_the_same_seed_again_is_the_same_bit_for_bit(finished, tmp_path):
+    first, summary, _ = finished
+    again = runner.Experiment(tiny.study(warmup__rounds=2), tmp_path / "again")
+    assert again.run().test_accuracy == summary.test_accuracy
+    digests = [
+        {name: trees.digest(made) for name, made in running.artifacts(study).items()}
+        for study in (first, again)
+    ]
+    assert digests[0] == digests[1] and len(digests[0]) == len(first.plan())
+    other = runner.Experiment(tiny.study(warmup__rounds=2, seed=1), tmp_path / "other")
+    made = {}
+    running.outcome(other, "init", made)
+    model = running.artifacts(first)["init"]["global_model"]
+    assert trees.digest(made["global_model"]) != trees.digest(model)
+
+
 def test_templates_are_what_stages_provide(finished):
     running.check_templates(finished[0])
 

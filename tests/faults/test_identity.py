@@ -35,12 +35,15 @@ def outcome(workdir, changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Finished runs, mine and others': folder, outcome."""
-    found = {}
-    for name, changes in {"mine": MINE, **OTHERS}.items():
-        workdir = tmp_path_factory.mktemp(name)
-        found[name] = workdir, outcome(workdir, changes)
-    return found
+    """Finished runs, mine and others', once they are asked for: folder, outcome."""
+
+    class Runs(dict):
+        def __missing__(self, name):
+            workdir = tmp_path_factory.mktemp(name)
+            self[name] = workdir, outcome(workdir, ({"mine": MINE} | OTHERS)[name])
+            return self[name]
+
+    return Runs()
 
 
 def stage_folder(workdir, stage="init"):

@@ -132,7 +132,7 @@ def test_clients_train_by_the_optimizer_afresh_in_each_turn():
         augmentation="none",
     )(0)
     turn = tiny.turn(model=model)
-    (moved, _), _ = program.step(turn, program.init(turn), batch, jnp.array(0))
+    (moved, _), _ = jax.jit(program.step)(turn, program.init(turn), batch, 0)
     # Adam's first step is the rate along each sign.
     way = np.abs(moved.params["fc"]["kernel"] - model.params["fc"]["kernel"])
     np.testing.assert_allclose(way, 0.01, rtol=1e-3)

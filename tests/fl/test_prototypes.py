@@ -1,5 +1,7 @@
 """k-means against cases with one right answer."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from mosaic_jax.fl import prototypes
 
+kmeans = jax.jit(prototypes.kmeans, static_argnames=("num_clusters", "num_steps"))
+
 
 def run(feature, mask, num_clusters):
-    return prototypes.kmeans(
+    return kmeans(
         jax.random.key(0), feature, mask, num_clusters=num_clusters, num_steps=20
     )
 
@@ -110,16 +114,13 @@ def test_seeds_lie_apart():
     centres = np.array([[1000.0, 0.0], [1050.0, 0.0], [1000.0, 50.0]])
     noise = np.random.RandomState(0).uniform(-1, 1, (30, 2))
     feature = jnp.asarray(centres[np.arange(30) % 3] + noise, jnp.float32)
-    drawn = [
-        prototypes.kmeans(
-            jax.random.key(i), feature, jnp.ones(30, bool), num_clusters=3, num_steps=0
-        )
-        for i in range(20)
-    ]
-    apart = [len(set(np.asarray(cluster[:3]).tolist())) == 3 for cluster, _ in drawn]
+    run = functools.partial(kmeans, num_clusters=3, num_steps=0)
+    keys = jax.random.split(jax.random.key(0), 20)
+    drawn, _ = jax.vmap(run, (0, None, None))(keys, feature, jnp.ones(30, bool))
+    apart = [len(set(cluster[:3].tolist())) == 3 for cluster in np.asarray(drawn)]
     assert np.mean(apart) > 0.9
     # The first is any row.
-    assert len({int(cluster[0]) for cluster, _ in drawn}) > 1
+    assert len({int(cluster[0]) for cluster in drawn}) > 1
 
 
 def test_as_many_rows_as_clusters_are_one_each():

@@ -1,5 +1,7 @@
 """The published networks' known answers hold through `interop.torch`."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
@@ -18,6 +20,12 @@ def close(ours, theirs, rtol=1e-4):
     np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=1e-5)
 
 
+def answer(module, variables, inputs, **how):
+    """Of a network that does not train."""
+    run = functools.partial(module.apply, train=False, **how)
+    return jax.jit(run)(variables, inputs)
+
+
 @pytest.fixture(scope="module")
 def resnet18():
     return interop.load("resnet18", golden.state_dict("resnet18", 7))
@@ -27,11 +35,11 @@ def test_resnet18_in_eval_mode(resnet18):
     module, variables = resnet18
     image = golden.images(8)
     close(
-        module.apply(variables, image, train=False),
+        answer(module, variables, image),
         golden.OUTPUTS["resnet18/eval_logits"],
     )
     close(
-        module.apply(variables, image, train=False, method="features"),
+        answer(module, variables, image, method="features"),
         golden.OUTPUTS["resnet18/eval_features"],
     )
 
@@ -58,22 +66,20 @@ def test_resnet18_one_sgd_step_and_running_statistics(resnet18):
 
 def test_generator():
     module, variables = interop.load("generator", golden.state_dict("generator", 11))
-    image = module.apply(variables, golden.noise(12), train=False)
+    image = answer(module, variables, golden.noise(12))
     close(image.transpose(0, 3, 1, 2), golden.OUTPUTS["generator/eval_images"])
 
 
 def test_discriminator():
     state = golden.state_dict("discriminator", 13)
     module, variables = interop.load("discriminator", state)
-    logits = module.apply(variables, golden.images(14), train=False)
+    logits = answer(module, variables, golden.images(14))
     close(jax.nn.sigmoid(logits), golden.OUTPUTS["discriminator/eval_prob"])
 
 
 def test_meta_head():
     module, variables = interop.load("meta", golden.state_dict("meta10", 31))
-    logits = module.apply(
-        variables, golden.OUTPUTS["meta10/expert_logits"], train=False
-    )
+    logits = answer(module, variables, golden.OUTPUTS["meta10/expert_logits"])
     close(logits, golden.OUTPUTS["meta10/logits_from_features"])
 
 

@@ -48,6 +48,7 @@ def test_clients_at_once_from_free_memory(told):
     assert memory.clients_at_once(dataclasses.replace(work, settings=chosen)) == 7
 
 
+@pytest.mark.slow
 def test_prototypes_of_many_images_need_more_than_a_step(told):
     work = built([5, 9000])
     known = work.settings, work.data.info, work.classifier

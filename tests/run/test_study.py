@@ -267,7 +267,9 @@ def test_a_study_of_own_parts_runs(tmp_path):
     assert not set(plan.values()) & {fingerprint for _, fingerprint in other.plan()}
 
 
-@pytest.mark.parametrize("when", ["once", "every_round"])
+@pytest.mark.parametrize(
+    "when", ["once", pytest.param("every_round", marks=pytest.mark.slow)]
+)
 def test_an_own_method_on_the_server_runs(when, tmp_path):
     given = tiny_study(
         {"Shrink": {"by": 0.25}},

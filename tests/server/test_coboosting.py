@@ -101,6 +101,7 @@ def test_two_rounds_by_hand():
         np.testing.assert_allclose(metrics["student_loss"], np.mean(losses), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_samples_are_moved_to_where_the_teacher_answers_otherwise():
     keys = jax.random.split(jax.random.key(5), 2)
     clients = trees.stack([tiny.varied(CLASSIFIER, key) for key in keys])

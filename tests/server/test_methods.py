@@ -186,7 +186,9 @@ def test_training_moves_generator_and_student_and_keeps_teachers(name):
     assert set(metrics) == {"generator_loss", "student_loss"}
 
 
-@pytest.mark.parametrize("name", ["fedftg", "dfrd"])
+@pytest.mark.parametrize(
+    "name", ["fedftg", pytest.param("dfrd", marks=pytest.mark.slow)]
+)
 def test_without_iterations_it_is_fedavg(name):
     fedavg = run().model
     server = method(name, iterations=0)
@@ -218,6 +220,7 @@ def test_teachers_know_the_labels_that_a_round_used():
     np.testing.assert_allclose(teachers.label_count[2], 3 * data.client.label_count[2])
 
 
+@pytest.mark.slow
 def test_dense_pool_keeps_the_newest_batches():
     student, _, state, *_ = trained("dense")
     assert state.count == 1

@@ -32,7 +32,8 @@ def test_constant_output_is_found_collapsed():
         ema_decay=0.5,
         translate=0,
     )
-    generator = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1)).generator
+    init = jax.jit(model_gan.init, static_argnums=1)
+    generator = init(prng.named(KEY, "model_gan"), (16, 16, 1)).generator
     z = jax.random.normal(prng.named(KEY, "z"), (64, model_gan.latent_dim))
     spread = jax.jit(lambda g: model_gan.deviation(g, z))
     constant = jax.tree.map(jnp.zeros_like, generator)
