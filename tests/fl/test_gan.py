@@ -38,8 +38,10 @@ def make(**changes):
 
 def step(model_gan, inverts=True, number=0):
     classifier = model_gan.classifier
-    model = classifier.init(prng.named(KEY, "classifier"), (16, 16, 1))
-    state = model_gan.init(prng.named(KEY, "model_gan"), (16, 16, 1))
+    init = jax.jit(classifier.init, static_argnums=1)
+    model = init(prng.named(KEY, "classifier"), (16, 16, 1))
+    init = jax.jit(model_gan.init, static_argnums=1)
+    state = init(prng.named(KEY, "model_gan"), (16, 16, 1))
     image = jax.random.uniform(prng.named(KEY, "image"), (4, 16, 16, 1), minval=-1)
     run = jax.jit(
         lambda state, inverts: model_gan.step(

@@ -45,7 +45,7 @@ def with_gradients(function, *settings):
         result, pull_back = jax.vjp(lambda a, b: function(a, b, *settings), a, b)
         return result, *pull_back(cotangent)
 
-    return run
+    return jax.jit(run)
 
 
 def close(found, expected):

@@ -82,10 +82,10 @@ def test_the_pool_has_every_generators_images_and_what_the_teacher_says_of_them(
 
 def test_a_student_of_a_pool_learns_what_the_teacher_said_of_it():
     method, task, teachers, student = setting(pool=4, learning_rate=0.05)
-    pool = method.fill(blank(4), teachers, prng.named(KEY, "pool"), jnp.array(0))
+    pool = jax.jit(method.fill)(blank(4), teachers, prng.named(KEY, "pool"), 0)
     # Said of the images are other things than the teacher would say now.
     logits = 5 * jax.nn.one_hot(jnp.full((CLIENTS, 4), 3), CLASSES)
-    pool = method.filled(dataclasses.replace(pool, logits=logits), teachers)
+    pool = jax.jit(method.filled)(dataclasses.replace(pool, logits=logits), teachers)
     teachers = dataclasses.replace(teachers, pool=pool)
     state = method.init(task, student, KEY)
 
