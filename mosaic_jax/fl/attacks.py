@@ -131,7 +131,10 @@ class Attackers(schema.Group):
         ("none", *ATTACKS), default="none", meaning="what attackers do"
     )
     share: float = schema.between(
-        0, 1, default=0.3, meaning="part of the clients that attack, unless name is none"
+        0,
+        1,
+        default=0.3,
+        meaning="part of the clients who attack, if any do",
     )
 
     def build(self, methods: dict[str, Any]) -> Attack | None:

@@ -107,7 +107,9 @@ class Compression(schema.Group):
     """How clients compress what they send in rounds."""
 
     name: str = schema.component(
-        ("none", *COMPRESSORS), default="none", meaning="how the parameters' changes are sent"
+        ("none", *COMPRESSORS),
+        default="none",
+        meaning="of the changes of parameters that clients send",
     )
 
     def build(self, methods: dict[str, Any]) -> Compressor | None:
