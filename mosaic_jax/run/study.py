@@ -54,8 +54,8 @@ class Study:
       networks: classifiers by name; the server's is the first.
       algorithm: of the federated rounds.
       server: training on the server; None: there is none.
-      sending: what becomes of uploads in rounds.
       chain: the stages in their order.
+      sending: what becomes of uploads in rounds.
       callbacks: a user's code that is called while it runs.
     """
 
@@ -64,8 +64,8 @@ class Study:
     networks: dict[str, Classifier]
     algorithm: Algorithm
     server: ServerTraining | None
-    sending: Sending
     chain: tuple[Link, ...]
+    sending: Sending = Sending()
     callbacks: tuple[Callback, ...] = ()
 
     @property
@@ -266,8 +266,8 @@ def build(
         networks=classifiers,
         algorithm=algorithm,
         server=method,
-        sending=sending,
         chain=chain,
+        sending=sending,
         callbacks=callbacks.check(
             called,
             [link.name for link in chain],

@@ -108,7 +108,7 @@ def test_rounds_are_told_by_training_steps_of_all_clients():
 
 
 def test_uploads_that_are_kept_one_by_one_need_memory():
-    fields = {"data__num_clients": 40, "data__alpha": 100.0, "model__width": 16}
+    fields = {"data__num_clients": 30, "data__split": "iid", "model__width": 16}
     fields |= {"compute__clients_at_once": 1, "local__batch_size": 1}
     work, summed, _ = of_rounds(**fields)
     _, kept, _ = of_rounds(aggregation__rule="median", **fields)
