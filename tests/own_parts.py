@@ -10,6 +10,7 @@ import numpy as np
 from mosaic_jax.core import schema, trees
 from mosaic_jax.data.dataset import Arrays
 from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.uploads import Attack, Compressor, Rule
 from mosaic_jax.server.base import ServerTraining
 from mosaic_jax.stages.base import Outcome, Stage
 
@@ -108,6 +109,43 @@ class Patches(nn.Module):
 
     def __call__(self, x, *, train, mask=None):
         return self.head(self.features(x, train=train, mask=mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest(Rule):
+    """The upload of the client with the largest weight."""
+
+    times: float = schema.above(0, default=1.0, meaning="that")
+
+    def combine(self, upload, weight, attackers):
+        best = jnp.argmax(weight)
+        return jax.tree.map(lambda leaf: self.times * leaf[best], upload)
+
+    def most_attackers(self, clients):
+        return clients
+
+
+@dataclasses.dataclass(frozen=True)
+class Silence(Attack):
+    """Nothing new, times a factor."""
+
+    times: float = schema.at_least(0, default=0.0, meaning="of the update")
+
+    def updates(self, update, attackers, key):
+        return jax.tree.map(lambda leaf: self.times * leaf, update)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halves(Compressor):
+    """Half precision."""
+
+    times: float = schema.above(0, default=1.0, meaning="before rounding")
+
+    def encode(self, array, key):
+        return (self.times * array).astype(jnp.float16)
+
+    def decode(self, message, size):
+        return message.astype(jnp.float32) / self.times
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ HOOKS = {
         "server/base.py",
         "fl/client_program.py",
         "fl/holdings.py",
+        "fl/uploads.py",
         "fl/algorithms/base.py",
         "fl/algorithms/partial.py",
         "fl/algorithms/prototypical.py",

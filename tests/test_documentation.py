@@ -19,9 +19,10 @@ from PIL import Image
 import mosaic_jax
 from mosaic_jax.cli import main, sweep
 from mosaic_jax.cli import run as program
+from mosaic_jax.core import prng
 from mosaic_jax.data import sources
 from mosaic_jax.fl.algorithms.base import Algorithm
-from mosaic_jax.run import methods, settings
+from mosaic_jax.run import methods, settings, study
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.server.base import ServerTraining
 from tests import tiny
@@ -215,6 +216,17 @@ def test_the_stage_in_the_document_runs(document, tmp_path):
     ]
     share = found.artifacts(templates[0])["class_share"]
     assert share.shape == (10,) and np.isclose(share.sum(), 1)
+
+
+@pytest.mark.usefixtures("document")
+def test_the_compressor_in_the_document_sends_half():
+    path = "half_of_the_document:Half"
+    fields = {"method": "federated", "compression__name": path}
+    found = study.build(tiny.study(**fields)).sending.compressor
+    array = np.float32([0.1, -2.5, 7.0])
+    message = found.encode(array, prng.root(0))
+    assert message.nbytes == array.nbytes / 2
+    np.testing.assert_allclose(found.decode(message, 3), array, rtol=1e-3)
 
 
 @pytest.mark.parametrize("when", ["once", "every_round"])

@@ -6,9 +6,10 @@ mosaic list fields distill
 """
 
 import dataclasses
+import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 if __name__ == "__main__":
@@ -20,6 +21,9 @@ from mosaic_jax import configs
 from mosaic_jax.core import errors, schema
 from mosaic_jax.data.sources import SOURCES
 from mosaic_jax.fl.algorithms import ALGORITHMS
+from mosaic_jax.fl.attacks import ATTACKS
+from mosaic_jax.fl.compression import COMPRESSORS
+from mosaic_jax.fl.robust import RULES
 from mosaic_jax.nn.networks import NETWORKS
 from mosaic_jax.run import methods, programs, settings, variants
 from mosaic_jax.run.settings import Settings
@@ -89,6 +93,12 @@ def _networks() -> Iterator[tuple[str, str]]:
     yield "", OWN
 
 
+def _components(kinds: Mapping[str, type]) -> Iterator[tuple[str, str]]:
+    for name, component in kinds.items():
+        yield name, _first_line(component)
+    yield "", OWN
+
+
 def _configs() -> Iterator[tuple[str, str]]:
     for name, path in configs.shipped().items():
         docstring = path.read_text().partition('"""')[2]
@@ -100,6 +110,9 @@ KINDS: dict[str, Callable[[], Iterator[tuple[str, str]]]] = {
     "data": _data,
     "methods": _methods,
     "networks": _networks,
+    "rules": functools.partial(_components, RULES),
+    "attacks": functools.partial(_components, ATTACKS),
+    "compression": functools.partial(_components, COMPRESSORS),
     "configs": _configs,
 }
 

@@ -156,7 +156,8 @@ class ServerState(Struct):
     counted over the study, -1 before its first. `client_model` [C, ...] are the local
     models of that round where they are kept, else empty; `training` is the state of
     training on the server, if there is any; `anchor` is the model that clients stay
-    near in all rounds of a stage, if there is one.
+    near in all rounds of a stage, if there is one. `error` [C, ...] is what compression
+    left out of each client's uploads so far, where it is fed back.
     """
 
     model: ModelState
@@ -166,6 +167,7 @@ class ServerState(Struct):
     client_model: Tree
     training: Tree = ()
     anchor: Tree = ()
+    error: Tree = ()
 
 
 class ClientModels(Struct):

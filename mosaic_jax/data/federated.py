@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -126,6 +126,8 @@ class StudyData:
       sha256: hex digest of the split.
       content_sha256: hex digest of everything above: `info`, all images and labels, the
         split.
+      attackers: numbers of the clients that attack the study, whose images may have
+        false labels.
     """
 
     info: Info
@@ -136,6 +138,7 @@ class StudyData:
     label_count: np.ndarray
     sha256: str
     content_sha256: str
+    attackers: tuple[int, ...] = ()
 
 
 def load(config: Data, seed: int) -> StudyData:
@@ -297,6 +300,38 @@ def padded(data: StudyData, length: int) -> StudyData:
     index = np.pad(np.asarray(client.index), [(0, 0), (0, missing)], mode="wrap")
     clients = data.clients.replace(client=client.replace(index=index))
     return dataclasses.replace(data, clients=clients)
+
+
+def attacked(
+    data: StudyData,
+    attackers: np.ndarray,
+    change: Callable[[np.ndarray, int], np.ndarray],
+) -> StudyData:
+    """`data` in which attackers' images have the labels that they want them to have.
+
+    Args:
+      data: of a study; returned as it is if it has attackers already.
+      attackers: [m] int, numbers of these clients.
+      change: from true labels [n] and the number of classes to others [n].
+    """
+    if data.attackers:
+        return data
+    images, classes = data.clients.images, data.info.num_classes
+    label = np.array(images.label)
+    rows = np.concatenate([data.parts[i] for i in attackers])
+    label[rows] = change(label[rows], classes)
+    count = partition.label_counts(label, data.parts, classes)
+    client = data.clients.client.replace(label_count=count.astype(np.int32))
+    content = data.content_sha256
+    if not np.array_equal(label, images.label):
+        content = schema.digest({"data": content, "labels": trees.digest(label)})
+    return dataclasses.replace(
+        data,
+        clients=FederatedDataset(images.replace(label=label), client),
+        label_count=count,
+        content_sha256=content,
+        attackers=tuple(attackers.tolist()),
+    )
 
 
 def of_clients(data: StudyData, members: np.ndarray) -> StudyData:

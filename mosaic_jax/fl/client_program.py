@@ -52,6 +52,7 @@ class Turn(Struct):
       lesson: what training on the server sends along, of methods that do, else {}.
       anchor: the model that clients stay near in all rounds of a stage, else {}.
       done: int32 [] of local steps in this turn; None: `local.steps`.
+      error: what compression left out of the client's uploads so far, else ().
     """
 
     model: ModelState
@@ -64,6 +65,7 @@ class Turn(Struct):
     lesson: Tree = flax.struct.field(default_factory=dict)
     anchor: Tree = flax.struct.field(default_factory=dict)
     done: Array | None = None
+    error: Tree = ()
 
     @property
     def steps(self) -> int | Array:
@@ -75,14 +77,18 @@ class Result(Struct):
     """What a client has at the end of its turn.
 
     Attributes:
-      upload: what it sends; only the weighted mean over clients is ever formed.
-      model: that it trained.
+      upload: what it sends; only the weighted mean over clients is ever formed, unless
+        a robust rule or an attack asks for each one.
+      model: that it trained; where uploads are attacked or compressed, as the server
+        reads it from the upload.
       state: what it keeps until its next round.
+      error: what compression left out of the uploads so far, else ().
     """
 
     upload: Tree
     model: ModelState
     state: Tree
+    error: Tree = ()
 
 
 class ClientProgram:
@@ -265,6 +271,13 @@ class LocalSGD(ClientProgram):
 
     def traffic(self, image_shape: tuple[int, int, int], client: Client) -> Traffic:
         """What is sent of the model one way, the upload the other."""
+        up, down = self.messages(image_shape, client)
+        return Traffic(trees.num_bytes(up), trees.num_bytes(down))
+
+    def messages(
+        self, image_shape: tuple[int, int, int], client: Client
+    ) -> tuple[Tree, Tree]:
+        """Shapes of the upload, and of what the client gets before."""
         model = jax.eval_shape(
             functools.partial(self.classifier.init, image_shape=image_shape),
             jax.eval_shape(prng.root, 0),
@@ -284,8 +297,7 @@ class LocalSGD(ClientProgram):
             local=self.local,
         )
         upload = jax.eval_shape(sent, model, turn)
-        down = self.algorithm.download(model), turn.server
-        return Traffic(trees.num_bytes(upload), trees.num_bytes(down))
+        return upload, (self.algorithm.download(model), turn.server)
 
     def optimizer(self, turn: Turn, step: int | Array) -> optax.GradientTransformation:
         """Of local step `step` = 0, 1, ...; the state of all steps has one form."""
@@ -378,6 +390,27 @@ class Hooks:
         """
         del loss
         return trained, turn.state
+
+    def reference(self, model: ModelState) -> Tree:
+        """An upload like those of `upload`, of a client that has learnt nothing.
+
+        Attacks and compression change the difference of an upload from it. Where an
+        upload is no model, override this and `sent_model`.
+
+        Args:
+          model: global, as it was sent.
+        """
+        return model
+
+    def sent_model(self, upload: Tree, model: ModelState) -> ModelState:
+        """A client's model as the server reads it from its upload.
+
+        Args:
+          upload: of the client.
+          model: global, as it was sent.
+        """
+        del model
+        return upload
 
     def program(self, classifier: Classifier, local: training.Local) -> LocalSGD:
         """What a client with the whole network does in a round.

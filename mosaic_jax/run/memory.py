@@ -35,7 +35,7 @@ def clients_at_once(study: Study) -> int:
     if free is None:
         return 0
     # The least over all processes, which must run the same program.
-    free = -environment.highest(-free)
+    free = -environment.highest(-free) - uploads_bytes(study)
     needed = [classifier_bytes(config, info, classifier)]
     stages = {link.stage.name for link in study.chain}
     if "generators" in stages:
@@ -44,6 +44,21 @@ def clients_at_once(study: Study) -> int:
         longest = study.data.clients.client.index.shape[1]
         needed.append(prototypes_bytes(config, info, classifier, longest))
     return max(1, int(SHARE * free) // max(needed))
+
+
+def uploads_bytes(study: Study) -> int:
+    """Bytes that the uploads of a round take on each device; 0 where they are summed.
+
+    A robust rule, and an attack whose clients know each other's updates, need all of
+    them at once.
+    """
+    if not study.sending.needs_each:
+        return 0
+    shape = study.data.info.image_shape
+    model = jax.eval_shape(lambda: study.classifier.init(jax.random.key(0), shape))
+    upload = jax.eval_shape(study.algorithm.reference, model)
+    clients = study.settings.init.clients_per_round
+    return (clients or study.data.clients.num_clients) * trees.num_bytes(upload)
 
 
 def seeds_at_once(study: Study) -> int:
@@ -65,16 +80,22 @@ def state_on_host(study: Study) -> bool:
     """Whether the clients' states stay in host memory between rounds.
 
     As `compute.client_state` says; with "auto", if they would take more than
-    `STATE_SHARE` of a device's free memory.
+    `STATE_SHARE` of a device's free memory, and no attack needs all at once.
     """
     config, shape = study.settings, study.data.info.image_shape
     if config.compute.client_state != "auto":
         return config.compute.client_state == "host"
     free = environment.free_memory()
-    if free is None:
+    if free is None or study.sending.colludes:
         return False
     model = jax.eval_shape(lambda: study.classifier.init(jax.random.key(0), shape))
-    kept = trees.num_bytes(jax.eval_shape(study.algorithm.init_client, model))
+    algorithm = study.algorithm
+
+    def states(model: Tree) -> Tree:
+        error = study.sending.no_error(algorithm, model, 1)
+        return algorithm.init_client(model), error
+
+    kept = trees.num_bytes(jax.eval_shape(states, model))
     if config.method == "mosaic" or config.trains_once:
         kept += trees.num_bytes(model)
     free = -environment.highest(-free)

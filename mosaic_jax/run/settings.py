@@ -13,7 +13,11 @@ from mosaic_jax.core import errors, schema
 from mosaic_jax.core.registry import Registry, group_of
 from mosaic_jax.data.federated import Data
 from mosaic_jax.fl.algorithms import ALGORITHMS
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.attacks import ATTACKS, Attackers
 from mosaic_jax.fl.budgets import Budgets
+from mosaic_jax.fl.compression import COMPRESSORS, Compression
+from mosaic_jax.fl.robust import RULES, Aggregation
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import conv
 from mosaic_jax.nn.networks import Model, with_dtype
@@ -48,7 +52,13 @@ NEUTRAL: Mapping[str, str] = {
 # Settings that every stage reads: they set its random stream and its networks.
 ALWAYS = ("seed", "model")
 # Components whose fields are in the group `methods`.
-COMPONENTS: tuple[Registry[Any], ...] = (ALGORITHMS, METHODS)
+COMPONENTS: tuple[Registry[Any], ...] = (
+    ALGORITHMS,
+    METHODS,
+    RULES,
+    ATTACKS,
+    COMPRESSORS,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +166,9 @@ class Settings(schema.Group):
     local: Local = dataclasses.field(default_factory=Local)
     init: Init = dataclasses.field(default_factory=Init)
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
+    aggregation: Aggregation = dataclasses.field(default_factory=Aggregation)
+    attack: Attackers = dataclasses.field(default_factory=Attackers)
+    compression: Compression = dataclasses.field(default_factory=Compression)
     server: Server = dataclasses.field(default_factory=Server)
     generators: Generators = dataclasses.field(default_factory=Generators)
     warmup: Warmup = dataclasses.field(default_factory=Warmup)
@@ -190,6 +203,22 @@ class Settings(schema.Group):
     def exchanges_prototypes(self) -> bool:
         """Whether clients send class prototypes and no models."""
         return ALGORITHMS.find(self.init.method).exchanges == "prototypes"
+
+    @property
+    def sends_whole_uploads(self) -> bool:
+        """Whether clients do local SGD on the whole network and send its upload."""
+        algorithm = ALGORITHMS.find(self.init.method)
+        whole = algorithm.holdings is Algorithm.holdings
+        return whole and not self.exchanges_prototypes
+
+    @property
+    def clients_in_round(self) -> int:
+        """The least number of participants in a round of a federation.
+
+        The clients of each network are a federation of their own.
+        """
+        each = self.data.num_clients // len(self.networks)
+        return self.init.clients_per_round or each
 
     @property
     def prototype_rounds(self) -> list[PrototypeRounds]:

@@ -2,21 +2,25 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 from clu import parameter_overview
 
 from mosaic_jax import server, stages
-from mosaic_jax.core import errors, provenance, registry, schema
+from mosaic_jax.core import errors, prng, provenance, registry, schema, trees
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
-from mosaic_jax.fl import algorithms, optimizers
+from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
@@ -25,10 +29,17 @@ from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.server.base import ServerTraining, Task
+from mosaic_jax.stages import federation as rounds
 from mosaic_jax.stages.base import Blueprint, Link
 
 # Raised whenever the same settings give another result; part of every fingerprint.
 FORMAT = 10
+# Parts of `Sending`, and the settings that name them.
+SENDING = {
+    "rule": "aggregation.rule",
+    "attack": "attack.name",
+    "compressor": "compression.name",
+}
 # A stage and its fingerprint.
 Planned = tuple[Link, str]
 
@@ -44,6 +55,7 @@ class Study:
       algorithm: of the federated rounds.
       server: training on the server; None: there is none.
       chain: the stages in their order.
+      sending: what becomes of uploads in rounds.
       callbacks: a user's code that is called while it runs.
     """
 
@@ -53,6 +65,7 @@ class Study:
     algorithm: Algorithm
     server: ServerTraining | None
     chain: tuple[Link, ...]
+    sending: Sending = Sending()
     callbacks: tuple[Callback, ...] = ()
 
     @property
@@ -94,7 +107,21 @@ class Study:
             provides=link.stage.provides(self.settings),
             trains_every_round=self.settings.trains_every_round
             and schema.is_covered("server.method", reads),
+            sending=dataclasses.replace(
+                self.sending,
+                **{
+                    part: _shown(component, field, reads)
+                    for part, field, component in self._of_sending()
+                },
+            ),
         )
+
+    def _of_sending(self) -> Iterator[tuple[str, str, schema.Group]]:
+        """Parts of `sending` in use: name, setting that names it, component."""
+        for part, field in SENDING.items():
+            component = getattr(self.sending, part)
+            if component != getattr(Sending(), part):
+                yield part, field, component
 
     def template(self, link: Link) -> dict[str, Tree]:
         """Shapes and types of each artifact that the stage of `link` provides.
@@ -163,6 +190,9 @@ class Study:
             result["algorithm"] = provenance.of_component(self.algorithm)
         if schema.is_covered("server.method", reads) and self.server is not None:
             result["server"] = provenance.of_component(self.server)
+        for part, field, component in self._of_sending():
+            if schema.is_covered(field, reads):
+                result[part] = provenance.of_component(component)
         divergence = self.settings.distill.divergence
         if ":" in divergence and schema.is_covered("distill.divergence", reads):
             loss = losses.DIVERGENCES.find(divergence)
@@ -214,17 +244,22 @@ def build(
     name, method = settings.server.method, None
     if name != "none":
         method = registry.build(server.METHODS, name, settings.methods)
-    chain = stages.chain(settings)
-    _check_problems(settings, [algorithm, method, *(link.stage for link in chain)])
+    chain, sending = stages.chain(settings), _sending(settings)
+    parts = [sending.rule, sending.attack, sending.compressor]
+    parts += [algorithm, method, *(link.stage for link in chain)]
+    _check_problems(settings, parts)
     if method and method.teaches_clients and isinstance(algorithm, PartialTraining):
         raise errors.ConfigError(
             f"init.method = {settings.init.method!r}: must train whole networks for"
             f" server.method = {name!r}, which teaches their heads"
         )
     data = data or federated.load(settings.data, settings.seed)
+    data = _attacked(data, settings)
     classifiers = build_networks(settings, data.info)
     if settings.method == "mosaic":
         _check_mosaic(settings, data.info, classifiers)
+    if sending.attack or sending.compressor:
+        _check_reference(settings, algorithm, classifiers[settings.model.name], data)
     return Study(
         settings=settings,
         data=data,
@@ -232,6 +267,7 @@ def build(
         algorithm=algorithm,
         server=method,
         chain=chain,
+        sending=sending,
         callbacks=callbacks.check(
             called,
             [link.name for link in chain],
@@ -239,6 +275,34 @@ def build(
             held_out=data.held_out,
         ),
     )
+
+
+def _sending(settings: Settings) -> Sending:
+    """The rule, the attack and the compression that the settings name.
+
+    Raises:
+      ConfigError: one is unknown, or has a wrong field.
+    """
+    count = settings.data.num_clients
+    attack = settings.attack.build(settings.methods)
+    return Sending(
+        rule=settings.aggregation.build(settings.methods),
+        withstands=settings.aggregation.attackers,
+        attack=attack if attack and attack.changes_updates else None,
+        num_attackers=settings.attack.number(count),
+        num_clients=count,
+        compressor=settings.compression.build(settings.methods),
+    )
+
+
+def _attacked(data: StudyData, settings: Settings) -> StudyData:
+    """The data as they are where some clients attack."""
+    attack = settings.attack.build(settings.methods)
+    if attack is None:
+        return data
+    key, count = rounds.rounds_key(settings), data.clients.num_clients
+    drawn = attacks.drawn(key, count, settings.attack.number(count))
+    return federated.attacked(data, np.asarray(drawn), attack.labels)
 
 
 def build_networks(settings: Settings, info: Info) -> dict[str, Classifier]:
@@ -317,6 +381,9 @@ def components(settings: Settings) -> dict[str, type]:
     named = [
         (algorithms.ALGORITHMS, settings.init.method),
         (server.METHODS, settings.server.method),
+        (robust.RULES, settings.aggregation.rule),
+        (attacks.ATTACKS, settings.attack.name),
+        (compression.COMPRESSORS, settings.compression.name),
         *((stages.STAGES, path) for path in settings.stages),
     ]
     for kinds, path in named:
@@ -381,6 +448,42 @@ def _check_network(name: str, classifier: Classifier, info: Info) -> None:
             f"model.name = {name!r}: features and logits of 2 images"
             f" {info.image_shape} must be of shapes (2, F) and"
             f" (2, {info.num_classes}): {why}"
+        )
+
+
+def _check_reference(
+    settings: Settings, algorithm: Algorithm, classifier: Classifier, data: StudyData
+) -> None:
+    """Check by shapes alone what attacks and compression need of an algorithm.
+
+    Args:
+      settings: of the study.
+      algorithm: whose clients do local SGD on the whole network.
+      classifier: of the clients.
+      data: of the study.
+
+    Raises:
+      ConfigError: its `reference` is not like what clients send, or `sent_model` makes
+        no model of that.
+    """
+    shape, client = data.info.image_shape, trees.take(data.clients.client, 0)
+    model = jax.eval_shape(lambda: classifier.init(prng.root(0), shape))
+    program = algorithm.program(classifier, settings.local)
+    upload, _ = program.messages(shape, client)
+
+    def alike(a: Tree, b: Tree) -> bool:
+        kinds = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (a, b))
+        return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
+
+    reference = jax.eval_shape(algorithm.reference, model)
+    if not alike(reference, upload) or not alike(
+        jax.eval_shape(algorithm.sent_model, upload, model), model
+    ):
+        raise errors.ConfigError(
+            f"init.method = {settings.init.method!r}: must override reference and"
+            " sent_model, as its uploads are no models, for attack.name ="
+            f" {settings.attack.name!r} and compression.name ="
+            f" {settings.compression.name!r}"
         )
 
 

@@ -27,6 +27,7 @@ class Summary:
       test_accuracy: of each model that the stages trained, in [0, 1], in their order.
       validation_accuracy: likewise on the validation images; {} if there are none.
       collapsed_generators: numbers of the clients whose generators collapsed.
+      attackers: numbers of the clients that attack.
       rounds: number of federated rounds of all stages, less those that callbacks saved.
       distilled_kept: the last rounds were undone, as they cost the distilled model
         more validation accuracy than `finetune.max_drop` allows.
@@ -53,6 +54,7 @@ class Summary:
     test_accuracy: Accuracies
     validation_accuracy: Accuracies
     collapsed_generators: list[int]
+    attackers: list[int]
     rounds: int
     distilled_kept: bool
     headline: dict[str, dict[str, Any]]
@@ -139,6 +141,7 @@ def build(
             for record in records
             for client in record.results.get("collapsed_clients", [])
         ),
+        attackers=list(data.attackers),
         rounds=settings.total_rounds - _left_out(records),
         distilled_kept=any(
             record.results.get("last_rounds", {}).get("undone", False)

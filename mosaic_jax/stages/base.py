@@ -24,6 +24,7 @@ from mosaic_jax.data.federated import StudyData
 from mosaic_jax.fl import evaluation, parallel
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.server.base import ServerTraining, Task
 from mosaic_jax.stages.sections import Section
@@ -47,6 +48,8 @@ class Blueprint:
       task: the properties of the study that `server` depends on.
       provides: names of the artifacts that the study needs from the stage.
       trains_every_round: whether `server` trains after every aggregation.
+      sending: what becomes of uploads; of its parts those that the stage reads the
+        settings of.
     """
 
     settings: View
@@ -58,6 +61,7 @@ class Blueprint:
     task: Task
     provides: tuple[str, ...] = ()
     trains_every_round: bool = False
+    sending: Sending = Sending()
 
     @property
     def classifier(self) -> Classifier:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import flops, programs, schema, trees, types
+from mosaic_jax.core import flops, prng, programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
     Array,
@@ -55,7 +55,8 @@ class Experts(Stage):
 
     def reads(self, study: "Settings") -> tuple[str, ...]:
         """Local training, and the rounds where clients hold parts of the network."""
-        steps = ("local",) if self.local_steps else ()
+        attacks = study.attack.name != "none"
+        steps = ("local", *(["attack"] if attacks else [])) if self.local_steps else ()
         # The batch-norm of experts of parts of a network is recalibrated, as in rounds.
         moments = federation.reads_rounds(study) if federation.is_partial(study) else ()
         return (*steps, *moments, *federation.reads_holdings(study))
@@ -103,6 +104,7 @@ def _form_experts(
         models = yield from local.train(
             context, "local", models, steps, key=context.key
         )
+        models = _attacked(context, models, global_model)
         up["specialised_models"] = _model_bytes(models, mask)
         never = np.flatnonzero(np.asarray(last_round) < 0)
         if len(never):
@@ -147,6 +149,20 @@ def _form_experts(
         up=up,
         down=down,
     )
+
+
+def _attacked(
+    context: Context, models: ModelState, global_model: ModelState
+) -> ModelState:
+    """The clients' models [C, ...] as they are sent, by attackers too."""
+    sending = context.sending
+    if sending.attack is None:
+        return models
+    hostile = sending.attackers(
+        federation.rounds_key(context.settings), context.clients.client.number
+    )
+    key = prng.named(context.key, "attack")
+    return programs.jit(sending.attacked)(models, global_model, hostile, key)
 
 
 def _section(context: Context, accuracy: list[list[float]]) -> sections.Section:

@@ -32,7 +32,9 @@ def state_shapes(blueprint: Blueprint) -> ServerState:
     count, task = blueprint.data.clients.num_clients, blueprint.task
 
     def state(model: ModelState, key: jax.Array) -> ServerState:
-        initial = initial_state(blueprint.algorithm, model, count)
+        algorithm = blueprint.algorithm
+        error = blueprint.sending.no_error(algorithm, model, count)
+        initial = initial_state(algorithm, model, count).replace(error=error)
         if not blueprint.trains_every_round:
             return initial
         return initial.replace(training=blueprint.server.init(task, model, key))
@@ -71,6 +73,7 @@ def build(
         server=server,
         task=context.task if server else None,
         anchor=anchor,
+        sending=context.sending,
     )
 
 
@@ -89,7 +92,17 @@ def clients_in_round(blueprint: Blueprint) -> int:
 
 def reads_rounds(study: "Settings") -> tuple[str, ...]:
     """Settings that a stage reads by `build`, for its `Stage.reads`."""
-    return ("init", "local", *reads_holdings(study))
+    return ("init", "local", *reads_holdings(study), *reads_sending(study))
+
+
+def reads_sending(study: "Settings") -> tuple[str, ...]:
+    """Settings of what becomes of uploads, where it is anything at all."""
+    used = {
+        "aggregation": study.aggregation.rule != "mean",
+        "attack": study.attack.name != "none",
+        "compression": study.compression.name != "none",
+    }
+    return tuple(group for group, is_used in used.items() if is_used)
 
 
 def reads_holdings(study: "Settings") -> tuple[str, ...]:
@@ -103,7 +116,7 @@ def is_partial(study: "Settings") -> bool:
     return issubclass(ALGORITHMS.find(study.init.method), PartialTraining)
 
 
-def rounds_key(settings: View) -> jax.Array:
+def rounds_key(settings: "View | Settings") -> jax.Array:
     """The random key of all rounds of a study, whichever stage they belong to."""
     return prng.named(prng.root(settings.seed), "init")
 
@@ -173,6 +186,7 @@ def round_state(state: ServerState) -> Tree:
         "client": state.client,
         "last_round": state.last_round,
         "training": state.training,
+        "error": state.error,
     }
 
 

@@ -11,6 +11,10 @@ from mosaic_jax.core.steps import DIVERGED_CLIENT
 from mosaic_jax.core.types import Array, FederatedDataset, ServerState, Tree
 from mosaic_jax.stages.rounds import Metrics, Rounds, first_diverged
 
+# Fields of the state that stay in host memory, in the order in which clients return
+# what they keep.
+IN_HOST = ("client", "error", "client_model")
+
 
 class HostRounds:
     """`Rounds` whose client states and models stay in host memory, as NumPy arrays.
@@ -44,8 +48,8 @@ class HostRounds:
         Args:
           data: of all clients, on every device.
           key: random key of all rounds.
-          state: after the round before; `client` and `client_model` are NumPy arrays,
-            which this call overwrites.
+          state: after the round before; the fields `IN_HOST` are NumPy arrays, which
+            this call overwrites.
           number: of the round, over the study.
 
         Returns:
@@ -64,32 +68,36 @@ class HostRounds:
             for first in range(0, len(who), size)
         ]
         sent = self._rounds.sent(state)
-        mean_upload, loss, teachers = None, [], []
+        uploads, loss, teachers = [], [], []
         waiting: tuple[np.ndarray, Tree, Array] | None = None
         for rows, rate in batches:
-            client_state = axis.replicate(trees.take(state.client, rows))
+            kept = trees.take((state.client, state.error), rows)
+            client_state = axis.replicate(kept)
             results, batch_loss, batch_teachers, upload = self._run_clients(
                 data, key, sent, client_state, rows, number, total, rate
             )
             teachers.append(batch_teachers)
+            uploads.append(upload)
             if waiting is not None:
                 loss.append(_store(state, came, *waiting))
-                upload = trees.add(mean_upload, upload)
-            mean_upload, waiting = upload, (rows, results, batch_loss)
+                if not self._rounds.sending.needs_each:
+                    uploads = [self._rounds.joined(uploads)]
+            waiting = rows, results, batch_loss
         assert waiting is not None  # every group has clients in every round
         loss.append(_store(state, came, *waiting))
         teachers = trees.concatenate(teachers)
-        on_device = state.replace(client=(), client_model=())
+        in_host = {name: getattr(state, name) for name in IN_HOST}
         on_device, metrics = self._finish(
-            on_device,
-            mean_upload,
+            state.replace(**dict.fromkeys(IN_HOST, ())),
+            self._rounds.joined(uploads),
             teachers,
             key,
             number,
             self._rounds.share(data, total),
             arrived,
+            self._rounds.weights(data, participants, arrived),
         )
-        state = on_device.replace(client=state.client, client_model=state.client_model)
+        state = on_device.replace(**in_host)
         loss = np.concatenate(loss)
         last_round = jnp.asarray(state.last_round).at[came].set(number)
         state = state.replace(last_round=last_round)
@@ -103,10 +111,11 @@ def _store(
 
     Of those only that are among `came`, whose uploads have arrived.
     """
-    kept = np.isin(rows, came)
+    arrived = np.isin(rows, came)
 
     def put(old: np.ndarray, new: np.ndarray) -> None:
-        old[rows[kept]] = new[kept]
+        old[rows[arrived]] = new[arrived]
 
-    jax.tree.map(put, (state.client, state.client_model), jax.device_get(results))
+    kept = tuple(getattr(state, name) for name in IN_HOST)
+    jax.tree.map(put, kept, jax.device_get(results))
     return np.asarray(loss)

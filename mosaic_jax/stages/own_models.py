@@ -72,7 +72,7 @@ def accuracies(
 def report_columns(
     context: Context, stage: str, accuracy: list[float]
 ) -> dict[str, dict[int, str]]:
-    """Columns of the report's table of clients: rates, and accuracies of own models.
+    """Columns of the report's table of clients: rates, attackers, own accuracies.
 
     Args:
       context: of the stage.
@@ -86,6 +86,8 @@ def report_columns(
     columns = {}
     if context.rates:
         columns["rate"] = dict(zip(number, map(str, context.rates), strict=True))
+    if attackers := context.data.attackers:
+        columns["attacks"] = {i: "yes" for i in number if i in attackers}
     if accuracy:
         shown = (f"{100 * value:.2f} %" for value in accuracy)
         columns[f"own model after {stage}"] = dict(zip(number, shown, strict=True))

@@ -231,8 +231,9 @@ class PrototypeFederation:
         part = self.parts[i]
         client = trees.take(data.client, jnp.asarray(self.members[i])[rows])
         sent, total = (NO_MODEL, prototypes, {}, {}), jnp.ones(())
-        (new, _), loss, _, _ = part.clients(
-            self._axis_of(len(rows)), data, key, sent, client, own, number, total
+        kept = own, ()
+        (new, _, _), loss, _, _ = part.clients(
+            self._axis_of(len(rows)), data, key, sent, client, kept, number, total
         )
         return new, loss
 

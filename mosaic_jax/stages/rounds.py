@@ -32,6 +32,7 @@ from mosaic_jax.fl.anchors import Anchor, anchored
 from mosaic_jax.fl.client_program import ClientProgram, Traffic, Turn
 from mosaic_jax.fl.holdings import Group, Holdings, shares
 from mosaic_jax.fl.parts import PartsOfNetwork
+from mosaic_jax.fl.sending import Sending
 from mosaic_jax.fl.training import Local
 from mosaic_jax.server.base import ServerTraining, Task
 
@@ -56,6 +57,7 @@ class Rounds:
       server: training on the server after every aggregation; None: there is none.
       task: the properties of the study for `server`; None without it.
       anchor: keeps clients near the model before these rounds; None: nothing does.
+      sending: what becomes of uploads on their way to the algorithm.
     """
 
     algorithm: Algorithm
@@ -68,6 +70,7 @@ class Rounds:
     server: ServerTraining | None = None
     task: Task | None = None
     anchor: Anchor | None = None
+    sending: Sending = Sending()
 
     def __post_init__(self) -> None:
         """Check that clients of every rate take part in every round.
@@ -96,7 +99,10 @@ class Rounds:
         kept = trees.broadcast(model, count) if self.keep_models else ()
         state = initial_state(self.algorithm, model, count)
         near = () if self.anchor is None else model
-        return state.replace(client_model=kept, training=training, anchor=near)
+        error = self.sending.no_error(self.algorithm, model, count)
+        return state.replace(
+            client_model=kept, training=training, anchor=near, error=error
+        )
 
     def run(
         self, data: FederatedDataset, key: jax.Array, state: ServerState, number: Array
@@ -120,7 +126,8 @@ class Rounds:
         total = self.total_weight(data, participants, arrived)
         parts = []
         for group, who in zip(self.groups, participants, strict=True):
-            axis, client, client_state = self.axis, data.client, state.client
+            axis, client = self.axis, data.client
+            client_state = state.client, state.error
             if not everyone:
                 axis = self.axis.of(len(who))
                 client, client_state = trees.take((client, client_state), who)
@@ -138,9 +145,15 @@ class Rounds:
                 )
             )
         each, loss, teachers = trees.concatenate([part[:3] for part in parts])
-        upload = functools.reduce(trees.add, [part[3] for part in parts])
+        upload = self.joined([part[3] for part in parts])
         who = jnp.concatenate(participants)
-        old, last_round = (state.client, state.client_model), state.last_round
+        if self.sending.colludes:
+            numbers = data.client.number[who]
+            upload, each, teachers = self._colluded(
+                state.model, numbers, key, number, upload, each, teachers
+            )
+        old = state.client, state.error, state.client_model
+        last_round = state.last_round
         now = number
         if arrived is not None:
             each = jax.vmap(trees.select)(arrived, each, trees.take(old, who))
@@ -148,12 +161,22 @@ class Rounds:
         if not everyone:
             each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
         last_round = jnp.asarray(last_round).at[who].set(now)
+        client, error, client_model = each
         state = state.replace(
-            client=each[0], client_model=each[1], last_round=last_round
+            client=client,
+            error=error,
+            client_model=client_model,
+            last_round=last_round,
         )
-        share = self.share(data, total)
         state, metrics = self.finish(
-            state, upload, teachers, key, number, share, arrived
+            state,
+            upload,
+            teachers,
+            key,
+            number,
+            self.share(data, total),
+            arrived,
+            self.weights(data, participants, arrived),
         )
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
@@ -173,10 +196,11 @@ class Rounds:
     def program(self, rate: float) -> ClientProgram:
         """What a client of the group of this `rate` does in a round."""
         program = anchored(self.holdings.program(rate, self.local), self.anchor)
-        if self.server is None or self.task is None or not self.server.teaches_clients:
-            return program
-        penalty = functools.partial(self.server.penalty, self.task)
-        return client_program.with_lesson(program, penalty)
+        teacher = self.server
+        if teacher is not None and self.task is not None and teacher.teaches_clients:
+            penalty = functools.partial(teacher.penalty, self.task)
+            program = client_program.with_lesson(program, penalty)
+        return self.sending.around(program)
 
     def participants(self, key: jax.Array, number: Array) -> list[Array]:
         """Participants of round `number` for each group, in ascending order."""
@@ -248,6 +272,33 @@ class Rounds:
             return trees.total([jnp.sum(weight[who]) for who in participants])
         return jnp.sum(jnp.where(arrived, weight[jnp.concatenate(participants)], 0))
 
+    def weights(
+        self,
+        data: FederatedDataset,
+        participants: list[Array],
+        arrived: Array | None = None,
+    ) -> Array | None:
+        """Weights [m] of the participants, 0 where nothing arrives.
+
+        None where uploads are weighted and summed before they come to the server.
+
+        Args:
+          data: of all clients.
+          participants: of each group.
+          arrived: the result of `arrived`.
+        """
+        if not self.sending.needs_each:
+            return None
+        size = jnp.asarray(data.client.size)[jnp.concatenate(participants)]
+        weight = jnp.asarray(self.algorithm.weight(size), jnp.float32)
+        return weight if arrived is None else jnp.where(arrived, weight, 0)
+
+    def joined(self, parts: list[Tree]) -> Tree:
+        """The uploads of several batches of clients: their sum, or all of them."""
+        if self.sending.needs_each:
+            return trees.concatenate(parts)
+        return functools.reduce(trees.add, parts)
+
     def share(self, data: FederatedDataset, total: Array) -> float | Array:
         """Part of all clients' weight whose uploads arrive in a round, in (0, 1].
 
@@ -270,7 +321,7 @@ class Rounds:
         number: Array,
         total: Array,
         rate: float = 1.0,
-    ) -> tuple[tuple[Tree, Tree], Array, Tree, Tree]:
+    ) -> tuple[tuple[Tree, Tree, Tree], Array, Tree, Tree]:
         """The turns of m clients of one group in a round.
 
         Args:
@@ -279,15 +330,17 @@ class Rounds:
           key: random key of all rounds.
           sent: the result of `sent`.
           client: these clients, leaves [m, ...].
-          client_state: their states, leaves [m, ...].
+          client_state: their states, and what compression left out of their uploads,
+            leaves [m, ...].
           number: [] int32, number of the round, over the study.
           total: [] sum of the weights of all participants of the round.
           rate: of the group, in (0, 1].
 
         Returns:
-          The clients' new states, and their models where these are kept; losses [m];
-          what `Teachers` are made of; and the clients' part of the mean upload. Models
-          and uploads have the shapes of the global model.
+          The clients' new states, what compression left out of their uploads, and their
+          models where these are kept; losses [m]; what `Teachers` are made of; and the
+          clients' part of the mean upload, or their uploads [m, ...] where the server
+          needs each. Models and uploads have the shapes of the global model.
         """
         program = self.program(rate)
 
@@ -306,8 +359,9 @@ class Rounds:
                 augmentation=self.augmentation,
                 count=done,
             )
-            kept = client_state, number, key, self.local
-            turn = Turn(model, server, client, *kept, *told, done=done)
+            own, error = client_state
+            kept = own, number, key, self.local
+            turn = Turn(model, server, client, *kept, *told, done=done, error=error)
             result, loss = client_program.run(program, turn, batch_at, turn.steps)
             # The loss of a client whose models are not finite marks it as diverged.
             finite = trees.all_finite((result.model, result.state))
@@ -322,17 +376,60 @@ class Rounds:
                 weight = jnp.where(arrives & (total > 0), weight, 0)
                 if teachers:
                     teachers = result.model, jnp.where(arrives, used, 0), client.number
+            each = result.state, result.error, kept
+            if self.sending.needs_each:
+                return (each, loss, teachers, result.upload), ()
             weighted = aggregation.weighted(result.upload, weight)
-            return ((result.state, kept), loss, teachers), weighted
+            return (each, loss, teachers, ()), weighted
 
-        (each, loss, teachers), mean_upload = axis.map_and_sum(
+        (each, loss, teachers, uploads), mean_upload = axis.map_and_sum(
             update,
             client,
             client_state,
             shared=((sent, key, number, total),),
             placed=(data.images,),
         )
-        return each, loss, teachers, mean_upload
+        upload = uploads if self.sending.needs_each else mean_upload
+        return each, loss, teachers, upload
+
+    def _colluded(
+        self,
+        model: ModelState,
+        client: Array,
+        key: jax.Array,
+        number: Array,
+        upload: Tree,
+        each: tuple[Tree, Tree, Tree],
+        teachers: Tree,
+    ) -> tuple[Tree, tuple[Tree, Tree, Tree], Tree]:
+        """What clients sent, where attackers know each other's updates.
+
+        Args:
+          model: global, as it was sent.
+          client: [m] int32, numbers of the participants.
+          key: random key of all rounds.
+          number: [] int32, number of the round, over the study.
+          upload: [m, ...] of the participants before the attack.
+          each: the first result of `clients`.
+          teachers: the third.
+
+        Returns:
+          `upload`, `each` and `teachers`, with the attackers' models as they send them.
+        """
+        hostile = self.sending.attackers(key, client)
+        draw = prng.at(prng.named(key, "attack"), number)
+        reference = self.algorithm.reference(model)
+        upload = self.sending.attacked(upload, reference, hostile, draw)
+        read = jax.vmap(self.algorithm.sent_model, (0, None))(upload, model)
+
+        def with_false(models: Tree) -> Tree:
+            return jax.vmap(trees.select)(hostile, read, models)
+
+        if self.keep_models:
+            each = (*each[:2], with_false(each[2]))
+        if teachers:
+            teachers = (with_false(teachers[0]), *teachers[1:])
+        return upload, each, teachers
 
     def _labels_used(
         self, client: Client, label: Array, key: jax.Array, number: Array
@@ -364,9 +461,21 @@ class Rounds:
         result = Traffic(0, 0)
         client = jax.eval_shape(lambda each: trees.take(each, 0), clients)
         for group, count in zip(self.groups, self.counts, strict=True):
-            program = self.holdings.program(group.rate, self.local)
-            result += count * program.traffic(image_shape, client)
+            result += count * self.client_bytes(group.rate, image_shape, client)
         return result
+
+    def client_bytes(
+        self, rate: float, image_shape: tuple[int, int, int], client: Client
+    ) -> Traffic:
+        """Bytes that a client sends and gets in a round.
+
+        Args:
+          rate: of its group, in (0, 1].
+          image_shape: (H, W, D).
+          client: the client, or its shapes.
+        """
+        program = self.sending.around(self.holdings.program(rate, self.local))
+        return program.traffic(image_shape, client)
 
     def query_bytes(self, image_shape: tuple[int, int, int]) -> Traffic:
         """Bytes of recalibrating a model: sent to all clients, who return moments."""
@@ -433,6 +542,7 @@ class Rounds:
         number: Array,
         share: Any = 1.0,
         arrived: Array | None = None,
+        weight: Array | None = None,
     ) -> tuple[ServerState, Metrics]:
         """Aggregate the uploads, then train on the server if there is such training.
 
@@ -440,17 +550,21 @@ class Rounds:
 
         Args:
           state: with the clients' new states.
-          upload: weighted mean of the uploads of all participants.
+          upload: weighted mean of the uploads of all participants, or all of them.
           teachers: the participants' models [m, ...], labels used [m, K], numbers [m].
           key: random key of all rounds.
           number: [] int32, number of the round, over the study.
           share: the result of `share`.
           arrived: the result of `arrived`.
+          weight: the result of `weights`.
 
         Returns:
           The new state, and metrics of the training on the server.
         """
         before = state
+        if weight is not None:
+            sending = self.sending
+            upload = sending.rule.combine(upload, weight, sending.withstands)
         upload = self.holdings.combine(upload, state.model)
         server, model = self.algorithm.aggregate(
             state.server, state.model, upload, share

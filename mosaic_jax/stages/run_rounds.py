@@ -24,7 +24,7 @@ from mosaic_jax.fl.training import Local
 from mosaic_jax.stages import federation, own_models
 from mosaic_jax.stages.base import Context, Outcome, accuracies, assess
 from mosaic_jax.stages.gathering import Gathering
-from mosaic_jax.stages.host_rounds import HostRounds
+from mosaic_jax.stages.host_rounds import IN_HOST, HostRounds
 from mosaic_jax.stages.rounds import Rounds
 
 
@@ -80,10 +80,8 @@ def train(
     if client_models is not None:
         state = state.replace(client_model=client_models.model)
     if context.state_on_host:
-        state = state.replace(
-            client=jax.device_get(state.client),
-            client_model=jax.device_get(state.client_model),
-        )
+        kept = {name: jax.device_get(getattr(state, name)) for name in IN_HOST}
+        state = state.replace(**kept)
     make_chunk = _chunk_on_host if context.state_on_host else _chunk
     sizes = context.data.clients.client.size
     images = workload.mean_steps(local, sizes) * local.batch_size
@@ -217,8 +215,7 @@ def _bytes_of(context: Context, program: Rounds, uploads: np.ndarray) -> int:
     shape = context.data.info.image_shape
     client = trees.take(context.clients.client, 0)
     each = [
-        program.holdings.program(group.rate, program.local).traffic(shape, client).up
-        for group in program.groups
+        program.client_bytes(group.rate, shape, client).up for group in program.groups
     ]
     return int(sum(count * up for count, up in zip(uploads, each, strict=True)))
 

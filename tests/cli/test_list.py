@@ -5,7 +5,7 @@ import pytest
 from mosaic_jax.cli import list as command
 from mosaic_jax.core import schema
 from mosaic_jax.data import sources
-from mosaic_jax.fl import algorithms
+from mosaic_jax.fl import algorithms, attacks, compression, robust
 from mosaic_jax.nn import networks
 from mosaic_jax.run import settings
 
@@ -21,6 +21,9 @@ def printed(capsys, *words):
         ("data", sources.SOURCES),
         ("methods", ["mosaic", "dense", *algorithms.ALGORITHMS]),
         ("networks", networks.NETWORKS),
+        ("rules", robust.RULES),
+        ("attacks", attacks.ATTACKS),
+        ("compression", compression.COMPRESSORS),
         ("configs", ["digits_mosaic", "baselines", "own_mosaic"]),
     ],
 )

@@ -14,10 +14,13 @@ from mosaic_jax.run import study as studies
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny_config.py")
 OWN = "tests.own_parts"
-# An algorithm, a server method and a stage, each with one field.
+# One of each kind, with one field.
 NAMING = [
     ("init.method", f"{OWN}:Doubled", "Doubled.factor", 3.0),
     ("server.method", f"{OWN}:Shrink", "Shrink.by", 0.25),
+    ("aggregation.rule", f"{OWN}:Largest", "Largest.times", 2.0),
+    ("attack.name", f"{OWN}:Silence", "Silence.times", 0.5),
+    ("compression.name", f"{OWN}:Halves", "Halves.times", 2.0),
     ("stages", f"('{OWN}:Halfway',)", "Halfway.weight", 0.75),
     ("compare", f"fedavg,{OWN}:Shrink", "Shrink.by", 0.25),
     ("compare", f"mosaic+{OWN}:Doubled,fedavg", "Doubled.factor", 3.0),

@@ -180,6 +180,7 @@ def summary(settings, found):
         test_accuracy={"init": 0.5, "teacher": 0.7, "distilled": 0.6, "final": 0.8},
         validation_accuracy={"init": 0.4, "final": 0.75},
         collapsed_generators=[1],
+        attackers=[],
         rounds=12,
         distilled_kept=False,
         headline={

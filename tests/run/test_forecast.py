@@ -11,7 +11,9 @@ from mosaic_jax.cli import launch
 from mosaic_jax.core import programs
 from mosaic_jax.core.costs import Counts, Loop
 from mosaic_jax.data import sources
-from mosaic_jax.run import devices, forecast, rehearsal, study
+from mosaic_jax.fl.robust import Median
+from mosaic_jax.fl.sending import Sending
+from mosaic_jax.run import devices, forecast, memory, rehearsal, study
 from tests import tiny
 
 
@@ -103,6 +105,17 @@ def test_rounds_are_told_by_training_steps_of_all_clients():
     _, twice, more = of_rounds(init__rounds=8, local__steps=2)
     assert twice.steps == 16 and more.seconds > told.seconds
     assert more.down == 2 * told.down
+
+
+def test_uploads_that_are_kept_one_by_one_need_memory():
+    fields = {"data__num_clients": 30, "data__split": "iid", "model__width": 16}
+    fields |= {"compute__clients_at_once": 1, "local__batch_size": 1}
+    work, summed, _ = of_rounds(**fields)
+    _, kept, _ = of_rounds(aggregation__rule="median", **fields)
+    uploads = memory.uploads_bytes(
+        dataclasses.replace(work, sending=Sending(rule=Median()))
+    )
+    assert kept.seen.memory - summed.seen.memory > 0.9 * uploads
 
 
 def test_clients_in_groups_need_less_memory():

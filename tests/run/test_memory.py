@@ -1,9 +1,12 @@
 """How much runs at once, by the memory that is free."""
 
 import dataclasses
+import math
 
+import jax
 import pytest
 
+from mosaic_jax.core import trees
 from mosaic_jax.run import memory, study
 from tests import tiny
 
@@ -46,6 +49,36 @@ def test_clients_at_once_from_free_memory(told):
     assert memory.clients_at_once(work) == 1
     chosen = tiny.study(compute__clients_at_once=7)
     assert memory.clients_at_once(dataclasses.replace(work, settings=chosen)) == 7
+
+
+def test_uploads_that_are_kept_take_memory_from_clients(told):
+    fields = {"method": "federated", "compute__clients_at_once": 0}
+    summed, kept, some = (
+        built([5, 9, 4], **fields | changes)
+        for changes in (
+            {},
+            {"aggregation__rule": "median"},
+            {"attack__name": "alie", "init__clients_per_round": 2},
+        )
+    )
+    model = jax.eval_shape(
+        lambda: kept.classifier.init(jax.random.key(0), kept.data.info.image_shape)
+    )
+    size = trees.num_bytes(model)
+    found = [memory.uploads_bytes(work) for work in (summed, kept, some)]
+    assert found == [0, 3 * size, 2 * size]
+    needed = memory.classifier_bytes(kept.settings, kept.data.info, kept.classifier)
+    told(math.ceil(3 * needed / memory.SHARE) + 1)
+    assert memory.clients_at_once(summed) == 3
+    assert memory.clients_at_once(kept) == 2
+
+
+def test_what_compression_leaves_out_counts_among_the_clients_states(told):
+    fields = {"method": "federated", "init__method": "fedavg"}
+    plain = built([5, 9], **fields)
+    signs = built([5, 9], compression__name="sign", **fields)
+    told(100)
+    assert not memory.state_on_host(plain) and memory.state_on_host(signs)
 
 
 @pytest.mark.slow

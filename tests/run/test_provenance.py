@@ -12,6 +12,8 @@ import pytest
 
 from mosaic_jax import server
 from mosaic_jax.core import provenance, schema
+from mosaic_jax.fl.attacks import ATTACKS
+from mosaic_jax.fl.compression import COMPRESSORS
 from mosaic_jax.nn import norm, resnet
 from mosaic_jax.run import runner, settings
 from mosaic_jax.stages.base import Link, Stage
@@ -22,6 +24,7 @@ ONCE = {"method": "federated", "server.method": "dense", "server.when": "once"}
 FRESH = {"compat.fresh_classifier": True}
 EPOCHS = {"generators.steps": 0, "generators.epochs": 1}
 HETEROFL = {"init.method": "heterofl"}
+FLIP = {"attack.name": "sign_flip"}
 # An algorithm that has the fields of a group of another name.
 USED_BY = {"partial": "heterofl"}
 # Algorithms whose clients keep layers of their own.
@@ -82,6 +85,12 @@ CASES = {
         )
         for name in OWN_LAYERS
     },
+    "aggregation.attackers": ({"aggregation.rule": "trimmed_mean"}, 0),
+    "attack.share": (FLIP, 0.7),
+    "methods.multi_krum.selected": (
+        {"aggregation.rule": "multi_krum", "aggregation.attackers": 0},
+        2,
+    ),
     "audit.images": ({"audit.images": 4}, 8),
     "audit.reference_steps": ({"audit.images": 4}, 3),
 }
@@ -107,6 +116,9 @@ def case(name):
         others = {"init.method": USED_BY.get(group, group)}
         if group in ("fedproto", "fedtgp", *OWN_LAYERS):
             others |= {"method": "federated", "finetune.rounds": 0}
+        for kinds in (ATTACKS, COMPRESSORS):
+            if group in kinds:
+                others = {kinds.field: group}
         if group in server.METHODS:
             others = {"method": "federated", "server.method": group}
             others |= {"server.when": server.METHODS[group].when}

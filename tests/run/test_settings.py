@@ -7,7 +7,7 @@ import pytest
 from mosaic_jax import server
 from mosaic_jax.core import errors, programs, registry, schema
 from mosaic_jax.data import partition, shifts, sources
-from mosaic_jax.fl import algorithms, optimizers
+from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust
 from mosaic_jax.nn import conv, gating, losses, meta, networks, norm
 from mosaic_jax.run import settings, study
 from tests import tiny
@@ -135,6 +135,9 @@ def test_fields_of_every_method_are_taken():
         ("model.norm", norm.NORMS),
         ("init.method", algorithms.ALGORITHMS),
         ("server.method", ("none", *server.METHODS)),
+        ("aggregation.rule", robust.RULES),
+        ("attack.name", ("none", *attacks.ATTACKS)),
+        ("compression.name", ("none", *compression.COMPRESSORS)),
         ("meta.head", meta.HEADS),
         ("meta.gate", gating.GATES),
         ("local.optimizer", optimizers.OPTIMIZERS),

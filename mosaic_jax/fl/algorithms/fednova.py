@@ -42,6 +42,21 @@ class FedNova(Algorithm):
         }
         return sent, turn.state
 
+    def reference(self, model: ModelState) -> Tree:
+        """No way at all."""
+        return {
+            "way": jax.tree.map(jnp.zeros_like, model.params),
+            "counted": jnp.ones(()),
+            "batch_stats": model.batch_stats,
+        }
+
+    def sent_model(self, upload: Tree, model: ModelState) -> ModelState:
+        """Where the client's whole way leads."""
+        params = jax.tree.map(
+            lambda w, way: w - upload["counted"] * way, model.params, upload["way"]
+        )
+        return ModelState(params, upload["batch_stats"])
+
     def aggregate(
         self, server_state: Tree, model: ModelState, mean_upload: Tree, share: float
     ) -> tuple[Tree, ModelState]:

@@ -56,6 +56,14 @@ class PersonalLayers(Algorithm):
         own, rest = self.split(trained)
         return rest, own
 
+    def reference(self, model: ModelState) -> Tree:
+        """All but the client's layers, as they were sent."""
+        return self.split(model)[1]
+
+    def sent_model(self, upload: Tree, model: ModelState) -> ModelState:
+        """With the server's own copy of the client's layers."""
+        return merged(upload, self.split(model)[0])
+
     def aggregate(
         self, server_state: Tree, model: ModelState, mean_upload: Tree, share: float
     ) -> tuple[Tree, ModelState]:

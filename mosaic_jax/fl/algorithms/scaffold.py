@@ -81,6 +81,16 @@ class Scaffold(Algorithm):
         )
         return sent(turn, trained, control), control
 
+    def reference(self, model: ModelState) -> Tree:
+        """The model as it was sent, and no change."""
+        zero = jax.tree.map(jnp.zeros_like, model.params)
+        return {"model": model, "change": zero}
+
+    def sent_model(self, upload: Tree, model: ModelState) -> ModelState:
+        """Its part of the upload."""
+        del model
+        return upload["model"]
+
     def aggregate(
         self, server_state: Tree, model: ModelState, mean_upload: Tree, share: float
     ) -> tuple[Tree, ModelState]:

@@ -1,0 +1,124 @@
+"""Whole studies of which some clients attack, and send what is compressed."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from mosaic_jax.core import trees
+from mosaic_jax.fl import compression, uploads
+from mosaic_jax.run import runner, study
+from mosaic_jax.run import summary as summaries
+from tests import running, tiny
+
+FIELDS = {
+    "method": "federated",
+    "warmup__rounds": 0,
+    "attack__name": "sign_flip",
+    "attack__share": 0.34,
+    "aggregation__rule": "trimmed_mean",
+    "compression__name": "sign",
+}
+SHORT = {"init__rounds": 2, "finetune__rounds": 2, "evaluation__every": 1}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    work = runner.Experiment(
+        tiny.study(**FIELDS | SHORT), tmp_path_factory.mktemp("attacked")
+    )
+    return work, work.run()
+
+
+def test_who_attacks_is_named(finished):
+    work, summary = finished
+    (hostile,) = summary.attackers
+    assert summaries.read(work.workdir / "summary.json").attackers == [hostile]
+    for stage in work.finished():
+        assert stage.record.clients["attacks"] == {str(hostile): "yes"}
+
+
+def test_what_is_left_out_goes_on_from_stage_to_stage(finished):
+    """And is saved in the shapes that stages tell."""
+    work, _ = finished
+    running.check_templates(work)
+    error = running.artifacts(work)["init"]["round_state"]["error"]
+    assert all(np.abs(leaf).max() > 0 for leaf in error)
+
+
+def test_bytes_of_the_study_are_those_of_the_arrays(finished):
+    """Four rounds of three clients; moments of batch-norm are sent as they are."""
+    work, summary = finished
+    model = running.artifacts(work)["init"]["global_model"]
+    update = uploads.with_parameters(model, uploads.parameters(model))
+    key = jax.random.key(0)
+    message = compression.encode(work.study.sending.compressor, update, key)
+    size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(message))
+    assert summary.communication_bytes["up"]["models"] == 4 * 3 * size
+    down = summary.communication_bytes["down"]["models"]
+    assert down == 4 * 3 * trees.num_bytes(model) > 5 * 4 * 3 * size
+
+
+def fingerprints(**changes):
+    fields = {"attack__share": 0.34, "warmup__rounds": 2} | changes
+    plan = study.build(tiny.study(**fields)).plan()
+    return {link.name: fingerprint for link, fingerprint in plan}
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"attack__share": 0.7}, True),  # of an attack that is none
+        ({"aggregation__attackers": 0}, True),
+        ({"attack__name": "sign_flip"}, False),
+        ({"attack__name": "label_flip"}, False),
+        ({"aggregation__rule": "median"}, False),
+        ({"compression__name": "eight_bits"}, False),
+    ],
+)
+def test_stages_are_remembered_by_what_changes_them(changes, same):
+    before, after = fingerprints(), fingerprints(**changes)
+    assert all((before[name] == after[name]) == same for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sign_flip", "alie", "label_flip"])
+def test_mosaic_is_attacked_too(name, tmp_path):
+    """Its experts are of what attackers send, after steps of their own as well."""
+    fields = {"attack__name": name, "attack__share": 0.34, "warmup__rounds": 1}
+    work = runner.Experiment(tiny.study(**fields), tmp_path)
+    summary = work.run()
+    running.check_templates(work)
+    (hostile,) = summary.attackers
+    clean = runner.Experiment(tiny.study(warmup__rounds=1), tmp_path / "clean")
+    clean.run()
+    found, expected = (running.artifacts(one) for one in (work, clean))
+    for stage, artifact in (("init", "client_models"), ("experts", "experts")):
+        assert not tiny.are_close(found[stage][artifact], expected[stage][artifact])
+    held = np.array(summary.partition["label_counts"])[hostile]
+    true = np.array(clean.data.label_count)[hostile]
+    flipped = name == "label_flip"
+    np.testing.assert_array_equal(held, true[::-1] if flipped else true)
+
+
+@pytest.mark.slow
+def test_seeds_at_once_have_each_its_attackers(tmp_path):
+    """As one by one, who draw others."""
+    fields = FIELDS | SHORT | {"data__num_clients": 6, "seeds": 2}
+    found = []
+    for at_once in (1, 2):
+        config = tiny.study(compute__seeds_at_once=at_once, **fields)
+        works = [
+            runner.Experiment(
+                dataclasses.replace(config, seed=seed, seeds=1),
+                tmp_path / f"{at_once}_{seed}",
+            )
+            for seed in (0, 1)
+        ]
+        summaries_of = (
+            runner.run_together(works) if at_once > 1 else [w.run() for w in works]
+        )
+        assert summaries_of[0].attackers != summaries_of[1].attackers
+        found.append([running.artifacts(w)["init"]["global_model"] for w in works])
+    tiny.close(found[1], found[0], rtol=1e-3)
