@@ -14,6 +14,7 @@ from mosaic_jax.core.registry import Registry, group_of
 from mosaic_jax.data.federated import Data
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.fl.budgets import Budgets
+from mosaic_jax.fl.privacy import Privacy
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import conv
 from mosaic_jax.nn.networks import Model, with_dtype
@@ -154,6 +155,7 @@ class Settings(schema.Group):
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     local: Local = dataclasses.field(default_factory=Local)
+    privacy: Privacy = dataclasses.field(default_factory=Privacy)
     init: Init = dataclasses.field(default_factory=Init)
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
     server: Server = dataclasses.field(default_factory=Server)

@@ -32,6 +32,7 @@ from mosaic_jax.fl.anchors import Anchor, anchored
 from mosaic_jax.fl.client_program import ClientProgram, Traffic, Turn
 from mosaic_jax.fl.holdings import Group, Holdings, shares
 from mosaic_jax.fl.parts import PartsOfNetwork
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.fl.training import Local
 from mosaic_jax.server.base import ServerTraining, Task
 
@@ -56,6 +57,7 @@ class Rounds:
       server: training on the server after every aggregation; None: there is none.
       task: the properties of the study for `server`; None without it.
       anchor: keeps clients near the model before these rounds; None: nothing does.
+      mechanism: of a private study; None: it is not private.
     """
 
     algorithm: Algorithm
@@ -68,6 +70,7 @@ class Rounds:
     server: ServerTraining | None = None
     task: Task | None = None
     anchor: Anchor | None = None
+    mechanism: Mechanism | None = None
 
     def __post_init__(self) -> None:
         """Check that clients of every rate take part in every round.
@@ -173,6 +176,7 @@ class Rounds:
     def program(self, rate: float) -> ClientProgram:
         """What a client of the group of this `rate` does in a round."""
         program = anchored(self.holdings.program(rate, self.local), self.anchor)
+        program = client_program.with_mechanism(program, self.mechanism)
         if self.server is None or self.task is None or not self.server.teaches_clients:
             return program
         penalty = functools.partial(self.server.penalty, self.task)
@@ -305,6 +309,7 @@ class Rounds:
                 batch_size=self.local.batch_size,
                 augmentation=self.augmentation,
                 count=done,
+                mechanism=self.mechanism,
             )
             kept = client_state, number, key, self.local
             turn = Turn(model, server, client, *kept, *told, done=done)
