@@ -187,7 +187,7 @@ def rate(size: Array, batch_size: int) -> Array:
 
 def clipped(tree: Tree, clip: float) -> Tree:
     """`tree` shortened to norm `clip` where it is longer; 0 where it is not finite."""
-    norm = optax.global_norm(tree)
+    norm = optax.tree.norm(tree)
     scale = jnp.minimum(1.0, clip / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
     finite = jnp.isfinite(norm)
     return jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, 0), tree)
