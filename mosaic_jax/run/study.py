@@ -443,12 +443,12 @@ def _check_private(
       ConfigError: something is not; one line for each.
     """
     told = f"for privacy.epsilon = {settings.privacy.epsilon}"
-    found = []
     if "per_image" not in vars(type(algorithm)) or not algorithm.per_image:
-        found.append(
+        raise errors.ConfigError(
             f"init.method = {settings.init.method!r}: must be one that says `per_image`"
             f" {told}, as its clients tell of images by more than gradients"
         )
+    found = []
     for stage in {link.stage.name: link.stage for link in chain}.values():
         own = {"releases", "tells_nothing"} & set(vars(type(stage)))
         unknown = stage.releases(settings, np.ones(1, int)) is None
