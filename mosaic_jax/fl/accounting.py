@@ -155,7 +155,7 @@ def chance(size: int, batch_size: int) -> float:
     They compare multiples of 1 / `DRAWS` with `privacy.rate`, which devices may round
     either way: this is the next multiple but one.
     """
-    share = float(privacy.rate(np.int64(size), batch_size))
+    share = float(privacy.rate(np.asarray(size), batch_size))
     if share == 1:
         return 1.0
     return min(1.0, (math.ceil(share * privacy.DRAWS) + 1) / privacy.DRAWS)
@@ -272,7 +272,7 @@ def _accountants() -> tuple[ModuleType, ModuleType, ModuleType]:
         from dp_accounting import pld, rdp
     except ImportError as error:
         raise errors.ConfigError(
-            "privacy.epsilon: needs the package dp-accounting: pip install"
-            " dp-accounting"
+            "privacy.epsilon > 0: needs the package dp-accounting: pip install"
+            ' "mosaic_jax[privacy]"'
         ) from error
     return dp_accounting, rdp, pld

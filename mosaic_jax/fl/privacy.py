@@ -144,7 +144,7 @@ class Mechanism:
           key: random key of the client and the step, used for nothing else.
         """
         total = clipped_sum(gradient, images, mask, self.clip)
-        total = noisy(total, key, client.noise * self.clip)
+        total = noisy(total, key, noise_of(client) * self.clip)
         expected = jnp.clip(client.size, 1, batch_size)
         return jax.tree.map(lambda leaf: leaf / expected, total)
 
@@ -174,8 +174,14 @@ class Mechanism:
         member *= (jnp.arange(len(label)) < client.size)[:, None]
         # One image moves a sum in each space by the clip, so all together by this.
         moved = self.prototype_clip * np.sqrt(spaces)
-        total = noisy(member.T @ feature, key, client.noise * moved)
+        total = noisy(member.T @ feature, key, noise_of(client) * moved)
         return total / jnp.maximum(client.label_count, 1)[:, None]
+
+
+def noise_of(client: Client) -> Array:
+    """The noise multiplier [] of a client of a private study."""
+    assert client.noise is not None
+    return client.noise
 
 
 def rate(size: Array, batch_size: int) -> Array:
@@ -236,7 +242,13 @@ def _at_once(num_bytes: int, count: int) -> int:
 
 
 def noisy(tree: Tree, key: jax.Array, deviation: Array) -> Tree:
-    """`tree` with independent Gaussian noise of this `deviation` [] on each number."""
+    """`tree` with independent Gaussian noise on each number.
+
+    Args:
+      tree: float leaves.
+      key: random key, used for nothing else.
+      deviation: [] standard deviation of the noise.
+    """
     leaves, structure = jax.tree.flatten(tree)
     drawn = [
         leaf + deviation * jax.random.normal(prng.at(key, i), leaf.shape, leaf.dtype)

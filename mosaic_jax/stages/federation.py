@@ -208,7 +208,13 @@ class FederatedStage(Stage):
     def releases_of_rounds(
         self, study: "Settings", sizes: np.ndarray, rounds: int
     ) -> tuple[Release, ...]:
-        """What `rounds` rounds tell, as if every client took part in each."""
+        """What rounds tell of images, as if every client took part in each.
+
+        Args:
+          study: the settings.
+          sizes: [C] int, images of each client.
+          rounds: how many there are.
+        """
         planned = rounds * np.asarray(workload.planned_steps(study.local, sizes))
         steps = np.broadcast_to(planned, sizes.shape)
         return (Release("models", steps, study.local.batch_size),)

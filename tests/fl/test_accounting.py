@@ -120,7 +120,7 @@ def test_batches_have_the_rows_that_the_exact_tail_asks_for(size, batch_size):
 def test_no_image_is_drawn_more_often_than_the_accountant_counts():
     for size in (1, 7, 9, 63, 64, 65, 100, 1001, 12345, 60000):
         for batch_size in (1, 8, 64, 250):
-            share = privacy.rate(np.int64(size), batch_size)
+            share = privacy.rate(np.asarray(size), batch_size)
             assert share.dtype == np.float32
             # Uniform draws k / DRAWS below `share`.
             drawn = math.ceil(fractions.Fraction(float(share)) * privacy.DRAWS)
@@ -183,6 +183,6 @@ def test_delta_must_be_less_than_one_in_the_images():
 def test_the_accountant_must_be_there(monkeypatch):
     accounting._accountants.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "dp_accounting", None)
-    with pytest.raises(errors.ConfigError, match="pip install dp-accounting"):
+    with pytest.raises(errors.ConfigError, match="needs the package dp-accounting"):
         accounting.plan(privacy.Privacy(epsilon=1.0), np.array([10]), [])
     accounting._accountants.cache_clear()
