@@ -169,12 +169,14 @@ class Mechanism:
         Returns:
           [K, F] float32; meaningless for classes whose label count is not positive.
         """
-        feature = jax.vmap(lambda one: clipped(one, self.prototype_clip))(feature)
-        member = jax.nn.one_hot(label, client.label_count.shape[-1])
-        member *= (jnp.arange(len(label)) < client.size)[:, None]
+        held = jnp.arange(len(label)) < client.size
+        total = jax.lax.map(
+            lambda k: clipped_total(feature, held & (label == k), self.prototype_clip),
+            jnp.arange(client.label_count.shape[-1]),
+        )
         # One image moves a sum in each space by the clip, so all together by this.
         moved = self.prototype_clip * np.sqrt(spaces)
-        total = noisy(member.T @ feature, key, noise_of(client) * moved)
+        total = noisy(total, key, noise_of(client) * moved)
         return total / jnp.maximum(client.label_count, 1)[:, None]
 
 
@@ -191,20 +193,36 @@ def rate(size: Array, batch_size: int) -> Array:
     return xp.minimum(share, xp.float32(1))
 
 
-def clipped(tree: Tree, clip: float) -> Tree:
-    """`tree` shortened to norm `clip` where it is longer; 0 where it is not finite."""
-    norm = optax.tree.norm(tree)
+def clipped_total(each: Tree, counts: Array, clip: float) -> Tree:
+    """The sum of entries that are shortened to norm `clip` where they are longer.
+
+    One entry more or less changes it by at most `clip`, in norm over all leaves, up to
+    rounding. An entry that is not finite counts as 0.
+
+    Args:
+      each: leaves [B, ...].
+      counts: [B] bool, the entries that count.
+      clip: > 0.
+    """
+    norm = jax.vmap(optax.tree.norm)(each)
+    kept = counts & jnp.isfinite(norm)
     scale = jnp.minimum(1.0, clip / jnp.maximum(norm, jnp.finfo(jnp.float32).tiny))
-    finite = jnp.isfinite(norm)
-    return jax.tree.map(lambda leaf: jnp.where(finite, scale * leaf, 0), tree)
+    scale = jnp.where(kept, scale, 0)
+
+    def total(leaf: Array) -> jax.Array:
+        flat = jnp.where(kept[:, None], leaf.reshape(len(leaf), -1), 0)
+        # A product is 20 times as fast as a sum of products on CPUs (measured);
+        # elsewhere it must not be of rounded factors.
+        found = jnp.matmul(scale, flat, precision=jax.lax.Precision.HIGHEST)
+        return found.reshape(leaf.shape[1:])
+
+    return jax.tree.map(total, each)
 
 
 def clipped_sum(
     gradient: Callable[[Tree], Tree], images: Tree, mask: Array, clip: float
 ) -> Tree:
-    """The sum of the clipped gradients of single images.
-
-    One image more or less changes it by at most `clip`, in norm over all leaves.
+    """The sum of the clipped gradients of single images, see `clipped_total`.
 
     Args:
       gradient: of the loss of one image, from its leaves without the leading axis.
@@ -223,13 +241,10 @@ def clipped_sum(
 
     images, counts = jax.tree.map(pieces, (images, mask))
 
-    def of_image(image: Tree, counts: Array) -> Tree:
-        found = clipped(gradient(image), clip)
-        return jax.tree.map(lambda leaf: jnp.where(counts, leaf, 0), found)
-
     def add(i: Array, total: Tree) -> Tree:
-        found = jax.vmap(of_image)(*trees.take((images, counts), i))
-        return jax.tree.map(lambda old, new: old + jnp.sum(new, 0), total, found)
+        some, counted = trees.take((images, counts), i)
+        found = clipped_total(jax.vmap(gradient)(some), counted, clip)
+        return trees.add(total, found)
 
     used = -(-jnp.sum(mask) // size)
     return jax.lax.fori_loop(0, used, add, trees.zeros(shapes))

@@ -61,7 +61,7 @@ def test_rounds_are_private_and_say_so(tmp_path):
     low, high = min(found.privacy["noise"]), max(found.privacy["noise"])
     assert f"noise multipliers {low:.3g} to {high:.3g}" in line
     text = page.write(tmp_path).read_text()
-    assert "noise multiplier" in text and "<h2>Privacy</h2>" in text
+    assert "noise multiplier" in text and ">Privacy</h2>" in text
 
 
 @pytest.mark.slow
