@@ -250,6 +250,12 @@ def clipped_sum(
     return jax.lax.fori_loop(0, used, add, trees.zeros(shapes))
 
 
+def bytes_at_once(params: Tree) -> int:
+    """Bytes of the gradients in `params` of all images that are in memory at once."""
+    each = trees.num_bytes(params)
+    return _at_once(each, _AT_ONCE) * each
+
+
 def _at_once(num_bytes: int, count: int) -> int:
     """How many of `count` gradients of `num_bytes` each are in memory at once."""
     most = _AT_ONCE_CPU if programs.platform() == "cpu" else _AT_ONCE

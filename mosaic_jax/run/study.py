@@ -5,25 +5,23 @@ import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
 import optax
 from clu import parameter_overview
 
 from mosaic_jax import server, stages
-from mosaic_jax.core import errors, prng, provenance, registry, schema
+from mosaic_jax.core import errors, provenance, registry, schema
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
-from mosaic_jax.fl import accounting, algorithms, optimizers, privacy
+from mosaic_jax.fl import algorithms, optimizers
 from mosaic_jax.fl.accounting import Plan
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
-from mosaic_jax.run import callbacks
+from mosaic_jax.run import callbacks, private
 from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
@@ -231,16 +229,16 @@ def build(
             f" server.method = {name!r}, which teaches their heads"
         )
     if settings.privacy.epsilon:
-        _check_private(settings, algorithm, chain)
+        private.check(settings, algorithm, chain)
     data = data or federated.load(settings.data, settings.seed)
     classifiers = build_networks(settings, data.info)
     if settings.method == "mosaic":
         _check_mosaic(settings, data.info, classifiers)
     plan = None
     if settings.privacy.epsilon:
-        _check_statistics(settings, data.info, classifiers)
-        plan = _private(settings, data, chain)
-        data = hidden(data, plan, settings.seed)
+        private.check_statistics(settings, data.info, classifiers)
+        plan = private.plan(settings, data, chain)
+        data = private.hidden(data, plan, settings.seed)
     return Study(
         settings=settings,
         data=data,
@@ -427,98 +425,3 @@ def _check_mosaic(
                 f"generators.inversion_weight = {weight}: must be 0 for the network"
                 f" {name!r}, which has no batch-norm of mosaic_jax.nn.norm to match"
             )
-
-
-def _check_private(
-    settings: Settings, algorithm: Algorithm, chain: Sequence[Link]
-) -> None:
-    """Check that all that clients of a private study tell is accounted for.
-
-    Args:
-      settings: of the study, with epsilon > 0.
-      algorithm: of its rounds.
-      chain: its stages.
-
-    Raises:
-      ConfigError: something is not; one line for each.
-    """
-    told = f"for privacy.epsilon = {settings.privacy.epsilon}"
-    if "per_image" not in vars(type(algorithm)) or not algorithm.per_image:
-        raise errors.ConfigError(
-            f"init.method = {settings.init.method!r}: must be one that says `per_image`"
-            f" {told}, as its clients tell of images by more than gradients"
-        )
-    found = []
-    for stage in {link.stage.name: link.stage for link in chain}.values():
-        own = {"releases", "tells_nothing"} & set(vars(type(stage)))
-        unknown = stage.releases(settings, np.ones(1, int)) is None
-        if unknown or (provenance.is_users(type(stage)) and not own):
-            found.append(
-                f"stage {stage.name!r}: must say by `releases` or `tells_nothing` what"
-                f" it tells of images {told}"
-            )
-    if found:
-        raise errors.ConfigError("\n".join(found))
-
-
-def _check_statistics(
-    settings: Settings, info: Info, classifiers: Mapping[str, Classifier]
-) -> None:
-    """Check that no network keeps statistics of the images.
-
-    Args:
-      settings: of the study, with epsilon > 0.
-      info: properties of the images.
-      classifiers: by name of the network.
-
-    Raises:
-      ConfigError: one does.
-    """
-    for name, classifier in classifiers.items():
-        init = functools.partial(classifier.init, image_shape=info.image_shape)
-        if jax.tree.leaves(jax.eval_shape(init, prng.root(0)).batch_stats):
-            raise errors.ConfigError(
-                f"model.norm = {settings.model.norm!r}: must be 'group' for"
-                f" privacy.epsilon = {settings.privacy.epsilon}: the network {name!r}"
-                " keeps statistics of the images"
-            )
-
-
-def _private(settings: Settings, data: StudyData, chain: Sequence[Link]) -> Plan:
-    """The noise of a private study.
-
-    Raises:
-      ConfigError: there is none that is enough, or `dp-accounting` is not installed.
-    """
-    sizes = np.asarray(data.clients.client.size)
-    names, numbers = settings.networks, np.arange(len(sizes))
-    releases = []
-    for link in chain:
-        members = numbers
-        if link.network:
-            members = numbers[names.index(link.network) :: len(names)]
-        found = link.stage.releases(settings, sizes) or ()
-        releases += [one.of(members) for one in found]
-    return accounting.plan(settings.privacy, sizes, releases)
-
-
-def hidden(data: StudyData, plan: Plan, seed: int) -> StudyData:
-    """`data` whose clients know their noise, and tell noisy label counts or none.
-
-    Args:
-      data: of a private study.
-      plan: its noise.
-      seed: of the study.
-    """
-    client = data.clients.client
-    # Rounded up.
-    noise = np.nextafter(np.array(plan.noise, np.float32), np.float32(np.inf))
-    count = np.zeros_like(client.label_count)
-    if privacy.LABEL_COUNTS in plan.by_payload:
-        np_rng = np.random.default_rng([seed, *privacy.LABEL_COUNTS.encode()])
-        drawn = np_rng.standard_normal(count.shape) * noise[:, None]
-        told = np.maximum(np.rint(data.label_count + drawn), 0)
-        # A client of which nothing is left counts for all classes alike.
-        count = np.where(told.any(1, keepdims=True), told, 1).astype(count.dtype)
-    client = client.replace(label_count=count, noise=noise)
-    return dataclasses.replace(data, clients=data.clients.replace(client=client))

@@ -95,6 +95,8 @@ def train(
         rounds,
         every=settings.evaluation.every,
         samples_per_step=round(program.clients_in_round * images),
+        # Private batches have rows by each seed's own clients.
+        together=context.mechanism is None,
         on_host=context.state_on_host,
     )
     state, room = yield steps

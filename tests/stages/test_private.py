@@ -14,6 +14,7 @@ from mosaic_jax.fl import algorithms, parallel, privacy
 from mosaic_jax.fl.algorithms import FedAvg, FedProx, Moon, Scaffold
 from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.fl.training import Local
+from mosaic_jax.run import private
 from mosaic_jax.run import study as studies
 from mosaic_jax.stages.base import Stage
 from tests import tiny
@@ -257,10 +258,10 @@ def test_label_counts_are_told_with_noise_and_only_where_they_are_read():
     assert away[safe].any() and abs(away[safe]).max() < 5 * noise.max()
     np.testing.assert_allclose(client.noise, noise, rtol=1e-6)
     # Nothing of the kind is added twice, nor where nobody reads them.
-    again = studies.hidden(study.data, study.privacy, study.settings.seed)
+    again = private.hidden(study.data, study.privacy, study.settings.seed)
     np.testing.assert_array_equal(again.clients.client.label_count, client.label_count)
     silent = dataclasses.replace(study.privacy, by_payload={})
-    none = studies.hidden(study.data, silent, 0).clients.client.label_count
+    none = private.hidden(study.data, silent, 0).clients.client.label_count
     assert not none.any()
 
 
