@@ -70,7 +70,8 @@ class Init(federation.FederatedStage):
             parameter_overview.count_parameters(model.params)
         )
         if context.privacy is not None:
-            outcome = private.told(context.privacy, outcome)
+            if context.name == next(iter(context.networks)):  # once, of all clients
+                outcome = private.told(context.privacy, outcome)
             if privacy.LABEL_COUNTS not in context.privacy.by_payload:
                 return outcome
         # Label histograms are sent once: experts and methods on the server use them.
