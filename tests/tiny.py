@@ -83,10 +83,11 @@ class Net(nn.Module):
     """One convolution with batch-norm and a linear layer: compiles in no time."""
 
     num_classes: int
+    norm: str = "batch"
 
     def setup(self):
         self.conv = resnet.conv(4, 3, 2)
-        self.bn = norm.BatchNorm()
+        self.bn = norm.NORMS[self.norm]()
         self.fc = resnet.Linear(self.num_classes)
 
     def features(self, x, *, train, mask=None):
@@ -99,9 +100,9 @@ class Net(nn.Module):
         return self.head(self.features(x, train=train, mask=mask))
 
 
-def classifier(num_classes: int = 4) -> Classifier:
+def classifier(num_classes: int = 4, **fields) -> Classifier:
     """`Net` for grey images."""
-    return Classifier(Net(num_classes), (0.4,), (0.3,))
+    return Classifier(Net(num_classes, **fields), (0.4,), (0.3,))
 
 
 def varied(network: Classifier, key) -> ModelState:

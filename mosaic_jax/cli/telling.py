@@ -13,6 +13,7 @@ from mosaic_jax.run import environment, programs
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.summary import OverSeeds, Summary
+from mosaic_jax.stages import private
 
 _log = logging.getLogger(__name__)
 # Studies on CPUs compute at this share of what a large product of matrices reaches:
@@ -59,6 +60,7 @@ def opening_lines(works: Sequence[Experiment], workdir: pathlib.Path) -> list[st
         f" {settings.model.dtype}, on {environment.device()}",
         f"{glossary.method(settings)}: {', '.join(names)}; {settings.total_rounds}"
         " federated rounds",
+        *([private.line(study.privacy)] if study.privacy else []),
         _time(flops) if todo else "every stage is finished already",
         f"everything goes to {workdir}; mosaic watch {quoted} shows it meanwhile",
     ]

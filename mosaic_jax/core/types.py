@@ -55,13 +55,15 @@ class Client(Struct):
 
     `number` int32 [] identifies the client, for random keys; `index` int32 [M] holds
     the numbers of its `size` [] images, followed by padding; `label_count` int32 [K] is
-    its number of images of each class.
+    its number of images of each class, in private studies what it tells of it. `noise`
+    float32 [] is the noise multiplier of private studies, else None.
     """
 
     number: Array
     index: Array
     size: Array
     label_count: Array
+    noise: Array | None = None
 
 
 class FederatedDataset(Struct):

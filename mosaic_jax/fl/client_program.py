@@ -8,7 +8,7 @@ a class with these three functions.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import flax.struct
 import jax
@@ -18,6 +18,7 @@ import optax
 from mosaic_jax.core import errors, prng, steps, trees
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Struct, Tree
 from mosaic_jax.fl import training
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.nn.classifier import Classifier
 
 if TYPE_CHECKING:
@@ -163,8 +164,8 @@ class Seen(Struct):
 
     Attributes:
       turn: of the client.
-      batch: the minibatch.
-      features: [B, F] of its images, before the head.
+      batch: the minibatch; None for penalties of private studies.
+      features: [B, F] of its images, before the head; likewise.
       step: int32 [], within the round.
       key: of this client and step.
       classifier: of the client, to ask other models by.
@@ -189,6 +190,7 @@ class LocalSGD(ClientProgram):
       taught: from parameters and what is seen to a scalar that is added to the loss,
         by training on the server that teaches clients; None: there is none.
       anchor: keeps the client near `turn.anchor`; None: nothing does.
+      mechanism: of a private study; None: it is not private.
     """
 
     classifier: Classifier
@@ -196,6 +198,7 @@ class LocalSGD(ClientProgram):
     local: training.Local
     taught: Callable[[Tree, Seen], Array] | None = None
     anchor: "Anchor | None" = None
+    mechanism: Mechanism | None = None
 
     def init(self, turn: Turn) -> Tree:
         """The model that the client starts from, and the optimiser's state."""
@@ -214,8 +217,11 @@ class LocalSGD(ClientProgram):
           step: [] int32, within the round.
 
         Returns:
-          The new model and optimiser state, and the loss [] without the penalty.
+          The new model and optimiser state, and the loss [] without the penalty; 0 in
+          private studies, where it stays with the client.
         """
+        if self.mechanism is not None:
+            return self._private_step(turn, carry, batch, step), jnp.zeros(())
         carry, loss, _ = self.train(turn, carry, batch, step)
         return carry, loss
 
@@ -257,6 +263,38 @@ class LocalSGD(ClientProgram):
             penalty=penalty,
         )
         return (model, opt_state), loss, features
+
+    def _private_step(self, turn: Turn, carry: Tree, batch: Batch, step: Array) -> Tree:
+        """As `step`: hooks see logits image by image, and penalties see no image."""
+        assert self.mechanism is not None and self.taught is None
+        counters = turn.number, turn.client.number, step
+        key = prng.at(prng.named(turn.key, "hooks"), *counters)
+
+        def seen(batch: Any, features: Any) -> Seen:
+            return Seen(turn, batch, features, step, key, self.classifier)
+
+        def penalty(params: Tree) -> Array:
+            added = self.algorithm.penalty(params, seen(None, None))
+            if self.anchor is not None:
+                added += self.anchor.penalty(self, params, seen(None, None))
+            return added
+
+        model, opt_state = carry
+        return training.private_step(
+            self.classifier,
+            self.optimizer(turn, step),
+            model,
+            opt_state,
+            batch,
+            mechanism=self.mechanism,
+            client=turn.client,
+            batch_size=self.local.batch_size,
+            key=prng.at(prng.named(turn.key, "privacy"), *counters),
+            adjust_logits=lambda logits, features, image: self.algorithm.logits(
+                logits, seen(image, features)
+            ),
+            penalty=penalty,
+        )
 
     def final(self, turn: Turn, carry: Tree, loss: Array) -> Result:
         """Upload and state by the algorithm.
@@ -325,6 +363,28 @@ def with_lesson(
     return dataclasses.replace(program, taught=penalty)
 
 
+def with_mechanism(
+    program: ClientProgram, mechanism: Mechanism | None
+) -> ClientProgram:
+    """Local SGD of a client of a private study; any program of one that is not.
+
+    Args:
+      program: of the client.
+      mechanism: of the study; None: it is not private.
+
+    Raises:
+      ConfigError: the client does something else.
+    """
+    if mechanism is None:
+        return program
+    if not isinstance(program, LocalSGD):
+        raise errors.ConfigError(
+            f"init.method: clients run {type(program).__name__}: must run LocalSGD for"
+            " privacy.epsilon > 0"
+        )
+    return dataclasses.replace(program, mechanism=mechanism)
+
+
 @dataclasses.dataclass(frozen=True)
 class Hooks:
     """What an algorithm may change of `LocalSGD`, all about one client.
@@ -336,6 +396,13 @@ class Hooks:
     sends_state = False
     # Passes of a minibatch forward through the network, in each step, beside training.
     further_passes = 0
+    # The client tells of its images by the gradients of `LocalSGD` alone: the loss is a
+    # mean over images, of which `logits` sees one at a time, and a penalty that sees
+    # none; what else is sent or kept is made of the trained model. Private studies need
+    # it. It is not inherited: each class says so itself.
+    per_image = False
+    # The loss depends on the client's numbers of images of each class.
+    reads_label_counts = False
 
     def init_server(self, model: ModelState) -> Tree:
         """State that the server keeps across rounds, before the first one."""

@@ -15,9 +15,10 @@ import optax
 
 from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.schema import View
-from mosaic_jax.core.types import Array, GanState, ModelState, Tree
+from mosaic_jax.core.types import Array, Client, GanState, ModelState, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.data.dataset import Info
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.nn import dcgan, losses, networks, submodel
 from mosaic_jax.nn.classifier import Classifier
 
@@ -44,6 +45,9 @@ class Gan:
       ema_decay: of the running mean of the generator that is uploaded; 0: no mean.
       translate: largest shift in pixels of the discriminator's input, so that it cannot
         memorise a small client's images (Zhao et al., 2020).
+      batch_size: images that are generated in a step; 0: as many as it is shown. In
+        private studies also the expected number that it is shown.
+      mechanism: of a private study; None: it is not private.
     """
 
     generator: networks.Module
@@ -58,6 +62,26 @@ class Gan:
     normalised_range: bool
     ema_decay: float
     translate: int
+    batch_size: int = 0
+    mechanism: Mechanism | None = None
+
+    def private(self, mechanism: Mechanism, batch_size: int) -> "Gan":
+        """The GAN whose discriminator hides each real image by `mechanism`.
+
+        It judges each by itself, by group-norm. The generator and its batch-norm see no
+        real image.
+
+        Args:
+          mechanism: of the study.
+          batch_size: images in a step, the real ones on average.
+        """
+        judge = self.discriminator
+        return dataclasses.replace(
+            self,
+            discriminator=judge and judge.clone(norm="group"),
+            batch_size=batch_size,
+            mechanism=mechanism,
+        )
 
     def init(self, key: Array, image_shape: tuple[int, int, int]) -> GanState:
         """Initial networks and optimiser states, for images (H, W, D)."""
@@ -111,6 +135,7 @@ class Gan:
         class_share: Array,
         inverts: Array,
         statistics: ModelState,
+        client: Client | None = None,
     ) -> tuple[GanState, dict[str, Array]]:
         """One discriminator step, if there is one, then one generator step.
 
@@ -127,11 +152,13 @@ class Gan:
           class_share: [K] float32, target frequencies of the classes, sums to 1.
           inverts: [] bool, whether the inversion loss counts (n_i < tau).
           statistics: the model whose running statistics the inversion loss matches.
+          client: whose images they are; only private studies read it.
 
         Returns:
-          The new state and scalar metrics.
+          The new state and scalar metrics, in private studies none of real images.
         """
-        z = jax.random.normal(prng.named(key, "z"), (len(image), self.latent_dim))
+        count = self.batch_size or len(image)
+        z = jax.random.normal(prng.named(key, "z"), (count, self.latent_dim))
         fake, pull_back, updated = jax.vjp(
             lambda params: self._generate(state.generator, params, z),
             state.generator.params,
@@ -139,7 +166,11 @@ class Gan:
         )
         generator = state.generator.replace(batch_stats=updated)
         discriminator, discriminator_opt, judged = (), (), {}
-        if self.discriminator is not None:
+        if self.mechanism is not None and self.discriminator is not None:
+            discriminator, discriminator_opt = self._private_discriminator_step(
+                state, key, image, mask, fake, client
+            )
+        elif self.discriminator is not None:
             discriminator, discriminator_opt, judged = self._discriminator_step(
                 state, key, image, mask, fake
             )
@@ -211,14 +242,21 @@ class Gan:
         return image, updated["batch_stats"]
 
     def _judge(self, model: ModelState, key: Array, image: Array, mask=None):
+        return self._logits(model, self._shifted(key, image), mask)
+
+    def _shifted(self, key: Array, image: Array) -> Array:
+        """Images as the discriminator reads them, each moved by chance."""
+        if not self.translate:
+            return image
+        black = self.encode(jnp.full(image.shape[-1], -1.0))
+        return augment.translate(key, image, pixels=self.translate, black=black)
+
+    def _logits(self, model: ModelState, image: Array, mask=None):
         assert self.discriminator is not None  # else there is no model of it
-        if self.translate:
-            black = self.encode(jnp.full(image.shape[-1], -1.0))
-            image = augment.translate(key, image, pixels=self.translate, black=black)
         logits, updated = self.discriminator.apply(
             model.variables, image, train=True, mask=mask, mutable=["batch_stats"]
         )
-        return logits, model.replace(batch_stats=updated["batch_stats"])
+        return logits, model.replace(batch_stats=updated.get("batch_stats", {}))
 
     def _discriminator_step(self, state: GanState, key, image, mask, fake):
         real = self.encode(image)
@@ -239,6 +277,39 @@ class Gan:
         params = optax.apply_updates(state.discriminator.params, update)
         metrics = {"discriminator_loss": loss}
         return ModelState(params, batch_stats), opt_state, metrics
+
+    def _private_discriminator_step(
+        self, state: GanState, key, image, mask, fake, client: Client | None
+    ):
+        """As `_discriminator_step`: of real images it sees the noisy mean gradient."""
+        assert self.mechanism is not None and client is not None
+        params = state.discriminator.params
+        assert not state.discriminator.batch_stats  # it has group-norm
+
+        def on_real(image: Array) -> Tree:
+            def objective(params: Tree) -> Array:
+                model = state.discriminator.replace(params=params)
+                return losses.adversarial(self._logits(model, image[None])[0], True)
+
+            return jax.grad(objective)(params)
+
+        def on_fake(params: Tree) -> Array:
+            model = state.discriminator.replace(params=params)
+            judged, _ = self._judge(model, prng.named(key, "fake"), fake)
+            return losses.adversarial(judged, False)
+
+        gradient = self.mechanism.mean_gradient(
+            on_real,
+            self._shifted(prng.named(key, "real"), self.encode(image)),
+            mask,
+            client=client,
+            batch_size=self.batch_size,
+            key=prng.named(key, "privacy"),
+        )
+        gradient = trees.add(gradient, jax.grad(on_fake)(params))
+        update, opt_state = self.tx.update(gradient, state.discriminator_opt, params)
+        params = optax.apply_updates(params, update)
+        return ModelState(params, {}), opt_state
 
     def _generator_loss(
         self,
@@ -359,4 +430,4 @@ def channel_mask(
 
 
 def _model(variables: Tree) -> ModelState:
-    return ModelState(variables["params"], variables["batch_stats"])
+    return ModelState(variables["params"], variables.get("batch_stats", {}))

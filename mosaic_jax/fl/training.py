@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import prng, schema
+from mosaic_jax.core import errors, prng, schema, trees
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.fl import optimizers
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.nn import losses
 from mosaic_jax.nn.classifier import Classifier
 
@@ -247,11 +248,12 @@ def client_batches(
     batch_size: int,
     augmentation: str,
     count: Array | None = None,
+    mechanism: Mechanism | None = None,
 ) -> Callable[[Array], Batch]:
     """Successive minibatches of one client.
 
     The images of all of them are determined here, once: call this before the loop over
-    minibatches.
+    minibatches. Those of private studies are drawn one by one.
 
     Args:
       client: whose images they are.
@@ -262,20 +264,31 @@ def client_batches(
       batch_size: B.
       augmentation: a name of `augment.AUGMENTATIONS`.
       count: [] int32, of the minibatches only the first `count` are drawn; None: all.
+      mechanism: of a private study, whose minibatches are Poisson batches of
+        `batch_size` images on average; None: they go through shuffled epochs.
 
     Returns:
       A function from j to minibatch number `first` + j, of augmented images in [-1, 1].
     """
-    rows, mask = client_rows(
-        client, first, length, key=key, batch_size=batch_size, count=count
-    )
+    if mechanism is None:
+        rows, mask = client_rows(
+            client, first, length, key=key, batch_size=batch_size, count=count
+        )
     augment_key = prng.named(key, "augment")
 
+    def at(j: Array) -> tuple[Array, Array]:
+        if mechanism is None:
+            return rows[j], mask[j]
+        draw = prng.at(prng.named(key, "poisson"), first + j, client.number)
+        position, drawn = mechanism.batch(client, draw, batch_size)
+        return client.index[position], drawn
+
     def batch_at(j: Array) -> Batch:
-        image = augment.to_signed(images.image[rows[j]])
+        row, counts = at(j)
+        image = augment.to_signed(images.image[row])
         one_key = prng.at(augment_key, first + j, client.number)
         image = augment.augment(augmentation, one_key, image)
-        return Batch(image=image, label=images.label[rows[j]], mask=mask[j])
+        return Batch(image=image, label=images.label[row], mask=counts)
 
     return batch_at
 
@@ -375,3 +388,68 @@ def gradient(
         return loss + penalty(params, features), (batch_stats, loss, features)
 
     return jax.grad(objective, has_aux=True)(model.params)
+
+
+def private_step(
+    classifier: Classifier,
+    tx: optax.GradientTransformation,
+    model: ModelState,
+    opt_state: optax.OptState,
+    batch: Batch,
+    *,
+    mechanism: Mechanism,
+    client: Client,
+    batch_size: int,
+    key: jax.Array,
+    adjust_logits: Callable[[Array, Array, Batch], Array] = lambda logits, *_: logits,
+    penalty: Callable[[Tree], Array] = lambda params: jnp.zeros(()),
+) -> tuple[ModelState, optax.OptState]:
+    """As `sgd_step`, with the noisy mean of the images' clipped gradients.
+
+    No loss is returned, as it would tell of the images.
+
+    Args:
+      classifier: the network.
+      tx: the optimiser.
+      model: variables of the network.
+      opt_state: state of the optimiser.
+      batch: a Poisson batch.
+      mechanism: of the study.
+      client: whose images they are.
+      batch_size: expected number of images in the batch.
+      key: random key of the client and the step, used for nothing else.
+      adjust_logits: from logits [1, K], features [1, F] and the minibatch of a single
+        image to the logits of its loss.
+      penalty: from parameters to a scalar added to the loss; it sees no image.
+
+    Returns:
+      The new model and optimiser state.
+
+    Raises:
+      ConfigError: the network keeps statistics of its images.
+    """
+    if jax.tree.leaves(model.batch_stats):
+        raise errors.ConfigError(
+            "model.norm = 'batch': must be 'group' for privacy.epsilon > 0, as running"
+            " statistics tell of the images"
+        )
+
+    def of_image(batch: Batch) -> Tree:
+        """The gradient of the loss of one image."""
+        batch = jax.tree.map(lambda leaf: leaf[None], batch)
+
+        def objective(params: Tree) -> Array:
+            logits, features, _ = classifier.train_outputs(
+                model.replace(params=params), batch.image
+            )
+            logits = adjust_logits(logits, features, batch)
+            return losses.cross_entropy(logits, batch.label)
+
+        return jax.grad(objective)(model.params)
+
+    slope = mechanism.mean_gradient(
+        of_image, batch, batch.mask, client=client, batch_size=batch_size, key=key
+    )
+    slope = trees.add(slope, jax.grad(penalty)(model.params))
+    update, opt_state = tx.update(slope, opt_state, model.params)
+    return model.replace(params=optax.apply_updates(model.params, update)), opt_state

@@ -161,6 +161,9 @@ def _op(
         if geometry.lowering == "dense" or (
             geometry.lowering == "auto" and geometry.on_cpu
         ):
+            if function is _on_kernel and a.shape[1] == 1:
+                # Gradients of single samples, which are too small for a loop.
+                return _of_samples(geometry, a[:, 0], b[:, 0]), True
             return lax.map(lambda pair: op(*pair), (a, b)), True
         if geometry.out == (1, 1):
             return jax.vmap(plain)(a, b), True
@@ -316,6 +319,14 @@ def _on_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
     zero = jnp.zeros((g.shape[-1], geometry.size**2 * x.shape[-1]))
     total = lax.fori_loop(0, len(x) // tile, body, zero)
     return total.T.reshape(shape).astype(g.dtype)
+
+
+def _of_samples(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """`_on_kernel` of each sample of `x` and `g` by itself, [B, k, k, I, O]."""
+    patches = _patches(geometry, x)
+    kernels = jnp.einsum("bhwi,bhwo->bio", patches, g)
+    size, depth = geometry.size, (x.shape[-1], g.shape[-1])
+    return kernels.reshape(len(x), size, size, *depth)
 
 
 def _tile(geometry: Geometry, x: jax.Array) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from mosaic_jax.core.types import Array
 from mosaic_jax.nn import submodel
 from mosaic_jax.nn.conv import Conv, ConvTranspose
-from mosaic_jax.nn.norm import BatchNorm
+from mosaic_jax.nn.norm import BatchNorm, GroupNorm
 
 IMAGE_SIZES = (16, 32, 64)
 NORMAL = nn.initializers.normal(0.02)
@@ -81,19 +81,23 @@ class Discriminator(nn.Module):
     """Images in [-1, 1] to logits [B]; positive logits mean real.
 
     Reference: the published network ends in a sigmoid. The loss on logits is the same,
-    and numerically stable.
+    and numerically stable. With `norm` = "group" it looks at each image by itself.
     """
 
     image_size: int = 32
     width: int = 64
     dtype: str = "float32"
     lowering: str = "auto"
+    norm: str = "batch"
 
     def setup(self) -> None:
         """Halvings to a map of 2 x 2 pixels, then one number."""
         widths = list(self.widths.values())
         self.convs = [Conv(width, 4, 2, 1, NORMAL, self.lowering) for width in widths]
-        self.norms = [batch_norm(_SLOPE) for _ in widths[1:]]
+        if self.norm == "group":
+            self.norms = [GroupNorm(slope=_SLOPE) for _ in widths[1:]]
+        else:
+            self.norms = [batch_norm(_SLOPE) for _ in widths[1:]]
         self.out = Conv(1, 2, 2, 0, NORMAL, self.lowering)
 
     @property

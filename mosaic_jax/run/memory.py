@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from mosaic_jax.core import costs, programs, trees
 from mosaic_jax.core.types import Batch, Client, LabelledImages, Tree
 from mosaic_jax.data.sources import Info
-from mosaic_jax.fl import gan, parallel, prototypes, training
+from mosaic_jax.fl import gan, parallel, privacy, prototypes, training
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.run import environment, settings
 from mosaic_jax.run.settings import Settings
@@ -116,7 +116,8 @@ def classifier_bytes(config: Settings, info: Info, classifier: Classifier) -> in
     def step(model: Tree, batch: Batch) -> Tree:
         return training.sgd_step(classifier, tx, model, tx.init(model.params), batch)
 
-    return _program_bytes(step, model, _batch(info, config.local.batch_size))
+    needed = _program_bytes(step, model, _batch(info, config.local.batch_size))
+    return needed + _private_bytes(config, model.params)
 
 
 def gan_bytes(config: Settings, info: Info, classifier: Classifier) -> int:
@@ -145,9 +146,12 @@ def gan_bytes(config: Settings, info: Info, classifier: Classifier) -> int:
             statistics=model,
         )
 
-    return _program_bytes(
+    needed = _program_bytes(
         step, state, model, _batch(info, config.generators.batch_size)
     )
+    if model_gan.discriminator is None:
+        return needed
+    return needed + _private_bytes(config, state.discriminator.params)
 
 
 def prototypes_bytes(
@@ -198,6 +202,11 @@ def prototypes_bytes(
         return classifier.head(model, centre), held
 
     return _program_bytes(make, model, client, images)
+
+
+def _private_bytes(config: Settings, params: Tree) -> int:
+    """Bytes of the gradients of single images that a private step has at once."""
+    return privacy.bytes_at_once(params) if config.privacy.epsilon else 0
 
 
 def _batch(info: Info, size: int) -> Batch:

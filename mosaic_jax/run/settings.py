@@ -17,6 +17,7 @@ from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.attacks import ATTACKS, Attackers
 from mosaic_jax.fl.budgets import Budgets
 from mosaic_jax.fl.compression import COMPRESSORS, Compression
+from mosaic_jax.fl.privacy import Privacy
 from mosaic_jax.fl.robust import RULES, Aggregation
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import conv
@@ -164,6 +165,7 @@ class Settings(schema.Group):
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
     local: Local = dataclasses.field(default_factory=Local)
+    privacy: Privacy = dataclasses.field(default_factory=Privacy)
     init: Init = dataclasses.field(default_factory=Init)
     budgets: Budgets = dataclasses.field(default_factory=Budgets)
     aggregation: Aggregation = dataclasses.field(default_factory=Aggregation)

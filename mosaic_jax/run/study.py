@@ -18,13 +18,14 @@ from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust
+from mosaic_jax.fl.accounting import Plan
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
-from mosaic_jax.run import callbacks
+from mosaic_jax.run import callbacks, private
 from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
@@ -57,6 +58,7 @@ class Study:
       chain: the stages in their order.
       sending: what becomes of uploads in rounds.
       callbacks: a user's code that is called while it runs.
+      privacy: the noise of a private study; None: it is not private.
     """
 
     settings: Settings
@@ -67,6 +69,7 @@ class Study:
     chain: tuple[Link, ...]
     sending: Sending = Sending()
     callbacks: tuple[Callback, ...] = ()
+    privacy: Plan | None = None
 
     @property
     def classifier(self) -> Classifier:
@@ -114,6 +117,7 @@ class Study:
                     for part, field, component in self._of_sending()
                 },
             ),
+            privacy=self.privacy,
         )
 
     def _of_sending(self) -> Iterator[tuple[str, str, schema.Group]]:
@@ -172,6 +176,9 @@ class Study:
                 "data": self.data.content_sha256,
                 "needs": {name: producer[name] for name in needs},
             }
+            if self.privacy is not None:
+                # The noise of each stage depends on what all of them tell.
+                visible["privacy"] = dataclasses.asdict(self.privacy)
             if ends := callbacks.in_fingerprint(self.callbacks, link.name):
                 visible["callbacks"] = ends
             fingerprint = schema.digest(visible)[:16]
@@ -253,6 +260,8 @@ def build(
             f"init.method = {settings.init.method!r}: must train whole networks for"
             f" server.method = {name!r}, which teaches their heads"
         )
+    if settings.privacy.epsilon:
+        private.check(settings, algorithm, chain)
     data = data or federated.load(settings.data, settings.seed)
     data = _attacked(data, settings)
     classifiers = build_networks(settings, data.info)
@@ -260,9 +269,15 @@ def build(
         _check_mosaic(settings, data.info, classifiers)
     if sending.attack or sending.compressor:
         _check_reference(settings, algorithm, classifiers[settings.model.name], data)
+    plan = None
+    if settings.privacy.epsilon:
+        private.check_statistics(settings, data.info, classifiers)
+        plan = private.plan(settings, data, chain)
+        data = private.hidden(data, plan, settings.seed)
     return Study(
         settings=settings,
         data=data,
+        privacy=plan,
         networks=classifiers,
         algorithm=algorithm,
         server=method,

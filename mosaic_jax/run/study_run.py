@@ -175,7 +175,7 @@ class StudyRun:
         self.artifacts |= artifacts
         self.finished.append(stage)
         self.summary = summary.build(
-            self.study.settings, self.study.data, self.finished
+            self.study.settings, self.study.data, self.finished, self.study.privacy
         )
         if environment.is_primary():
             summary.write(self.experiment.workdir / "summary.json", self.summary)

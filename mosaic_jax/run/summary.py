@@ -8,6 +8,7 @@ from typing import Any
 
 from mosaic_jax.core import errors, files, schema
 from mosaic_jax.data.federated import StudyData
+from mosaic_jax.fl.accounting import Plan
 from mosaic_jax.run import environment
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.store import FinishedStage, Record
@@ -45,6 +46,10 @@ class Summary:
       versions: of Python and the packages that results depend on.
       stages: fingerprint of each finished stage.
       config_sha256: of all settings.
+      privacy: of private studies {"epsilon", "delta", "noise", "by_payload"}: what all
+        that a client sends tells of one of its images, [C]; with which probability it
+        may tell more; each client's noise multiplier, [C]; and epsilon of each payload
+        by itself, [C]. {}: the study is not private.
     """
 
     method: str
@@ -70,6 +75,7 @@ class Summary:
     versions: dict[str, str]
     stages: dict[str, str]
     config_sha256: str
+    privacy: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracies(self) -> dict[str, Accuracies]:
@@ -112,7 +118,10 @@ class OverSeeds:
 
 
 def build(
-    settings: Settings, data: StudyData, finished: Sequence[FinishedStage]
+    settings: Settings,
+    data: StudyData,
+    finished: Sequence[FinishedStage],
+    privacy: Plan | None = None,
 ) -> Summary:
     """The summary of a study.
 
@@ -120,6 +129,7 @@ def build(
       settings: of the study.
       data: of the study.
       finished: its finished stages in their order, at least one.
+      privacy: its noise; None: it is not private.
     """
     by_name = {stage.name: stage.record for stage in finished}
     records = list(by_name.values())
@@ -171,6 +181,7 @@ def build(
         versions=environment.versions(),
         stages={stage.name: stage.directory.name for stage in finished},
         config_sha256=schema.digest(schema.to_mapping(settings)),
+        privacy=_privacy(privacy) if privacy else {},
     )
 
 
@@ -224,13 +235,24 @@ def read(path: pathlib.Path) -> Summary:
       DataError: it is from another version of the library.
     """
     content = files.read_json(path)
-    names = {field.name for field in dataclasses.fields(Summary)}
-    if set(content) != names:
+    fields = dataclasses.fields(Summary)
+    names = {field.name for field in fields}
+    needed = {f.name for f in fields if f.default_factory is dataclasses.MISSING}
+    if not needed <= set(content) <= names:
         raise errors.DataError(
             f"{path}: made by another version: its study must be run again, with its"
             " command"
         )
     return Summary(**content)
+
+
+def _privacy(plan: Plan) -> dict[str, Any]:
+    return {
+        "epsilon": list(plan.epsilon),
+        "delta": plan.delta,
+        "noise": list(plan.noise),
+        "by_payload": {name: list(each) for name, each in plan.by_payload.items()},
+    }
 
 
 def _accuracies(records: Sequence[Record], held_out: str) -> Accuracies:

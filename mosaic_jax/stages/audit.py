@@ -56,6 +56,7 @@ class Audit(Stage):
     """Measures what clients' uploads leak, after the study; it changes no result."""
 
     name = "audit"
+    tells_nothing = True  # to the server: it is no part of the study
 
     images: int = schema.field(
         256,

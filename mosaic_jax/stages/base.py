@@ -22,8 +22,10 @@ from mosaic_jax.core.types import (
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.fl import evaluation, parallel
+from mosaic_jax.fl.accounting import Plan, Release
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.server.base import ServerTraining, Task
@@ -50,6 +52,7 @@ class Blueprint:
       trains_every_round: whether `server` trains after every aggregation.
       sending: what becomes of uploads; of its parts those that the stage reads the
         settings of.
+      privacy: the noise of a private study, see `Stage.releases`; None: it is not.
     """
 
     settings: View
@@ -62,6 +65,12 @@ class Blueprint:
     provides: tuple[str, ...] = ()
     trains_every_round: bool = False
     sending: Sending = Sending()
+    privacy: Plan | None = None
+
+    @property
+    def mechanism(self) -> Mechanism | None:
+        """How clients of a private study hide their images; None: it is not private."""
+        return self.privacy and self.privacy.mechanism
 
     @property
     def classifier(self) -> Classifier:
@@ -188,6 +197,9 @@ class Stage(schema.Group):
 
     name: ClassVar[str]
     after: ClassVar[str] = ""
+    # It tells the server no more of the clients' images than what was sent before, or
+    # only measures; see `releases`.
+    tells_nothing: ClassVar[bool] = False
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """Names of the artifacts that `run` takes as keyword arguments."""
@@ -208,6 +220,24 @@ class Stage(schema.Group):
         """
         del study
         return ()
+
+    def releases(
+        self, study: "Settings", sizes: np.ndarray
+    ) -> tuple[Release, ...] | None:
+        """All that clients of a private study tell of their images in the stage.
+
+        What it tells goes by `context.mechanism`. What is made of models, generators
+        and label counts that were sent before tells nothing more.
+
+        Args:
+          study: the settings.
+          sizes: [C] int, images of each client.
+
+        Returns:
+          Often none, (); None: it is not known, and private studies refuse the stage.
+        """
+        del study, sizes
+        return () if self.tells_nothing else None
 
     def run(self, context: Context, **artifacts: Tree) -> Run:
         """Run the stage: a generator that returns an `Outcome`.

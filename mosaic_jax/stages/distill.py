@@ -36,6 +36,7 @@ class Distill(DistillSettings, Stage):
     """Stage 7: distil the teacher into the global model on generated images."""
 
     name = "distill"
+    tells_nothing = True
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """The student, the teacher, and the generators that draw the images."""

@@ -17,6 +17,7 @@ from mosaic_jax.core.types import (
     Tree,
 )
 from mosaic_jax.fl import aggregation, evaluation, parallel
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.fl.client_program import Traffic
 from mosaic_jax.nn import submodel
 from mosaic_jax.stages import federation, local, sections
@@ -60,6 +61,13 @@ class Experts(Stage):
         # The batch-norm of experts of parts of a network is recalibrated, as in rounds.
         moments = federation.reads_rounds(study) if federation.is_partial(study) else ()
         return (*steps, *moments, *federation.reads_holdings(study))
+
+    def releases(self, study: "Settings", sizes: np.ndarray) -> tuple[Release, ...]:
+        """The extra steps; classes are weighted by label counts that were sent."""
+        if not self.local_steps:
+            return ()
+        steps = np.full_like(sizes, self.local_steps)
+        return (Release("specialised_models", steps, study.local.batch_size),)
 
     def run(
         self, context: Context, client_models: ClientModels, global_model: ModelState

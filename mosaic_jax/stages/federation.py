@@ -11,6 +11,7 @@ from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.types import Array, ClientModels, ModelState, ServerState, Tree
 from mosaic_jax.fl import workload
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.fl.algorithms.base import initial_state
 from mosaic_jax.fl.algorithms.partial import PartialTraining
@@ -74,6 +75,7 @@ def build(
         task=context.task if server else None,
         anchor=anchor,
         sending=context.sending,
+        mechanism=context.mechanism,
     )
 
 
@@ -179,6 +181,12 @@ def round_artifacts(study: "Settings") -> tuple[str, ...]:
     return ("global_model", "round_state", *kept)
 
 
+def sends_label_counts(study: "Settings") -> bool:
+    """Whether a private study has a use for the clients' label counts."""
+    reads = ALGORITHMS.find(study.init.method).reads_label_counts
+    return study.method == "mosaic" or study.server.method != "none" or reads
+
+
 def round_state(state: ServerState) -> Tree:
     """The artifact "round_state": what later rounds need besides the global model."""
     return {
@@ -210,6 +218,20 @@ class FederatedStage(Stage):
             "client_models": ClientModels(each, state.last_round),
             "final_model": model,
         }
+
+    def releases_of_rounds(
+        self, study: "Settings", sizes: np.ndarray, rounds: int
+    ) -> tuple[Release, ...]:
+        """What rounds tell of images, as if every client took part in each.
+
+        Args:
+          study: the settings.
+          sizes: [C] int, images of each client.
+          rounds: how many there are.
+        """
+        planned = rounds * np.asarray(workload.planned_steps(study.local, sizes))
+        steps = np.broadcast_to(planned, sizes.shape)
+        return (Release("models", steps, study.local.batch_size),)
 
     def flops_of_rounds(self, blueprint: Blueprint, rounds: int) -> float:
         """FLOPs of `rounds` rounds, with their evaluations."""

@@ -5,10 +5,13 @@ import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mosaic_jax.core import schema
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import ModelState, Tree
 from mosaic_jax.fl import anchors
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
@@ -94,6 +97,10 @@ class Finetune(federation.FederatedStage):
     def reads(self, study: "Settings") -> tuple[str, ...]:
         """Also the number of rounds before, as rounds are counted over the study."""
         return (*super().reads(study), "warmup")
+
+    def releases(self, study: "Settings", sizes: np.ndarray) -> tuple[Release, ...]:
+        """The steps of all rounds."""
+        return self.releases_of_rounds(study, sizes, self.rounds)
 
     def run(self, context: Context, round_state: Tree, **start: ModelState) -> Run:
         """Train all rounds, and keep what they made if it is good enough.

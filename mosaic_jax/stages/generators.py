@@ -13,6 +13,7 @@ from mosaic_jax.core import flops, prng, programs, schema, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Array, ClientModels, GanState, ModelState, Tree
 from mosaic_jax.fl import gan, training
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.nn import submodel
 from mosaic_jax.nn.networks import MAX_WIDTH
 from mosaic_jax.stages import federation, films, health, local, patience
@@ -152,6 +153,18 @@ class Generators(Stage):
         """Also the local SGD, where classifiers are trained for the GANs."""
         local = ("local",) if study.compat.fresh_classifier else ()
         return ("compat", *local, *federation.reads_holdings(study))
+
+    def releases(self, study: "Settings", sizes: np.ndarray) -> tuple[Release, ...]:
+        """Steps of the discriminator, and of fresh classifiers, shape the generator."""
+        found = []
+        if self.discriminator == "network":
+            steps = num_steps(self, sizes)
+            found.append(Release("generators", steps, self.batch_size))
+        if study.compat.fresh_classifier:
+            epochs, size = study.compat.classifier_epochs, study.local.batch_size
+            steps = steps_of_epochs(epochs, sizes, size)
+            found.append(Release("generators", steps, size))
+        return tuple(found)
 
     def run(
         self,
@@ -328,6 +341,8 @@ def _train(
 ) -> Run:
     config, data = context.settings.generators, context.clients
     info = context.data.info
+    if context.mechanism is not None:
+        model_gan = model_gan.private(context.mechanism, config.batch_size)
     networks = _init_each(context, "networks", model_gan.init)
     mask = None
     if context.rates:
@@ -368,6 +383,7 @@ def _train(
                 class_share=class_share,
                 inverts=inverts,
                 statistics=global_model,
+                client=client,
             )
 
         def look(trained: GanState, best: patience.Best) -> patience.Best:

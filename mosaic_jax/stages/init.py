@@ -4,12 +4,15 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import numpy as np
 from clu import parameter_overview
 
 from mosaic_jax.core import prng, programs, schema
 from mosaic_jax.core.steps import Run
+from mosaic_jax.fl import privacy
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.fl.algorithms import ALGORITHMS
-from mosaic_jax.stages import federation, run_rounds
+from mosaic_jax.stages import federation, private, run_rounds
 from mosaic_jax.stages.base import Blueprint, Context
 
 if TYPE_CHECKING:
@@ -48,6 +51,13 @@ class Init(federation.FederatedStage):
         """The models and states after the rounds."""
         return federation.round_artifacts(study)
 
+    def releases(self, study: "Settings", sizes: np.ndarray) -> tuple[Release, ...]:
+        """Also the label counts, where anything reads them."""
+        rounds = self.releases_of_rounds(study, sizes, self.rounds)
+        if not federation.sends_label_counts(study):
+            return rounds
+        return (*rounds, Release(privacy.LABEL_COUNTS, np.ones_like(sizes)))
+
     def run(self, context: Context) -> Run:
         """Train all rounds."""
         key = prng.named(context.key, "model")
@@ -59,6 +69,11 @@ class Init(federation.FederatedStage):
         outcome.results["num_parameters"] = int(
             parameter_overview.count_parameters(model.params)
         )
+        if context.privacy is not None:
+            if context.name == next(iter(context.networks)):  # once, of all clients
+                outcome = private.told(context.privacy, outcome)
+            if privacy.LABEL_COUNTS not in context.privacy.by_payload:
+                return outcome
         # Label histograms are sent once: experts and methods on the server use them.
         outcome.up["label_counts"] = context.data.label_count.size * 4
         return dataclasses.replace(outcome, sent_before=("label_counts",))

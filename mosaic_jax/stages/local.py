@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import programs, steps, trees
+from mosaic_jax.core import prng, programs, steps, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT, Run, Steps
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 from mosaic_jax.fl import training
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.stages.base import Context
 
 # A step's metric of this name, 1 or 0, says whether its client still trains: those that
@@ -69,6 +70,7 @@ def run_steps(
             length=every,
             batch_size=batch_size,
             augmentation=augmentation,
+            mechanism=context.mechanism,
         )
         state, total = axis.advance(
             client_steps,
@@ -121,6 +123,7 @@ def _steps_of_client(
     length: int,
     batch_size: int,
     augmentation: str,
+    mechanism: Mechanism | None,
 ) -> tuple[Tree, dict[str, Array]]:
     """Steps `first` to `first` + `count` - 1 of one client; sums of their metrics."""
     batch_at = training.client_batches(
@@ -132,6 +135,7 @@ def _steps_of_client(
         batch_size=batch_size,
         augmentation=augmentation,
         count=count,
+        mechanism=mechanism,
     )
 
     def step_at(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
@@ -181,8 +185,22 @@ def train(
         shared: Tree,
         key: jax.Array,
     ) -> tuple[tuple[ModelState, Tree], dict[str, Array]]:
-        del number, client, each, shared, key
+        del each, shared
         model, opt_state = state
+        if context.mechanism is not None:
+            at = prng.at(prng.named(key, "privacy"), number, client.number)
+            state = training.private_step(
+                context.classifier,
+                tx,
+                model,
+                opt_state,
+                batch,
+                mechanism=context.mechanism,
+                client=client,
+                batch_size=local.batch_size,
+                key=at,
+            )
+            return state, {}
         model, opt_state, loss = training.sgd_step(
             context.classifier, tx, model, opt_state, batch
         )

@@ -56,6 +56,7 @@ class Meta(Stage):
     """Stage 6: the head that fuses the experts into one teacher."""
 
     name = "meta"
+    tells_nothing = True
 
     head: str = schema.one_of(
         meta.HEADS,

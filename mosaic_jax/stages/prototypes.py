@@ -21,8 +21,9 @@ from mosaic_jax.core.types import (
     Tree,
 )
 from mosaic_jax.fl import prototypes
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.nn import submodel
-from mosaic_jax.stages import federation
+from mosaic_jax.stages import federation, private_prototypes
 from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage, each_network
 
 if TYPE_CHECKING:
@@ -89,6 +90,11 @@ class Prototypes(Stage):
     def reads(self, study: "Settings") -> tuple[str, ...]:
         """Settings of the part of the network that each client holds."""
         return federation.reads_holdings(study)
+
+    def releases(self, study: "Settings", sizes: np.ndarray) -> tuple[Release, ...]:
+        """The prototypes, once, in all spaces together."""
+        del study
+        return (Release("prototypes", np.ones_like(sizes)),)
 
     def run(self, context: Context, global_model: ModelState, **artifacts: Tree) -> Run:
         """Cluster the features, then pass the centres through every expert's head."""
@@ -206,6 +212,10 @@ def _of_network(
       bytes of the features and labels that they send.
     """
     data, space = context.clients, context.settings.prototypes.space
+    if context.mechanism is not None:
+        return private_prototypes.of_network(
+            context, client_models, global_model, expert_model
+        )
     clustered_by = client_models.model
     if space == "global":
         clustered_by = trees.broadcast(global_model, data.num_clients)

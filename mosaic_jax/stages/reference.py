@@ -30,6 +30,7 @@ class Reference(Stage):
     """Trains the audit's classifier on the images of all clients."""
 
     name = "reference"
+    tells_nothing = True  # to the server: it is no part of the study
 
     def provides(self, study: "Settings") -> tuple[str, ...]:
         """The classifier."""

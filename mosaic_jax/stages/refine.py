@@ -24,6 +24,7 @@ class Refine(refinement.RefineSettings, Stage):
     """Stage 6b: steps on uploaded generators until the teacher recognises them."""
 
     name = "refine"
+    tells_nothing = True
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """The teacher, and the generators that clients sent."""

@@ -32,6 +32,7 @@ from mosaic_jax.fl.anchors import Anchor, anchored
 from mosaic_jax.fl.client_program import ClientProgram, Traffic, Turn
 from mosaic_jax.fl.holdings import Group, Holdings, shares
 from mosaic_jax.fl.parts import PartsOfNetwork
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.fl.sending import Sending
 from mosaic_jax.fl.training import Local
 from mosaic_jax.server.base import ServerTraining, Task
@@ -58,6 +59,7 @@ class Rounds:
       task: the properties of the study for `server`; None without it.
       anchor: keeps clients near the model before these rounds; None: nothing does.
       sending: what becomes of uploads on their way to the algorithm.
+      mechanism: of a private study; None: it is not private.
     """
 
     algorithm: Algorithm
@@ -71,6 +73,7 @@ class Rounds:
     task: Task | None = None
     anchor: Anchor | None = None
     sending: Sending = Sending()
+    mechanism: Mechanism | None = None
 
     def __post_init__(self) -> None:
         """Check that clients of every rate take part in every round.
@@ -196,6 +199,7 @@ class Rounds:
     def program(self, rate: float) -> ClientProgram:
         """What a client of the group of this `rate` does in a round."""
         program = anchored(self.holdings.program(rate, self.local), self.anchor)
+        program = client_program.with_mechanism(program, self.mechanism)
         teacher = self.server
         if teacher is not None and self.task is not None and teacher.teaches_clients:
             penalty = functools.partial(teacher.penalty, self.task)
@@ -358,6 +362,7 @@ class Rounds:
                 batch_size=self.local.batch_size,
                 augmentation=self.augmentation,
                 count=done,
+                mechanism=self.mechanism,
             )
             own, error = client_state
             kept = own, number, key, self.local

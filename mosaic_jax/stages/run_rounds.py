@@ -93,6 +93,8 @@ def train(
         rounds,
         every=settings.evaluation.every,
         samples_per_step=round(program.clients_in_round * images),
+        # Private batches have rows by each seed's own clients.
+        together=context.mechanism is None,
         on_host=context.state_on_host,
     )
     state, room = yield steps
@@ -304,6 +306,7 @@ def _chunk(context: Context, program: Rounds, gatherer: Gathering | None) -> Chu
             return (state, room), {"loss": jnp.mean(loss), **metrics}
 
         state, metrics = repeat(body, state, first, end, mean=False)
+        metrics = _without_loss(program, metrics)
         model = program.usable(data, key, state[0].model)
         return state, metrics | _accuracies(context, model, held_out)
 
@@ -338,9 +341,17 @@ def _chunk_on_host(
                 metrics[DIVERGED_STEP] = np.asarray(number)
                 break
         accuracy = evaluate(data, key, state.model, held_out)
-        return (state, room), {"loss": loss.mean(), **metrics, **accuracy}
+        metrics = _without_loss(program, {"loss": loss.mean(), **metrics})
+        return (state, room), metrics | accuracy
 
     return chunk
+
+
+def _without_loss(program: Rounds, metrics: dict[str, Array]) -> dict[str, Array]:
+    """The metrics; in private studies, whose clients keep their losses, without one."""
+    if program.mechanism is None:
+        return metrics
+    return {name: value for name, value in metrics.items() if name != "loss"}
 
 
 def _accuracies(

@@ -36,6 +36,7 @@ class Server(Stage):
     """
 
     name = "server"
+    tells_nothing = True
 
     method: str = schema.component(
         ("none", *METHODS), default="none", meaning="how the server trains"

@@ -3,9 +3,12 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from mosaic_jax.core import schema
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import ClientModels, ModelState, Tree
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.stages import federation, gathering, run_rounds
 from mosaic_jax.stages.base import Blueprint, Context
 
@@ -43,6 +46,10 @@ class Warmup(federation.FederatedStage):
         """Models and states after the rounds, and the prototypes of all of them."""
         gathered = gathering.template(blueprint)
         return super().template(blueprint) | {"gathered": gathered}
+
+    def releases(self, study: "Settings", sizes: np.ndarray) -> tuple[Release, ...]:
+        """The steps of all rounds."""
+        return self.releases_of_rounds(study, sizes, self.rounds)
 
     def run(
         self,

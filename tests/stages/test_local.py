@@ -56,6 +56,7 @@ def test_every_client_goes_through_its_own_minibatches(at_once, num_devices):
         clients=axis.place(data),
         axis=axis,
         settings=tiny.study(log__every_steps=5),
+        mechanism=None,
     )
 
     def step(state, number, batch, client, each, shared, key):
@@ -81,6 +82,7 @@ def test_a_steps_number_means_something_else_in_another_layout():
             clients=axis.place(data),
             axis=axis,
             settings=tiny.study(log__every_steps=every),
+            mechanism=None,
         )
         state = axis.replicate(np.zeros(len(SIZES), np.float32))
         run = local.run_steps(context, "steps", None, state, STEPS, **BATCH)

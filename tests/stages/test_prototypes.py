@@ -11,6 +11,7 @@ import pytest
 from mosaic_jax.core import prng, trees
 from mosaic_jax.core.types import ClientModels, Experts
 from mosaic_jax.fl import parallel
+from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.nn import submodel
 from mosaic_jax.stages import federation, prototypes
 from tests import running, tiny
@@ -34,6 +35,7 @@ def context_of(num_classes, sizes=SIZES, **changes):
         classifier=tiny.classifier(num_classes),
         rates=(),
         key=KEY,
+        mechanism=None,
     )
     context.for_network = lambda name: context
     return context
@@ -121,6 +123,30 @@ def test_bytes_by_hand(space, features, down):
     assert outcome.results == {"num_prototypes": count}
     assert outcome.up == {"prototypes": count * (4 * features + 4)}
     assert outcome.down == down
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        pytest.param(space, marks=[pytest.mark.slow] * (space != "client"))
+        for space in ("expert", "client", "global")
+    ],
+)
+def test_private_prototypes_without_noise_and_clip_are_the_means_of_classes(space):
+    context = context_of(5, prototypes__space=space, prototypes__clusters=1)
+    experts = {"net": models(context, 5)}
+    plain = run_stage(context, experts)
+    client = context.clients.client.replace(noise=jnp.zeros(3, jnp.float32))
+    context.clients = context.clients.replace(client=client)
+    context.mechanism = Mechanism(1e9, 1e9, ())
+    hidden = run_stage(context, experts)
+    tiny.close(hidden.artifacts["prototypes"], plain.artifacts["prototypes"])
+    assert (hidden.up, hidden.down) == (plain.up, plain.down)
+    # The same image is told of in each space, by noise of its own.
+    noise = jnp.full(3, 0.1 / 1e9, jnp.float32)
+    context.clients = context.clients.replace(client=client.replace(noise=noise))
+    found = run_stage(context, experts).artifacts["prototypes"].logits
+    assert np.abs(found - plain.artifacts["prototypes"].logits).min(axis=0).all()
 
 
 def half_of_norm(model):

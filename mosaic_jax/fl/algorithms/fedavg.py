@@ -8,3 +8,5 @@ from mosaic_jax.fl.algorithms.base import Algorithm
 @dataclasses.dataclass(frozen=True)
 class FedAvg(Algorithm):
     """Average of the client models by sample counts, over parameters and statistics."""
+
+    per_image = True

@@ -18,6 +18,7 @@ class FedBN(Algorithm):
     client ever uses that average.
     """
 
+    per_image = True
     personal = True
 
     def init_client(self, model: ModelState) -> Tree:

@@ -22,6 +22,8 @@ class FedDyn(Algorithm):
     statistics are averaged.
     """
 
+    per_image = True
+
     alpha: float = schema.above(0, default=0.01, meaning="weight of the regulariser")
 
     def init_server(self, model: ModelState) -> Tree:

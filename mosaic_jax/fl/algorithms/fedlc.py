@@ -18,6 +18,9 @@ class FedLC(Algorithm):
     is averaged and evaluated, has no such margins.
     """
 
+    per_image = True
+    reads_label_counts = True
+
     tau: float = schema.at_least(
         0, default=1.0, meaning="of the margins tau n_c^(-1/4); 0: FedAvg"
     )

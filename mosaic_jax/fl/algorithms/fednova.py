@@ -23,6 +23,8 @@ class FedNova(Algorithm):
     Rates of learning are part of d_i. Batch-norm statistics are averaged.
     """
 
+    per_image = True
+
     def problems(self, study: Any) -> Iterator[str]:
         """Steps must be sums of gradients."""
         yield from optimizers.problems(study)

@@ -50,6 +50,8 @@ class ServerOptimizer(Algorithm):
 class FedAvgM(ServerOptimizer):
     """FedAvg with momentum on the server (Hsu et al., 2019)."""
 
+    per_image = True
+
     momentum: float = schema.below_one(0.9, "beta, share of the last step in the next")
 
     @property
@@ -74,6 +76,8 @@ class Adaptive(ServerOptimizer):
 class FedAdagrad(Adaptive):
     """FedAvg with Adagrad on the server (Reddi et al., 2021)."""
 
+    per_image = True
+
     server_learning_rate: float = schema.above(
         0, default=0.1, meaning="eta, of the server's steps; the paper tunes it"
     )
@@ -92,6 +96,8 @@ class FedAdagrad(Adaptive):
 class FedAdam(Adaptive):
     """FedAvg with Adam on the server (Reddi et al., 2021)."""
 
+    per_image = True
+
     beta_1: float = schema.below_one(0.9, "share of the last mean gradient in the next")
     beta_2: float = schema.below_one(0.99, "likewise, of squares")
 
@@ -106,6 +112,8 @@ class FedAdam(Adaptive):
 @dataclasses.dataclass(frozen=True)
 class FedYogi(Adaptive):
     """FedAvg with Yogi on the server (Reddi et al., 2021)."""
+
+    per_image = True
 
     beta_1: float = schema.below_one(0.9, "share of the last mean gradient in the next")
     beta_2: float = schema.below_one(0.99, "likewise, of squares")

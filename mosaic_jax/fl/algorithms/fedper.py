@@ -11,3 +11,5 @@ class FedPer(PersonalLayers):
 
     Only the base layers are sent and averaged, by sample counts.
     """
+
+    per_image = True

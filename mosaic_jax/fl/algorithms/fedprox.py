@@ -19,6 +19,8 @@ class FedProx(Algorithm):
     running statistics; w_global is the model received in this round.
     """
 
+    per_image = True
+
     mu: float = schema.at_least(0, default=0.01, meaning="weight of the proximal term")
 
     def penalty(self, params: Tree, seen: Seen) -> Array:

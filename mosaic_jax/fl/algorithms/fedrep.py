@@ -25,6 +25,8 @@ class FedRep(PersonalLayers):
     batch-norm move throughout.
     """
 
+    per_image = True
+
     head_share: float = schema.field(
         0.9,
         "in (0, 1)",

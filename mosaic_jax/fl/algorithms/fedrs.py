@@ -17,6 +17,9 @@ class FedRS(Algorithm):
     The model itself, which is averaged and evaluated, has no such factors.
     """
 
+    per_image = True
+    reads_label_counts = True
+
     alpha: float = schema.between(
         0, 1, default=0.5, meaning="s_c of a class that the client lacks; 1: FedAvg"
     )

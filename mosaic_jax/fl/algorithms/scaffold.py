@@ -46,6 +46,11 @@ class Scaffold(Algorithm):
             yield from optimizers.problems(study)
 
     @property
+    def per_image(self) -> bool:
+        """With option II, whose c_i are made of models."""
+        return self.option == "II"
+
+    @property
     def further_passes(self) -> int:
         """The gradients at the global model, with option I."""
         return flops.TRAINED if self.option == "I" else 0

@@ -1,0 +1,278 @@
+"""How much noise a client's images need, and what then may be told of one of them.
+
+All that a client sends is made of Gaussian mechanisms, each with noise of the client's
+noise multiplier times its sensitivity: Poisson-subsampled ones for steps of training,
+plain ones for what is sent once. They are composed by privacy loss distributions
+(Koskela et al., 2020; Doroshenko et al., 2022), for one image added or removed, by
+`dp-accounting`. docs/privacy.md has the terms.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+
+import numpy as np
+from scipy import stats
+
+from mosaic_jax.core import errors
+from mosaic_jax.fl import privacy
+from mosaic_jax.fl.privacy import Mechanism, Privacy
+
+# Part of delta that is kept for Poisson batches with more images than rows.
+OVERFLOW_SHARE = 0.01
+# Rows of a batch are a multiple of this.
+_ROWS = 8
+# Of privacy losses: a tenth of it moves epsilon by less than 1 % (measured).
+_INTERVAL = 1e-3
+# Orders of the Renyi divergences that the search for noise starts from.
+_ORDERS = (*range(2, 65), 72, 80, 96, 128, 192, 256, 512)
+# Of noise multipliers, relative.
+_TOLERANCE = 1e-3
+# No epsilon in its range allows less.
+_LEAST = 0.05
+# The search goes down by this factor to where noise is too little.
+_LESS = 0.7
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """What clients tell of their images, as part of something that they send.
+
+    Attributes:
+      payload: what they send.
+      count: [C] int, how often each client does so.
+      batch_size: expected number of images that each is about, drawn anew; None: all.
+    """
+
+    payload: str
+    count: np.ndarray
+    batch_size: int | None = None
+
+    def of(self, members: np.ndarray) -> "Release":
+        """Of the clients `members` [m] int alone."""
+        count = np.zeros_like(self.count)
+        count[members] = self.count[members]
+        return dataclasses.replace(self, count=count)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The noise of a private study, and what it is worth.
+
+    Attributes:
+      mechanism: what is the same for all clients.
+      noise: [C], noise multiplier of each client; 0 where it tells nothing.
+      epsilon: [C], what all that a client sends tells of one of its images.
+      delta: of all these numbers, what full batches leave out included.
+      by_payload: [C], epsilon of each payload by itself.
+    """
+
+    mechanism: Mechanism
+    noise: tuple[float, ...]
+    epsilon: tuple[float, ...]
+    delta: float
+    by_payload: dict[str, tuple[float, ...]]
+
+
+# (chance that an image is drawn, how often): what a client does, for the accountant.
+Uses = tuple[tuple[float, int], ...]
+
+
+def plan(config: Privacy, sizes: np.ndarray, releases: Sequence[Release]) -> Plan:
+    """The least noise with which no client tells more than `config.epsilon`.
+
+    Args:
+      config: `privacy` of the study, with epsilon > 0.
+      sizes: [C] int, images of each client.
+      releases: all that clients tell of their images.
+
+    Raises:
+      ConfigError: `dp-accounting` is not installed, delta is not small enough, or no
+        noise is enough.
+    """
+    _accountants()
+    if config.delta * max(sizes) >= 1:
+        raise errors.ConfigError(
+            f"privacy.delta = {config.delta}: must be < 1 / {max(sizes)}, one in the"
+            " images of the largest client"
+        )
+    drawn: dict[int, np.ndarray] = {}
+    for one in releases:
+        if one.batch_size is not None:
+            steps = drawn.get(one.batch_size, np.zeros(len(sizes), int))
+            drawn[one.batch_size] = steps + one.count
+    spared = OVERFLOW_SHARE * config.delta
+    # Where two neighbours both leave images out with chance p, what holds for all
+    # others with (epsilon, delta) holds with delta + (1 + e^epsilon) p.
+    log_chance = math.log(spared) - np.logaddexp(0.0, config.epsilon)
+    log_chance -= math.log(max(1, sum(steps.max() for steps in drawn.values())))
+    rows = tuple(
+        (batch_size, max(rows_for(int(n), batch_size, log_chance) for n in set(sizes)))
+        for batch_size in sorted(drawn)
+    )
+    delta = config.delta - spared
+    payloads = list(dict.fromkeys(one.payload for one in releases))
+    noise, epsilon = [], []
+    by_payload: dict[str, list[float]] = {payload: [] for payload in payloads}
+    for i, size in enumerate(sizes):
+        uses = {p: _uses(releases, i, int(size), p) for p in payloads}
+        every = _merged(use for of_payload in uses.values() for use in of_payload)
+        noise.append(noise_multiplier(config.epsilon, delta, every))
+        epsilon.append(spent(noise[-1], delta, every))
+        for payload, of_payload in uses.items():
+            by_payload[payload].append(spent(noise[-1], delta, of_payload))
+    return Plan(
+        mechanism=Mechanism(config.clip, config.prototype_clip, rows),
+        noise=tuple(noise),
+        epsilon=tuple(epsilon),
+        delta=config.delta,
+        by_payload={name: tuple(values) for name, values in by_payload.items()},
+    )
+
+
+def _uses(releases: Sequence[Release], client: int, size: int, payload: str) -> Uses:
+    """What a client with `size` images does for a payload."""
+    return _merged(
+        (1.0 if one.batch_size is None else chance(size, one.batch_size), count)
+        for one in releases
+        if one.payload == payload and (count := int(one.count[client]))
+    )
+
+
+def _merged(uses: Iterable[tuple[float, int]]) -> Uses:
+    """The same with one entry for each chance, in ascending order."""
+    total: dict[float, int] = {}
+    for share, count in uses:
+        total[share] = total.get(share, 0) + count
+    return tuple(sorted(total.items()))
+
+
+def chance(size: int, batch_size: int) -> float:
+    """At most this often is one of `size` images in a batch, as devices draw it.
+
+    They compare multiples of 1 / `DRAWS` with `privacy.rate`, which devices may round
+    either way: this is the next multiple but one.
+    """
+    share = float(privacy.rate(np.asarray(size), batch_size))
+    if share == 1:
+        return 1.0
+    return min(1.0, (math.ceil(share * privacy.DRAWS) + 1) / privacy.DRAWS)
+
+
+def rows_for(size: int, batch_size: int, log_chance: float) -> int:
+    """Rows that a batch needs so that it hardly ever has more images.
+
+    Args:
+      size: images of the client; its neighbour with one more counts too.
+      batch_size: expected number of images.
+      log_chance: logarithm of the probability with which it may.
+    """
+    number, share = size + 1, chance(size, batch_size)
+    low, high = 0, number  # more than all of them there never are
+    while low < high:
+        middle = (low + high) // 2
+        if stats.binom.logsf(middle, number, share) <= log_chance:
+            high = middle
+        else:
+            low = middle + 1
+    return -(-low // _ROWS) * _ROWS
+
+
+@functools.cache
+def noise_multiplier(epsilon: float, delta: float, uses: Uses) -> float:
+    """The least noise multiplier of a client; 0 where it tells nothing.
+
+    Args:
+      epsilon: that it may spend.
+      delta: likewise.
+      uses: of its images.
+
+    Raises:
+      ConfigError: no noise is enough.
+    """
+    if not uses:
+        return 0.0
+    dp, rdp, _ = _accountants()
+
+    def search(accountant, bracket, tolerance: float) -> float:
+        return dp.calibrate_dp_mechanism(
+            accountant,
+            lambda noise: _event(noise, uses),
+            epsilon,
+            delta,
+            bracket_interval=bracket,
+            tol=tolerance,
+        )
+
+    try:
+        # Quick, and never too little.
+        enough = search(
+            lambda: rdp.RdpAccountant(_ORDERS),
+            dp.LowerEndpointAndGuess(_LEAST, 1.0),
+            _TOLERANCE,
+        )
+    except dp.NoBracketIntervalFoundError as error:
+        raise errors.ConfigError(
+            f"privacy.epsilon = {epsilon}: must be larger: no noise is enough"
+        ) from error
+    low = _LESS * enough
+    while spent(low, delta, uses) <= epsilon:
+        low *= _LESS
+    return search(_pld, dp.ExplicitBracketInterval(low, enough), _TOLERANCE * low)
+
+
+@functools.cache
+def spent(noise: float, delta: float, uses: Uses) -> float:
+    """Epsilon of what a client tells with this noise multiplier.
+
+    Args:
+      noise: the multiplier.
+      delta: with which the epsilon holds.
+      uses: of its images.
+    """
+    if not uses:
+        return 0.0
+    accountant = _pld()
+    accountant.compose(_event(noise, uses))
+    return float(accountant.get_epsilon(delta))
+
+
+def _event(noise: float, uses: Uses):
+    """The composition of a client's mechanisms, for the accountant."""
+    dp, _, _ = _accountants()
+    gaussian = dp.GaussianDpEvent(noise)
+    return dp.ComposedDpEvent(
+        [
+            dp.SelfComposedDpEvent(
+                gaussian if share == 1 else dp.PoissonSampledDpEvent(share, gaussian),
+                count,
+            )
+            for share, count in uses
+        ]
+    )
+
+
+def _pld():
+    """An accountant of privacy loss distributions, rounded so that they tell more."""
+    _, _, pld = _accountants()
+    return pld.PLDAccountant(value_discretization_interval=_INTERVAL)
+
+
+@functools.cache
+def _accountants() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """`dp-accounting`, which private studies alone need.
+
+    Raises:
+      ConfigError: it is not installed.
+    """
+    try:
+        import dp_accounting
+        from dp_accounting import pld, rdp
+    except ImportError as error:
+        raise errors.ConfigError(
+            "privacy.epsilon > 0: needs the package dp-accounting: pip install"
+            ' "mosaic_jax[privacy]"'
+        ) from error
+    return dp_accounting, rdp, pld
