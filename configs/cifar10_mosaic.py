@@ -5,7 +5,7 @@
     python launch.py --config configs/cifar10_mosaic.py:published
     python launch.py --config configs/cifar10_mosaic.py:published_0.1
 
-About 4e16 floating-point operations: meant for a GPU or TPU. Needs the archive
+About 5e16 floating-point operations: meant for a GPU or TPU. Needs the archive
 cifar-10-binary.tar.gz, downloaded when missing. No accuracy has been measured yet.
 """
 

@@ -46,6 +46,7 @@ CASES = {
     "data.iid_share": ({"data.split": "dirichlet_mixed"}, 0.9),
     "data.classes_per_client": ({"data.split": "pathological"}, 3),
     "data.sigma": ({"data.split": "quantity"}, 0.5),
+    "data.shift_strength": ({"data.shift": "rotate"}, 0.5),
     "meta.gate_experts": ({}, 5),
     "init.method": ({}, "fedprox"),
     "init.clients_per_round": ({}, 2),
