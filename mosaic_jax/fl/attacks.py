@@ -150,15 +150,17 @@ class Attackers(schema.Group):
         return 0 if self.name == "none" else round(self.share * num_clients)
 
     def problems(self, study: Any) -> Iterator[str]:
-        """No attacker at all; attacks on what is not sent, or not at hand at once."""
+        """Too few attackers; attacks on what is not sent, or not at hand at once."""
         attack = self.build(study.methods)
         if attack is None:
             return
         told, count = f"attack.name = {self.name!r}", study.data.num_clients
-        if not self.number(count):
+        # What one sends who colludes with nobody is what an honest client sends.
+        least = 2 if attack.colludes else 1
+        if self.number(count) < least:
             yield (
-                f"attack.share = {self.share}: must be > {0.5 / count:g} for {told}: it"
-                f" makes no attacker of data.num_clients = {count}"
+                f"attack.share = {self.share}: must be > {(least - 0.5) / count:g} for"
+                f" {told}: {least} of data.num_clients = {count} must attack at least"
             )
         if not attack.changes_updates:
             return

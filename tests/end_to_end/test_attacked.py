@@ -86,11 +86,13 @@ def test_stages_are_remembered_by_what_changes_them(changes, same):
 @pytest.mark.parametrize("name", ["sign_flip", "alie", "label_flip"])
 def test_mosaic_is_attacked_too(name, tmp_path):
     """Its experts are of what attackers send, after steps of their own as well."""
-    fields = {"attack__name": name, "attack__share": 0.34, "warmup__rounds": 1}
+    share = 0.67 if name == "alie" else 0.34  # whose attackers need each other
+    fields = {"attack__name": name, "attack__share": share, "warmup__rounds": 1}
     work = runner.Experiment(tiny.study(**fields), tmp_path)
     summary = work.run()
     running.check_templates(work)
-    (hostile,) = summary.attackers
+    assert len(summary.attackers) == 1 + (name == "alie")
+    hostile = summary.attackers[0]
     clean = runner.Experiment(tiny.study(warmup__rounds=1), tmp_path / "clean")
     clean.run()
     found, expected = (running.artifacts(one) for one in (work, clean))

@@ -113,8 +113,13 @@ OTHER_UPLOADS = (
     [
         (
             {"attack__name": "sign_flip", "attack__share": 0.05},
-            "attack.share = 0.05: must be > 0.0714286 for attack.name = 'sign_flip': it"
-            " makes no attacker of data.num_clients = 7",
+            "attack.share = 0.05: must be > 0.0714286 for attack.name = 'sign_flip': 1"
+            " of data.num_clients = 7 must attack at least",
+        ),
+        (
+            {"attack__name": "alie", "attack__share": 0.2},
+            "attack.share = 0.2: must be > 0.214286 for attack.name = 'alie': 2 of"
+            " data.num_clients = 7 must attack at least",
         ),
         (
             {"attack__name": "sign_flip", "init__method": "heterofl"},

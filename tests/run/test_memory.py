@@ -58,7 +58,11 @@ def test_uploads_that_are_kept_take_memory_from_clients(told):
         for changes in (
             {},
             {"aggregation__rule": "median"},
-            {"attack__name": "alie", "init__clients_per_round": 2},
+            {
+                "attack__name": "alie",
+                "attack__share": 0.67,
+                "init__clients_per_round": 2,
+            },
         )
     )
     model = jax.eval_shape(

@@ -120,6 +120,8 @@ def case(name):
         for kinds in (ATTACKS, COMPRESSORS):
             if group in kinds:
                 others = {kinds.field: group}
+                if kinds is ATTACKS:
+                    others |= {"attack.share": 0.7}  # enough to collude
         if group in server.METHODS:
             others = {"method": "federated", "server.method": group}
             others |= {"server.when": server.METHODS[group].when}
