@@ -173,6 +173,7 @@ def test_rounds_of_methods(name, monkeypatch, tmp_path):
     check(counts)
 
 
+@pytest.mark.slow
 def test_on_several_devices(monkeypatch, tmp_path):
     config = study("fedavg", **ROUNDS_ONLY, compute__devices=2)
     with counted(monkeypatch) as counts:

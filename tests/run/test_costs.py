@@ -66,7 +66,9 @@ def test_smaller_clients_cost_less(tmp_path):
     assert small.study.flops["init"] < 0.5 * large.study.flops["init"]
 
 
-@pytest.mark.parametrize("how", ["count", "measure"])
+@pytest.mark.parametrize(
+    "how", ["count", pytest.param("measure", marks=pytest.mark.slow)]
+)
 def test_a_dry_run_tells_and_leaves_nothing(how, tmp_path, capsys):
     fields = {"method": "federated", "init__rounds": 2, "warmup__rounds": 2}
     config = tiny.config(**fields).to_dict()
