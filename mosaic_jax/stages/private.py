@@ -12,13 +12,17 @@ _MOST_ROWS = 50
 
 def told(plan: Plan, outcome: Outcome) -> Outcome:
     """`outcome` with a section of the report on the noise, and what it is worth."""
-    block = sections.Table(
+    text = (
+        f"Differential privacy of one image, with delta {plan.delta:g}: epsilon of all"
+        " that a client sends, and of each payload by itself. This page itself shows"
+        " more than that, to whoever holds all images."
+    )
+    table = sections.Table(
         head=("client", "noise multiplier", "epsilon", *plan.by_payload),
         rows=_rows(plan),
-        caption=f"Differential privacy of one image, with delta {plan.delta:g}: epsilon"
-        " of all that a client sends, and of each payload by itself.",
+        caption="Noise and epsilon",
     )
-    section = sections.Section("Privacy", (block,))
+    section = sections.Section("Privacy", (sections.Text(text), table))
     return dataclasses.replace(outcome, section=section)
 
 
