@@ -28,7 +28,6 @@ class Summary:
       test_accuracy: of each model that the stages trained, in [0, 1], in their order.
       validation_accuracy: likewise on the validation images; {} if there are none.
       collapsed_generators: numbers of the clients whose generators collapsed.
-      attackers: numbers of the clients that attack.
       rounds: number of federated rounds of all stages, less those that callbacks saved.
       distilled_kept: the last rounds were undone, as they cost the distilled model
         more validation accuracy than `finetune.max_drop` allows.
@@ -50,6 +49,7 @@ class Summary:
         that a client sends tells of one of its images, [C]; with which probability it
         may tell more; each client's noise multiplier, [C]; and epsilon of each payload
         by itself, [C]. {}: the study is not private.
+      attackers: numbers of the clients that attack.
     """
 
     method: str
@@ -59,7 +59,6 @@ class Summary:
     test_accuracy: Accuracies
     validation_accuracy: Accuracies
     collapsed_generators: list[int]
-    attackers: list[int]
     rounds: int
     distilled_kept: bool
     headline: dict[str, dict[str, Any]]
@@ -76,6 +75,7 @@ class Summary:
     stages: dict[str, str]
     config_sha256: str
     privacy: dict[str, Any] = dataclasses.field(default_factory=dict)
+    attackers: list[int] = dataclasses.field(default_factory=list)
 
     @property
     def accuracies(self) -> dict[str, Accuracies]:

@@ -72,8 +72,14 @@ def test_rounds_are_private_and_say_so(tmp_path):
         {"server__method": "dense", "server__when": "once", "server__rounds": 2},
         {"local__stragglers": 0.5, "local__failures": 0.3, "local__epochs": 1},
         {"init__clients_per_round": 2, "local__optimizer": "adam"},
+        {
+            "attack__name": "sign_flip",
+            "attack__share": 0.34,
+            "compression__name": "eight_bits",
+            "aggregation__rule": "median",
+        },
     ],
-    ids=["fedprox", "dense", "unreliable", "some"],
+    ids=["fedprox", "dense", "unreliable", "some", "attacked"],
 )
 def test_other_rounds_are_private(changes, tmp_path):
     _, found = run(tmp_path, **FEDERATED, **changes)
