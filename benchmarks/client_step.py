@@ -67,13 +67,6 @@ def gan_step(width: int, lowering: str) -> tuple[Tree, Step]:
         classifier=None,
         tx=optax.adam(2e-4, b1=0.5, b2=0.999),
         latent_dim=LATENT,
-        entropy_weight=0.0,
-        diversity_weight=0.0,
-        inversion_weight=0.0,
-        classifier_train_mode=False,
-        normalised_range=False,
-        ema_decay=0.0,
-        translate=0,
     )
     shape = (SIDE, SIDE, DEPTH)
     state = jax.jit(model_gan.init, static_argnums=1)(jax.random.key(0), shape)

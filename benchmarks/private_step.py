@@ -48,13 +48,6 @@ def steps(side: int, width: int, batch: int) -> tuple[dict[str, Tree], dict[str,
         classifier=classifier,
         tx=optax.adam(2e-4, b1=0.5, b2=0.999),
         latent_dim=LATENT,
-        entropy_weight=0.0,
-        diversity_weight=0.0,
-        inversion_weight=0.0,
-        classifier_train_mode=False,
-        normalised_range=False,
-        ema_decay=0.0,
-        translate=0,
     )
     hidden = plain.private(mechanism, batch)
 

@@ -16,15 +16,7 @@ from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.run import methods, settings
 
 # Fields that name components whose settings are in `config.methods`.
-FIELDS = (
-    "init.method",
-    "server.method",
-    "aggregation.rule",
-    "attack.name",
-    "compression.name",
-    "stages",
-    "compare",
-)
+FIELDS = (*(kinds.field for kinds in settings.COMPONENTS), "stages", "compare")
 # "package.module:Class", also within a tuple, or a list by comma.
 _PATH = re.compile(r"[^\s,+'\"()\[\]]+:\w+")
 

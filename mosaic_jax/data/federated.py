@@ -250,24 +250,23 @@ def _shifted(
     Test images are those of the client that they are dealt to; what is left over, and
     validation images, are dealt in turn.
     """
-    rest = np.setdiff1d(np.arange(len(sets["test"].label)), test_index)
-    every, owned = [image], [[part] for part in parts]
-    for name, one in sets.items():
-        start = sum(map(len, every))
-        dealt = rest if name == "test" else np.arange(len(one.label))
-        for i, mine in enumerate(owned):
-            mine.append(start + dealt[i :: len(parts)])
-            if name == "test":
-                mine.append(start + test_index[i])
-        every.append(np.asarray(one.image))
-    result = shifts.of_clients(
-        np.concatenate(every),
-        [np.concatenate(mine) for mine in owned],
-        name=config.shift,
-        strength=config.shift_strength,
-        seed=seed,
+    count = len(parts)
+    owner = {name: np.arange(len(one.label)) % count for name, one in sets.items()}
+    owner["test"][test_index] = np.arange(count)[:, None]
+    mine = np.full(len(image), -1)
+    for i, part in enumerate(parts):
+        mine[part] = i
+    image, *held_out = np.split(
+        shifts.of_clients(
+            np.concatenate([image, *(np.asarray(one.image) for one in sets.values())]),
+            np.concatenate([mine, *owner.values()]),
+            num_clients=count,
+            name=config.shift,
+            strength=config.shift_strength,
+            seed=seed,
+        ),
+        np.cumsum([len(mine), *map(len, owner.values())])[:-1],
     )
-    image, *held_out = np.split(result, np.cumsum([len(one) for one in every])[:-1])
     return image, {
         name: LabelledImages(found, one.label)
         for (name, one), found in zip(sets.items(), held_out, strict=True)

@@ -5,7 +5,7 @@ client 0 keeps its images as they are (NumPy and SciPy only).
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,8 +72,9 @@ def colour(
       np_rng: draws the shares, the same for all of these images.
     """
     kept = 1 - degree * np_rng.random_sample(image.shape[-1])
-    table = np.round(np.arange(256)[:, None] * kept).astype(np.uint8)  # [256, D]
-    return np.take_along_axis(table[None, None], image.astype(np.intp), 2)
+    tables = np.round(np.arange(256)[:, None] * kept).astype(np.uint8).T  # [D, 256]
+    dimmed = [table[image[..., d]] for d, table in enumerate(tables)]
+    return np.stack(dimmed, axis=-1)
 
 
 # (uint8 [n, H, W, D], degree, random numbers) -> uint8 [n, H, W, D]
@@ -90,8 +91,9 @@ SHIFTS: Registry[Callable[..., np.ndarray]] = Registry(
 
 def of_clients(
     image: np.ndarray,
-    owned: Sequence[np.ndarray],
+    owner: np.ndarray,
     *,
+    num_clients: int,
     name: str,
     strength: float,
     seed: int,
@@ -100,8 +102,9 @@ def of_clients(
 
     Args:
       image: uint8 [N, H, W, D].
-      owned: image numbers of each of C clients, each changed by one call of the shift;
-        images of none stay as they are.
+      owner: [N] int, client of each image, all of whose images are changed by one call
+        of the shift; those of -1 stay as they are.
+      num_clients: C.
       name: a name of `SHIFTS`, or "package.module:function" of a user's own.
       strength: client i's images are changed to the degree `strength` x i / C.
       seed: of the draws; each client has its own.
@@ -111,10 +114,11 @@ def of_clients(
       DataError: a user's function fails, or returns something else than such images.
     """
     function, result = SHIFTS.find(name), image.copy()
-    for i, numbers in enumerate(owned):
+    for i in range(num_clients):
+        numbers = np.flatnonzero(owner == i)
         # What a client draws does not depend on how many images others have.
         np_rng = np.random.RandomState([seed, i])
-        degree = strength * i / len(owned)
+        degree = strength * i / num_clients
         if name in SHIFTS:
             result[numbers] = function(image[numbers], degree, np_rng)
         else:

@@ -9,7 +9,9 @@ plain ones for what is sent once. They are composed by privacy loss distribution
 
 import dataclasses
 import functools
+import logging
 import math
+import time
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 
@@ -20,6 +22,10 @@ from mosaic_jax.core import errors
 from mosaic_jax.fl import privacy
 from mosaic_jax.fl.privacy import Mechanism, Privacy
 
+_log = logging.getLogger(__name__)
+
+# Seconds of the search for noise without a word.
+_SILENCE = 4.0
 # Part of delta that is kept for Poisson batches with more images than rows.
 OVERFLOW_SHARE = 0.01
 # Rows of a batch are a multiple of this.
@@ -116,7 +122,11 @@ def plan(config: Privacy, sizes: np.ndarray, releases: Sequence[Release]) -> Pla
     payloads = list(dict.fromkeys(one.payload for one in releases))
     noise, epsilon = [], []
     by_payload: dict[str, list[float]] = {payload: [] for payload in payloads}
+    said = time.monotonic()
     for i, size in enumerate(sizes):
+        if time.monotonic() - said > _SILENCE:
+            said = time.monotonic()
+            _log.info("privacy: noise of %d of %d clients found", i, len(sizes))
         uses = {p: _uses(releases, i, int(size), p) for p in payloads}
         every = _merged(use for of_payload in uses.values() for use in of_payload)
         noise.append(noise_multiplier(config.epsilon, delta, every))

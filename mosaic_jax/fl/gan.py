@@ -55,13 +55,13 @@ class Gan:
     classifier: Classifier
     tx: optax.GradientTransformation
     latent_dim: int
-    entropy_weight: float
-    diversity_weight: float
-    inversion_weight: float
-    classifier_train_mode: bool
-    normalised_range: bool
-    ema_decay: float
-    translate: int
+    entropy_weight: float = 0.0
+    diversity_weight: float = 0.0
+    inversion_weight: float = 0.0
+    classifier_train_mode: bool = False
+    normalised_range: bool = False
+    ema_decay: float = 0.0
+    translate: int = 0
     batch_size: int = 0
     mechanism: Mechanism | None = None
 

@@ -20,8 +20,9 @@ def images(num=8, channels=1):
 
 
 def shifted(name, image, strength=1.0, seed=0):
-    owned = np.array_split(np.arange(len(image)), NUM_CLIENTS)
-    return shifts.of_clients(image, owned, name=name, strength=strength, seed=seed)
+    owner = np.repeat(np.arange(NUM_CLIENTS), len(image) // NUM_CLIENTS)
+    fields = {"num_clients": NUM_CLIENTS, "strength": strength, "seed": seed}
+    return shifts.of_clients(image, owner, name=name, **fields)
 
 
 @pytest.mark.parametrize("name", shifts.SHIFTS)

@@ -25,13 +25,7 @@ def make(**changes):
         "classifier": tiny.classifier(),
         "tx": optax.sgd(1.0),
         "latent_dim": 5,
-        "entropy_weight": 0.0,
-        "diversity_weight": 0.0,
-        "inversion_weight": 0.0,
-        "classifier_train_mode": False,
-        "normalised_range": False,
         "ema_decay": 0.5,
-        "translate": 0,
     } | changes
     return gan.Gan(**fields)
 

@@ -297,12 +297,6 @@ def gans(translate=0):
         classifier=private_classifier(),
         tx=optax.adam(1e-2),
         latent_dim=5,
-        entropy_weight=0.0,
-        diversity_weight=0.0,
-        inversion_weight=0.0,
-        classifier_train_mode=False,
-        normalised_range=False,
-        ema_decay=0.0,
         translate=translate,
     )
     return plain, plain.private(mechanism(), 8)

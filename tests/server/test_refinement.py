@@ -45,13 +45,6 @@ def setting():
         classifier=network,
         tx=optax.adam(1e-3),
         latent_dim=5,
-        entropy_weight=0.0,
-        diversity_weight=0.0,
-        inversion_weight=0.0,
-        classifier_train_mode=False,
-        normalised_range=False,
-        ema_decay=0.0,
-        translate=0,
     )
     generator = model_gan.init(prng.named(KEY, "gan"), (16, 16, 1)).generator
     return ensemble, teacher, model_gan, generator

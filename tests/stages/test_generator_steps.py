@@ -24,13 +24,7 @@ def test_constant_output_is_found_collapsed():
         classifier=tiny.classifier(),
         tx=optax.sgd(1.0),
         latent_dim=5,
-        entropy_weight=0.0,
-        diversity_weight=0.0,
-        inversion_weight=0.0,
-        classifier_train_mode=False,
-        normalised_range=False,
         ema_decay=0.5,
-        translate=0,
     )
     init = jax.jit(model_gan.init, static_argnums=1)
     generator = init(prng.named(KEY, "model_gan"), (16, 16, 1)).generator

@@ -29,10 +29,7 @@ def test_a_generator_of_half_the_width_among_zeros_trains_as_one():
         "entropy_weight": 0.1,
         "diversity_weight": 1.0,
         "inversion_weight": 0.1,
-        "classifier_train_mode": False,
-        "normalised_range": False,
         "ema_decay": 0.5,
-        "translate": 0,
     }
     wide, narrow = (
         gan.Gan(
