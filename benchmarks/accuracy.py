@@ -63,7 +63,7 @@ def study_of(
     config.data.alpha = alpha
     config.seed = seed
     config.model.dtype = dtype
-    config.log.tensorboard = False
+    config.log.trackers = ()
     method, _, changed = method.partition("[")
     found = methods.with_method(settings.from_mapping(config.to_dict()), method)
     if not changed:

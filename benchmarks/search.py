@@ -137,7 +137,7 @@ def main() -> None:
     config.data.alpha = args.alpha
     config.seed = args.seed
     config.audit.images = 0
-    config.log.tensorboard = False
+    config.log.trackers = ()
     base = settings.from_mapping(config.to_dict())
     called = args.name.replace(":", "_")
     workdir = pathlib.Path(args.workdir) / f"{called}_{args.alpha}_{args.seed}"

@@ -26,7 +26,7 @@ BRIEF = {
     "model.width": 2,
     "local.steps": 1,
     "init.rounds": 2,
-    "log.tensorboard": False,
+    "log.trackers": (),
 }
 
 

@@ -93,7 +93,7 @@ def test_deep_records(tmp_path):
         files.read_json(tmp_path / "done.json")
     whole = {"stage": "init", "loop": "round", "step": 2}
     (tmp_path / "metrics.jsonl").write_text(f"{DEEP}\n{json.dumps(whole)}\n")
-    tracker = tracking.Tracker(tmp_path, tensorboard=False)
+    tracker = tracking.Tracker(tmp_path)
     assert tracker.history("init") == [whole]
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == whole
 
@@ -191,7 +191,7 @@ def test_replacing_records_takes_time_in_proportion(tmp_path):
         other = {"stage": "meta", "loop": "head", "step": 1}
         text = "".join(json.dumps(row) + "\n" for row in [*rows, other])
         (folder / "metrics.jsonl").write_text(text)
-        tracker = tracking.Tracker(folder, tensorboard=False)
+        tracker = tracking.Tracker(folder)
         start = time.process_time()
         tracker.replace("init", rows[: count // 2])
         taken = time.process_time() - start

@@ -53,7 +53,7 @@ FIELDS = {
     "audit.images": 0,
     "log.every_steps": 2,
     "log.checkpoint_seconds": 0.0,
-    "log.tensorboard": False,
+    "log.trackers": (),
     "compute.devices": 1,
 }
 

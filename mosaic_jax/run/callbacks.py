@@ -2,12 +2,15 @@
 
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mosaic_jax.core import errors, provenance, schema
 from mosaic_jax.core.steps import ROUND
-from mosaic_jax.core.types import ModelState, Tree
+from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.run.store import Record
 
 
@@ -66,6 +69,45 @@ class Callback:
 
         Returns:
           True to end the stage with the model that it has; it counts where `may_stop`.
+        """
+
+    # What trackers need. Of several processes, only the first calls these.
+
+    def on_study_start(
+        self, workdir: pathlib.Path, settings: Mapping[str, Any]
+    ) -> None:
+        """Before any stage, whenever a run begins or goes on.
+
+        Args:
+          workdir: run directory.
+          settings: of the study by dotted name.
+        """
+
+    def on_record(
+        self, stage: str, loop: str, step: int, metrics: Mapping[str, float]
+    ) -> None:
+        """Whenever a loop, of rounds or of other steps, has measured something.
+
+        Args:
+          stage: name of the stage.
+          loop: name of the loop in it.
+          step: number of steps that it has done.
+          metrics: since the last record, by name.
+        """
+
+    def on_pictures(self, stage: str, pictures: Mapping[str, np.ndarray]) -> None:
+        """After a stage made pictures, by name: each uint8 [H, W, 3]."""
+
+    def on_parameters(
+        self, stage: str, model: str, parameters: Mapping[str, Array]
+    ) -> None:
+        """After a stage made a model: its parameters by name."""
+
+    def on_study_end(self, results: Mapping[str, float]) -> None:
+        """When a run ends.
+
+        Args:
+          results: test accuracy of each model, "test/NAME"; {}: it ended early.
         """
 
 
@@ -161,21 +203,26 @@ def in_fingerprint(callbacks: Sequence[Callback], stage: str) -> list[Any]:
     return [provenance.description(one) for one in callbacks if one.may_stop(stage)]
 
 
-def told(callbacks: Sequence[Callback], event: str, stage: str, *given: Any) -> None:
+def told(callbacks: Sequence[Callback], event: str, *given: Any) -> None:
     """Call a method of every callback.
 
     Args:
       callbacks: in their order.
       event: name of the method.
-      stage: name of the stage.
-      given: further arguments.
+      given: its arguments; errors name the first if it is text, the stage.
 
     Raises:
       MosaicError: one of them raised something.
     """
+    where = [event, *(one for one in given[:1] if isinstance(one, str))]
     for one in callbacks:
-        with _named(one, f"{event}, {stage}"):
-            getattr(one, event)(stage, *given)
+        with _named(one, ", ".join(where)):
+            getattr(one, event)(*given)
+
+
+def waits_for_rounds(callback: Callback) -> bool:
+    """Whether it is called between rounds, which then are measured one by one."""
+    return type(callback).on_round_end is not Callback.on_round_end
 
 
 def stops(

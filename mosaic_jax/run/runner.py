@@ -7,7 +7,6 @@ loops that they reach at the same time run as one program.
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import logging
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ from mosaic_jax.run import (
     processes,
     pulse,
     store,
+    trackers,
     tracking,
 )
 from mosaic_jax.run import study as studies
@@ -76,10 +76,7 @@ class Experiment:
         for path in self.reuse_from:
             if not (path / "stages").is_dir():
                 raise errors.ConfigError(f"--reuse_from = {path}: no run directory")
-        if settings.log.wandb and importlib.util.find_spec("wandb") is None:
-            raise errors.ConfigError(
-                "log.wandb = True: needs the package wandb: pip install wandb"
-            )
+        self._trackers = trackers.named(settings.log.trackers)
         config_file.check_same_study(self.workdir, settings)
         self.study = studies.build(settings, data, callbacks)
         known = [link.name for link in self.study.chain]
@@ -161,11 +158,9 @@ class Experiment:
                 config_file.write(self.workdir, self.settings, self._command)
                 federated.save_split(self.workdir / "split.json", self.data)
             environment.wait_for_all("start")
-            log = self.settings.log
             tracker = tracking.Tracker(
                 self.workdir,
-                tensorboard=log.tensorboard,
-                wandb=log.wandb,
+                callbacks=(*self._trackers, *self.study.callbacks),
                 settings=schema.flat(self.settings),
                 writes=environment.is_primary(),
             )

@@ -22,6 +22,7 @@ from mosaic_jax.fl.robust import RULES, Aggregation
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import conv
 from mosaic_jax.nn.networks import Model, with_dtype
+from mosaic_jax.run.trackers import TRACKERS
 from mosaic_jax.server import METHODS
 from mosaic_jax.stages.audit import Audit
 from mosaic_jax.stages.compat import Compat
@@ -109,9 +110,16 @@ class Compute(schema.Group):
     )
 
 
+def _are_trackers(names: tuple) -> bool:
+    known = all(
+        isinstance(name, str) and (name in TRACKERS or ":" in name) for name in names
+    )
+    return known and len(set(names)) == len(names)
+
+
 @dataclasses.dataclass(frozen=True)
 class Log(schema.Group):
-    """Checkpoints, progress and TensorBoard; changes no result."""
+    """Checkpoints, progress and trackers; changes no result."""
 
     every_steps: int = schema.at_least(
         1, default=50, meaning="steps between log lines, and the unit of resuming"
@@ -119,10 +127,11 @@ class Log(schema.Group):
     checkpoint_seconds: float = schema.at_least(
         0, default=60.0, meaning="least time between checkpoints within a stage"
     )
-    tensorboard: bool = schema.anything(default=True, meaning="write event files")
-    wandb: bool = schema.anything(
-        default=False,
-        meaning="needs pip install wandb; WANDB_MODE=offline keeps it local",
+    trackers: tuple = schema.field(
+        ("tensorboard",),
+        f"different ones of {', '.join(TRACKERS)} or 'package.module:Class'",
+        _are_trackers,
+        "programs that are sent what is measured",
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from mosaic_jax.core import errors, trees
 from mosaic_jax.core.types import ModelState, Tree
+from mosaic_jax.run import callbacks as called
 from mosaic_jax.run import environment, store, summary, tracking
 from mosaic_jax.run.loop import Interruption, Loop
 from mosaic_jax.run.stopwatch import Stopwatch, TimeSheet
@@ -98,7 +99,7 @@ class StudyRun:
                 writes=environment.is_primary(),
             ),
             profile=self.experiment.workdir / "profile" if profiled else None,
-            callbacks=self.study.callbacks,
+            callbacks=tuple(filter(called.waits_for_rounds, self.study.callbacks)),
         )
 
     def save(
@@ -149,7 +150,7 @@ class StudyRun:
         for name, artifact in outcome.artifacts.items():
             if isinstance(artifact, ModelState):
                 params = trees.flatten(artifact.params)
-                self.tracker.histograms(f"{link.name}/{name}", params)
+                self.tracker.parameters(link.name, name, params)
         self._add(FinishedStage(link.name, directory, record), outcome.artifacts)
         return record
 

@@ -1,7 +1,6 @@
-"""Metrics on disk, TensorBoard, Weights & Biases, progress bars and log lines."""
+"""Metrics on disk, progress bars and log lines."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -12,11 +11,11 @@ from typing import Any
 
 import absl.logging
 import numpy as np
-import tensorboardX
 import tqdm
 
 from mosaic_jax.core.types import Array
 from mosaic_jax.run import environment, pulse
+from mosaic_jax.run.callbacks import Callback, told
 
 _log = logging.getLogger(__name__)
 # Most rows of pictures that are shown.
@@ -29,14 +28,13 @@ def to_python(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 class Tracker:
-    """Records of a run in `metrics.jsonl`, TensorBoard and Weights & Biases."""
+    """Records of a run in `metrics.jsonl`, which callbacks are told as well."""
 
     def __init__(
         self,
         workdir: pathlib.Path,
         *,
-        tensorboard: bool,
-        wandb: bool = False,
+        callbacks: Sequence[Callback] = (),
         settings: Mapping[str, Any] | None = None,
         writes: bool = True,
     ) -> None:
@@ -44,22 +42,21 @@ class Tracker:
 
         Args:
           workdir: run directory.
-          tensorboard: whether to write events to workdir/tensorboard.
-          wandb: whether to write to Weights & Biases, as its environment variables say.
-          settings: of the study by dotted name, for both.
-          writes: whether this process writes; of several, one does.
+          callbacks: are told what is recorded.
+          settings: of the study by dotted name, for callbacks.
+          writes: whether this process writes and tells; of several, one does.
         """
         self._path = workdir / "metrics.jsonl"
         self._writes = writes
         self._records = _read(self._path)
         if writes and self._path.exists() and not _is_whole(self._path):
             self._write_all()
-        self._settings = dict(settings or {})
-        self._writer = self._wandb = None
-        if tensorboard and writes:
-            self._writer = tensorboardX.SummaryWriter(str(workdir / "tensorboard"))
-        if wandb and writes:
-            self._wandb = _wandb_run(workdir, self._settings)
+        self._callbacks = callbacks if writes else ()
+        self._results: dict[str, float] = {}
+        self._tell("on_study_start", workdir, dict(settings or {}))
+
+    def _tell(self, event: str, *given: Any) -> None:
+        told(self._callbacks, event, *given)
 
     def history(self, stage: str, loop: str = "") -> list[dict[str, Any]]:
         """All records of a stage, or of one loop in it, oldest first."""
@@ -111,52 +108,33 @@ class Tracker:
             return
         with self._path.open("a") as file:
             file.write(json.dumps(self._records[-1]) + "\n")
-        if self._writer:
-            for name, value in metrics.items():
-                self._writer.add_scalar(f"{stage}/{name}", value, step)
-        if self._wandb:
-            named = {f"{stage}/{name}": value for name, value in metrics.items()}
-            self._wandb.log(named | {f"{stage}/{loop}": step})
+        self._tell("on_record", stage, loop, step, metrics)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
         _log.info("%s %s %d  %s  %s", stage, loop, step, text, note)
 
     def pictures(self, stage: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Show those of a stage's pictures that are images, uint8 [..., H, W, D]."""
-        for name, array in arrays.items():
-            if array.dtype != np.uint8 or array.ndim < 4:
-                continue
-            grid = _grid(array)
-            if self._writer:
-                self._writer.add_image(f"{stage}/{name}", grid, dataformats="HWC")
-            if self._wandb:
-                import wandb
+        grids = {
+            name: _grid(array)
+            for name, array in arrays.items()
+            if array.dtype == np.uint8 and array.ndim >= 4
+        }
+        if grids:
+            self._tell("on_pictures", stage, grids)
 
-                self._wandb.log({f"{stage}/{name}": wandb.Image(grid)})
-
-    def histograms(self, stage: str, arrays: Mapping[str, Array]) -> None:
-        """Show the distribution of each array of parameters, by name."""
-        for name, array in arrays.items():
-            if self._writer:
-                self._writer.add_histogram(f"{stage}/{name}", np.asarray(array))
+    def parameters(
+        self, stage: str, model: str, parameters: Mapping[str, Array]
+    ) -> None:
+        """Show the parameters, by name, of a model that a stage made."""
+        self._tell("on_parameters", stage, model, parameters)
 
     def results(self, numbers: Mapping[str, float]) -> None:
-        """Show the study's final results by name, beside its settings."""
-        if self._writer:
-            simple = (bool, int, float, str)
-            shown = {
-                name: value if isinstance(value, simple) else str(value)
-                for name, value in self._settings.items()
-            }
-            self._writer.add_hparams(shown, dict(numbers), name="hparams")
-        if self._wandb:
-            self._wandb.summary.update(dict(numbers))
+        """Show the study's final results by name, when the run ends."""
+        self._results = dict(numbers)
 
     def close(self) -> None:
-        """End TensorBoard's events and the run of Weights & Biases."""
-        if self._writer:
-            self._writer.close()
-        if self._wandb:
-            self._wandb.finish()
+        """Tell callbacks that the run ends."""
+        self._tell("on_study_end", self._results)
 
 
 def _is_of(record: Mapping[str, Any], stage: str, loop: str) -> bool:
@@ -194,22 +172,6 @@ def _grid(array: np.ndarray) -> np.ndarray:
         [np.concatenate(list(row), axis=1) for row in rows[:MOST_PICTURES]]
     )
     return np.repeat(grid, 3, axis=-1) if grid.shape[-1] == 1 else grid
-
-
-def _wandb_run(workdir: pathlib.Path, settings: Mapping[str, Any]) -> Any:
-    """The run of this run directory in Weights & Biases, resumed if it is there."""
-    import wandb
-
-    name = str(workdir.resolve())
-    return wandb.init(
-        project="mosaic_jax",
-        dir=str(workdir),
-        id=hashlib.sha256(name.encode()).hexdigest()[:16],
-        name=workdir.name,
-        resume="allow",
-        config=dict(settings),
-        reinit="create_new",
-    )
 
 
 class Progress:

@@ -68,7 +68,10 @@ def test_what_is_wrong():
             "distill.steps = 'many': must be a whole number",
         ),
         ("--config.data.alpha=a", "data.alpha = 'a': must be a number"),
-        ("--config.log.wandb=a", "log.wandb = 'a': must be true or false"),
+        (
+            "--config.distill.balanced=a",
+            "distill.balanced = 'a': must be true or false",
+        ),
         ("--config.data=3", "data = '3': must be set field by field; mosaic list"),
         (
             "--config.distil.steps=1",

@@ -24,7 +24,7 @@ def test_every_field_with_its_value(capsys):
 
 def test_a_field_before_the_configuration(capsys):
     """Its value is no positional argument; a switch has none."""
-    for words in (["--config.distill.steps", "7"], ["--config.log.tensorboard"]):
+    for words in (["--config.distill.steps", "7"], ["--config.distill.balanced"]):
         assert show.main([*words, "digits_mosaic", "distill"]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert all(line[2:].startswith("distill.") for line in lines[:-1])

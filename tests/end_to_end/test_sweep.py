@@ -188,7 +188,7 @@ def test_the_script_for_slurm_runs_the_sweep(tmp_path):
         ("distill.steps", "--grid = 'distill.steps': must be FIELD=VALUE,VALUE,..."),
         ("distill.steps=a", "--grid: distill.steps = 'a': must be a whole number"),
         ("distill.steps=1.5", "--grid: distill.steps = '1.5': must be a whole number"),
-        ("log.tensorboard=1", "--grid: log.tensorboard = '1': must be true or false"),
+        ("distill.balanced=1", "--grid: distill.balanced = '1': must be true or false"),
     ],
 )
 def test_wrong_grids_are_one_line(grid, expected, capsys, tmp_path):
@@ -209,7 +209,7 @@ def test_a_wrong_value_in_any_cell_ends_before_work(capsys, tmp_path):
 def test_values_take_the_type_of_the_field():
     config = tiny.config().to_dict()
     assert sweep.parse_grid("data.alpha=1,0.5", config) == ("data.alpha", [1.0, 0.5])
-    assert sweep.parse_grid("log.tensorboard=true", config)[1] == [True]
+    assert sweep.parse_grid("distill.balanced=true", config)[1] == [True]
     assert sweep.parse_grid("meta.head=linear,mean", config)[1] == ["linear", "mean"]
     rates = sweep.parse_grid("budgets.rates=(1,0.5),(1,0.25)", config)[1]
     assert rates == [(1, 0.5), (1, 0.25)]

@@ -21,7 +21,7 @@ def demo():
         "warmup.rounds": 0,
         "finetune.rounds": 0,
         "evaluation.every": 1,
-        "log.tensorboard": False,
+        "log.trackers": (),
         "compute.devices": 1,
     }.items():
         config.update_from_flattened_dict({name: value})

@@ -32,7 +32,7 @@ def loop_of():
                 stage="count",
                 seed=seed,
                 directory=folder / "checkpoints",
-                tracker=tracking.Tracker(folder, settings={}, tensorboard=False),
+                tracker=tracking.Tracker(folder, settings={}),
                 progress=tracking.Progress([folder], {"count": 1.0}, writes=True),
                 interruption=interruption or Interruption(),
                 checkpoint_seconds=0.0,

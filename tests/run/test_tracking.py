@@ -2,42 +2,75 @@
 
 import json
 import os
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from mosaic_jax.core import errors
-from mosaic_jax.run import runner, tracking
+from mosaic_jax.run import runner, trackers, tracking
+from mosaic_jax.run.callbacks import Callback
 from tests import tiny
 
 SETTINGS = {"data.alpha": 0.1, "model.others": ()}
 
 
-def filled(workdir, **changes):
-    tracker = tracking.Tracker(workdir, settings=SETTINGS, **changes)
+def filled(workdir, *callbacks):
+    workdir.mkdir(exist_ok=True)
+    tracker = tracking.Tracker(workdir, settings=SETTINGS, callbacks=callbacks)
     tracker.record("init", "round", 2, {"loss": 1.5})
     tracker.record("init", "round", 4, {"loss": 0.5})
     film = np.zeros((2, 3, 4, 8, 8, 1), np.uint8)
     tracker.pictures("generators", {"film": film, "client": np.arange(2)})
-    tracker.histograms("init", {"kernel": np.arange(10.0)})
+    tracker.parameters("init", "model", {"kernel": np.arange(10.0)})
     tracker.results({"test/final": 0.9})
     tracker.close()
 
 
 def test_metrics_load_into_pandas(tmp_path):
     pandas = pytest.importorskip("pandas")
-    filled(tmp_path, tensorboard=False)
+    filled(tmp_path)
     frame = pandas.read_json(tmp_path / "metrics.jsonl", lines=True)
     assert frame.loss.tolist() == [1.5, 0.5]
     assert frame.step.tolist() == [2, 4]
 
 
+class Heard(Callback):
+    """What a callback is told, in order."""
+
+    def __init__(self):
+        self.calls = []
+
+    def __getattribute__(self, name):
+        if not name.startswith("on_"):
+            return super().__getattribute__(name)
+        return lambda *given: self.calls.append((name, *given))
+
+
+def test_callbacks_are_told_what_is_recorded(tmp_path):
+    heard = Heard()
+    filled(tmp_path, heard)
+    start, *records, pictures, parameters, end = heard.calls
+    assert start == ("on_study_start", tmp_path, SETTINGS)
+    assert records == [
+        ("on_record", "init", "round", 2, {"loss": 1.5}),
+        ("on_record", "init", "round", 4, {"loss": 0.5}),
+    ]
+    assert pictures[:2] == ("on_pictures", "generators")
+    assert pictures[2].keys() == {"film"}
+    assert pictures[2]["film"].shape == (48, 32, 3)
+    assert parameters[:3] == ("on_parameters", "init", "model")
+    assert end == ("on_study_end", {"test/final": 0.9})
+    # Another process than the first tells nothing.
+    silent = Heard()
+    tracking.Tracker(tmp_path, callbacks=(silent,), writes=False).close()
+    assert silent.calls == []
+
+
 def test_tensorboard_reads_every_kind(tmp_path):
     from tensorboardX.proto import event_pb2
 
-    filled(tmp_path, tensorboard=True)
+    filled(tmp_path, trackers.TensorBoard())
     kinds, scalars = set(), {}
     for path in (tmp_path / "tensorboard").rglob("*tfevents*"):
         for payload in tfrecords(path):
@@ -66,7 +99,7 @@ def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    filled(tmp_path, tensorboard=False, wandb=True)
+    filled(tmp_path, trackers.WandB())
     (written,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     wanted = (b"init/loss", b"data.alpha", b"test/final", b"generators/film")
     # Its service writes when it likes.
@@ -78,13 +111,61 @@ def test_wandb_offline(tmp_path, monkeypatch):
     pytest.fail(f"not all of {wanted} in {written}")
 
 
-def test_wandb_that_is_not_installed_is_said_at_once(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    monkeypatch.setattr(
-        runner.importlib.util, "find_spec", lambda name: None if name else name
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_goes_on_with_a_run(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for _ in range(2):
+        filled(tmp_path / "run", trackers.MLflow())
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs(
+        [client.get_experiment_by_name("mosaic_jax").experiment_id]
     )
-    with pytest.raises(errors.ConfigError, match="needs the package wandb"):
-        runner.Experiment(tiny.study(log__wandb=True), tmp_path)
+    assert run.info.status == "FINISHED" and run.info.run_name == "run"
+    assert run.data.params == {"data.alpha": "0.1", "model.others": "()"}
+    assert run.data.metrics == {"init/loss": 0.5, "test/final": 0.9}
+    losses = client.get_metric_history(run.info.run_id, "init/loss")
+    assert [(one.step, one.value) for one in losses] == 2 * [(2, 1.5), (4, 0.5)]
+    (film,) = client.list_artifacts(run.info.run_id, "generators")
+    assert film.path == "generators/film.png"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_goes_on_with_a_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    trackio = pytest.importorskip("trackio")
+    for _ in range(2):
+        filled(tmp_path / "run", trackers.Trackio())
+    (run,) = trackio.Api().runs("mosaic_jax")
+    assert run.name.startswith("run-")
+    assert run.config["data.alpha"] == 0.1
+    rows = trackio.SQLiteStorage.get_logs("mosaic_jax", run.name)
+    losses = [row["init/loss"] for row in rows if "init/loss" in row]
+    assert losses == 2 * [1.5, 0.5]
+    assert sum("generators/film" in row for row in rows) == 2
+    assert rows[-1]["test/final"] == 0.9
+
+
+@pytest.mark.parametrize("name", sorted(set(trackers.TRACKERS) - {"tensorboard"}))
+def test_what_is_not_installed_is_said_at_once(name, tmp_path, monkeypatch):
+    find = trackers.importlib.util.find_spec
+    monkeypatch.setattr(
+        trackers.importlib.util,
+        "find_spec",
+        lambda wanted: None if wanted == name else find(wanted),
+    )
+    with pytest.raises(errors.ConfigError, match=f"needs the package {name}: pip in"):
+        runner.Experiment(tiny.study(log__trackers=(name,)), tmp_path)
+
+
+def test_the_wrong_names_of_trackers():
+    told = r"log.trackers = \('tensorbord',\): must be different ones of tensorboard, w"
+    with pytest.raises(errors.ConfigError, match=told):
+        tiny.study(log__trackers=("tensorbord",))
+    told = "must be a class that inherits mosaic_jax.Callback and needs no arguments"
+    with pytest.raises(errors.ConfigError, match=told):
+        trackers.named(["tests.run.test_tracking:filled"])
 
 
 class TestProgress:
