@@ -67,7 +67,7 @@ class Model:
 
     def _fitted(self, images: Any) -> np.ndarray:
         """Images uint8 [N, H, W, D] as the network takes them."""
-        image = dataset.from_user(images, "images", self.info.image_size)
+        image = dataset.from_user(images, "images", self.info.size)
         depth = self.info.channels
         if image.shape[-1] not in (1, depth):
             raise errors.DataError(

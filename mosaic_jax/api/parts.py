@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.core.registry import Registry
+from mosaic_jax.data import flower
 from mosaic_jax.data.dataset import Arrays
 from mosaic_jax.data.partition import MODES
 from mosaic_jax.data.sources import SOURCES, Source
@@ -99,13 +100,17 @@ def partition(given: Any) -> dict[str, Any]:
     """The settings of a split.
 
     Args:
-      given: a name, or a function as `partition.split` takes it.
+      given: a name, a function as `partition.split` takes it, or a partitioner of
+        flwr-datasets.
 
     Raises:
       ConfigError: it is of another kind.
     """
     if isinstance(given, str):
         return {"data.split": given}
+    if flower.is_partitioner(given):
+        path = f"{registry.place(type(given))}()"
+        return {"data.split": registry.hand(flower.of_partitioner(given), path)}
     return {"data.split": _function("partition", MODES, given)}
 
 

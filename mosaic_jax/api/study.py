@@ -57,7 +57,8 @@ class Study:
             a function from a folder to `Arrays`.
           partition: how images are dealt to clients: a name, or a function
             `(labels, num_clients, rng) -> list of arrays of image numbers`, which may
-            name settings of `data` such as `alpha` as well.
+            name settings of `data` such as `alpha`, and `group`, whose each image is;
+            or a partitioner of flwr-datasets.
           metrics: of the trained models, on held-out images and for each client: a list
             of names of `mosaic_jax.metrics.SHIPPED`, functions of logits [N, K] and
             labels [N], and classes of `clu.metrics`; or a mapping from names to these.

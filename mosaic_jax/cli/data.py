@@ -61,8 +61,8 @@ def _describe(args: argparse.Namespace) -> None:
         )
     info, found = sources.load(args.name, args.data_dir)
     print(
-        f"{args.name}: {info.num_classes} classes, {info.image_size} x"
-        f" {info.image_size} x {info.channels}, augmentation {info.augmentation}"
+        f"{args.name}: {info.num_classes} classes,"
+        f" {' x '.join(map(str, info.image_shape))}, augmentation {info.augmentation}"
     )
     print(f"mean {info.mean}, deviation {info.std} (black 0, white 1)")
     counts = []

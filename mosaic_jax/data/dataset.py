@@ -13,7 +13,11 @@ from mosaic_jax.core import errors
 
 _log = logging.getLogger(__name__)
 
-IMAGE_SIZES = (16, 32, 64)
+# Height and width in pixels.
+Size = tuple[int, int]
+# Sides of the squares that images of other sizes become unless a study says otherwise:
+# those that generators draw.
+SIDES = (16, 32, 64)
 # A confusion matrix has this number squared of entries.
 MOST_CLASSES = 10_000
 # Limits of how many images, and how many numbers in them, are converted at once.
@@ -26,11 +30,12 @@ class Info:
 
     Attributes:
       num_classes: K.
-      image_size: height and width in pixels, one of `IMAGE_SIZES`.
+      image_size: height in pixels.
       channels: D, 1 for grey and 3 for RGB.
       mean: of the images, per channel, where black is 0 and white is 1.
       std: standard deviation, likewise.
       augmentation: of training images, a name of `augment.AUGMENTATIONS`.
+      image_width: in pixels; 0: as the height.
     """
 
     num_classes: int
@@ -39,11 +44,29 @@ class Info:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: str
+    image_width: int = 0
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        return (self.image_size, self.image_width or self.image_size)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels (H, W, D)."""
-        return (self.image_size, self.image_size, self.channels)
+        return (*self.size, self.channels)
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether images are squares that all networks of this library take."""
+        height, width = self.size
+        return height == width and height in SIDES
+
+    def of_size(self, size: Size) -> "Info":
+        """The same of images of another height and width."""
+        height, width = size
+        width = 0 if width == height else width
+        return dataclasses.replace(self, image_size=height, image_width=width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +75,20 @@ class Arrays:
 
     Labels may be given in any integer type.
 
+    Attributes:
+      train_group: [N] integers or text: whose each training image is, such as a writer
+        or a hospital, for `data.split = "by_column"`; None: it is not known.
+
     Raises:
       DataError: images are of another type or shape, there are none, or not as many as
-        labels; labels are not integers in [0, MOST_CLASSES).
+        labels or groups; labels are not integers in [0, MOST_CLASSES).
     """
 
     train_image: np.ndarray
     train_label: np.ndarray
     test_image: np.ndarray
     test_label: np.ndarray
+    train_group: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         """Check all, then convert labels: the only place where that is done."""
@@ -86,6 +114,23 @@ class Arrays:
                     f" integers 0..{MOST_CLASSES - 1}"
                 )
             object.__setattr__(self, name, label.astype(np.int32))
+        check_groups(self.train_group, len(self.train_label))
+
+
+def check_groups(group: np.ndarray | None, count: int) -> None:
+    """Check that each of `count` training images has a group, if there are groups.
+
+    Raises:
+      DataError: it has not, or groups are neither integers nor text.
+    """
+    if group is None:
+        return
+    found = np.asarray(group)
+    if found.shape != (count,) or found.dtype.kind not in "iuSU":
+        raise errors.DataError(
+            f"groups of {found.dtype}, shape {found.shape}: must be integers or text"
+            f" [{count}], one for each training image"
+        )
 
 
 def describe(arrays: Arrays) -> Info:
@@ -104,15 +149,17 @@ def describe(arrays: Arrays) -> Info:
             f" must be numbered 0..{found - 1}"
         )
     mean, std = _moments(arrays.train_image)
-    return Info(
+    height, width, channels = arrays.train_image.shape[1:]
+    found = Info(
         num_classes=num_classes,
-        image_size=arrays.train_image.shape[1],
-        channels=arrays.train_image.shape[3],
+        image_size=height,
+        channels=channels,
         mean=tuple(round(float(x), 4) for x in mean),
         # One colour throughout would divide by zero.
         std=tuple(max(round(float(x), 4), 1e-3) for x in std),
         augmentation="none",
     )
+    return found.of_size((height, width))
 
 
 def _moments(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -182,11 +229,11 @@ def _classes(which: np.ndarray, num_classes: int) -> str:
     return f"{len(which)} of {num_classes} classes ({names})"
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear resize of uint8 [N, H, W, D] to [N, size, size, D]."""
-    if image.shape[1:3] == (size, size):
+def resize(image: np.ndarray, size: Size) -> np.ndarray:
+    """Bilinear resize of uint8 [N, H, W, D] to [N, *size, D]."""
+    if image.shape[1:3] == tuple(size):
         return image
-    result = np.empty((len(image), size, size, image.shape[-1]), np.uint8)
+    result = np.empty((len(image), *size, image.shape[-1]), np.uint8)
     done = 0
     for chunk in _chunks(image):
         shape = (len(chunk), *result.shape[1:])
@@ -196,8 +243,17 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     return result
 
 
-def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
-    """Images uint8 [H, W, D] of any sizes as one array [N, *info.image_shape].
+def resized(arrays: Arrays, size: Size) -> Arrays:
+    """All images of a data set, of another height and width."""
+    return dataclasses.replace(
+        arrays,
+        train_image=resize(arrays.train_image, size),
+        test_image=resize(arrays.test_image, size),
+    )
+
+
+def fit(images: Sequence[np.ndarray], size: Size, channels: int) -> np.ndarray:
+    """Images uint8 [H, W, D] of any sizes as one array [N, *size, channels].
 
     Grey images are repeated over the channels.
 
@@ -208,25 +264,25 @@ def fit(images: Sequence[np.ndarray], info: Info) -> np.ndarray:
         found = ", ".join(sorted({str(image.dtype) for image in images})) or "none"
         raise errors.DataError(f"images of type {found}: must be uint8")
     if len({image.shape for image in images}) == 1:
-        result = resize(np.stack(images), info.image_size)
-        shape = (len(result), *info.image_shape)
+        result = resize(np.stack(images), size)
+        shape = (len(result), *size, channels)
         return np.ascontiguousarray(np.broadcast_to(result, shape))
-    side = info.image_size
-    result = np.empty((len(images), *info.image_shape), np.uint8)
+    height, width = size
+    result = np.empty((len(images), height, width, channels), np.uint8)
     for row, image in zip(result, images, strict=True):
         pillow = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-        pillow = pillow.resize((side, side), Image.Resampling.BILINEAR)
-        row[:] = np.asarray(pillow).reshape(side, side, -1)
+        pillow = pillow.resize((width, height), Image.Resampling.BILINEAR)
+        row[:] = np.asarray(pillow).reshape(height, width, -1)
     return result
 
 
-def from_user(images: Any, name: str, size: int = 0) -> np.ndarray:
-    """A user's images as the library's: uint8 [N, S, S, D], S of `IMAGE_SIZES`.
+def from_user(images: Any, name: str, size: Size | None = None) -> np.ndarray:
+    """A user's images as the library's: uint8 [N, *size, D].
 
     Args:
       images: uint8, or floats in [0, 1]; [N, H, W] or [N, H, W, D] with D of 1 or 3.
       name: of the images, for messages.
-      size: S; 0: whichever is nearest to their own.
+      size: height and width; None: the square of `nearest_size`.
 
     Raises:
       DataError: they are of another type, range or shape, or there are none.
@@ -249,11 +305,14 @@ def from_user(images: Any, name: str, size: int = 0) -> np.ndarray:
         image = (image * 255).round().astype(np.uint8)
     height, width = image.shape[1:3]
     size = size or nearest_size((height * width) ** 0.5)
-    if (height, width) != (size, size):
-        _log.info("%s: %d x %d pixels are resized to %d", name, height, width, size)
+    if (height, width) != tuple(size):
+        _log.info(
+            "%s: %d x %d pixels are resized to %d x %d", name, height, width, *size
+        )
     return resize(image, size)
 
 
-def nearest_size(side: float) -> int:
-    """The image size, one of `IMAGE_SIZES`, for images of about `side` pixels."""
-    return next((s for s in IMAGE_SIZES if side <= 1.5 * s), IMAGE_SIZES[-1])
+def nearest_size(side: float) -> Size:
+    """The square, of one of `SIDES`, for images of about `side` pixels."""
+    found = next((one for one in SIDES if side <= 1.5 * one), SIDES[-1])
+    return (found, found)

@@ -16,6 +16,15 @@ from mosaic_jax.data.dataset import Arrays, Info, absent, pointless
 _log = logging.getLogger(__name__)
 
 
+# Of images, in pixels.
+LEAST_SIDE, MOST_SIDE = 4, 1024
+
+
+def _is_size(value: tuple) -> bool:
+    sides = all(type(one) is int and LEAST_SIDE <= one <= MOST_SIDE for one in value)
+    return sides and len(value) in (0, 2)
+
+
 @dataclasses.dataclass(frozen=True)
 class Data(schema.Group):
     """Data set and its split over clients."""
@@ -27,6 +36,17 @@ class Data(schema.Group):
         default="data",
         meaning="archives are looked for, downloaded and cached here; of folder and"
         " npz: your images",
+    )
+    size: tuple = schema.field(
+        (),
+        f"() or a height and a width of {LEAST_SIDE}..{MOST_SIDE} pixels",
+        _is_size,
+        "of images; (): as they are, or squares of 16, 32 or 64 where they may be any",
+    )
+    column: str = schema.anything(
+        default="",
+        meaning="of npz, tfds:NAME and hf:NAME: whose each training image is, for"
+        " split by_column",
     )
     augmentation: str = schema.one_of(
         ("auto", *augment.AUGMENTATIONS),
@@ -148,7 +168,10 @@ def load(config: Data, seed: int) -> StudyData:
       ConfigError: there is no data set of that name.
       DataError: the data are missing or damaged, or there is no such split.
     """
-    return build(config, seed, *sources.load(config.name, config.dir))
+    found = sources.load(
+        config.name, config.dir, size=config.size or None, column=config.column
+    )
+    return build(config, seed, *found)
 
 
 def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
@@ -166,19 +189,19 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
     sources.check(config.name, info, arrays)
     if config.augmentation != "auto":
         info = dataclasses.replace(info, augmentation=config.augmentation)
-    image, label = arrays.train_image, arrays.train_label
+    image, label, group = arrays.train_image, arrays.train_label, arrays.train_group
     split_seed = seed + config.split_seed
     if 0 < config.max_images < len(label):
         order = np.random.RandomState(split_seed).permutation(len(label))
         kept = np.sort(order[: config.max_images])
-        image, label = image[kept], label[kept]
+        image, label, group = image[kept], label[kept], _of(group, kept)
     num_validation = round(config.validation * len(label))
     sets = {"test": LabelledImages(arrays.test_image, arrays.test_label)}
     if num_validation:
         order = np.random.RandomState(split_seed).permutation(len(label))
         kept, rest = np.sort(order[num_validation:]), order[:num_validation]
         sets["validation"] = LabelledImages(image[rest], label[rest])
-        image, label = image[kept], label[kept]
+        image, label, group = image[kept], label[kept], _of(group, kept)
     if config.split == "file":
         parts = partition.read(
             config.split_file, num_images=len(label), num_clients=config.num_clients
@@ -189,6 +212,7 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
             mode=config.split,
             num_clients=config.num_clients,
             seed=split_seed,
+            group=group,
             **{name: getattr(config, name) for name in SPLIT_FIELDS},
         )
     if config.num_clients > len(arrays.test_label):
@@ -235,6 +259,11 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
         sha256=sha256,
         content_sha256=schema.digest(content),
     )
+
+
+def _of(group: np.ndarray | None, kept: np.ndarray) -> np.ndarray | None:
+    """The groups of the images that are kept."""
+    return None if group is None else np.asarray(group)[kept]
 
 
 def _shifted(

@@ -7,7 +7,7 @@ import numpy as np
 
 from mosaic_jax.core import errors
 from mosaic_jax.data import images, own
-from mosaic_jax.data.dataset import Arrays, nearest_size
+from mosaic_jax.data.dataset import Arrays, Size, nearest_size
 
 # What `save_to_disk` writes into the folder of several splits, and of one.
 _SAVED = ("dataset_dict.json", "state.json")
@@ -15,8 +15,10 @@ _SAVED = ("dataset_dict.json", "state.json")
 _TEST = ("test", "validation", "valid")
 
 
-def read_any(directory: pathlib.Path, name: str) -> Arrays:
-    """Read a data set of images with one class each; resized to what fits best.
+def read_any(
+    directory: pathlib.Path, name: str, *, size: Size | None = None, column: str = ""
+) -> Arrays:
+    """Read a data set of images with one class each.
 
     Its first column of images counts, and its first column of classes (`ClassLabel`).
     Where it has no test set, a fixed fifth of each class is held out.
@@ -25,6 +27,9 @@ def read_any(directory: pathlib.Path, name: str) -> Arrays:
       directory: where `name` lies, as `save_to_disk` wrote it. Tables of what is
         downloaded are kept there too, the files themselves in HF_HOME.
       name: of the data set: a folder in `directory`, or "OWNER/REPOSITORY" of the hub.
+      size: height and width that images are resized to; None: squares of 16, 32 or 64
+        pixels, whichever is nearest to the median of their longer sides.
+      column: with the group of each training image; "": none.
 
     Raises:
       ConfigError: `datasets` is not installed.
@@ -48,13 +53,14 @@ def read_any(directory: pathlib.Path, name: str) -> Arrays:
     contents = [content for part, _ in parts for content in part]
     files = [(f"hf:{name}: image {i}", one) for i, one in enumerate(contents)]
     sides, grey = zip(*(images.look_at(*file) for file in files), strict=True)
-    size, mode = nearest_size(float(np.median(sides))), "L" if all(grey) else "RGB"
+    size = size or nearest_size(float(np.median(sides)))
+    mode = "L" if all(grey) else "RGB"
     image = np.stack(list(images.decode_all(files, size, mode)))
     label = [classes for _, classes in parts]
-    count = len(label[0])
+    count, group = len(label[0]), _groups(sets["train"], column, name)
     if not labelled:
-        return own.with_test_set(image, label[0])
-    return Arrays(image[:count], label[0], image[count:], label[1])
+        return own.with_test_set(image, label[0], group)
+    return Arrays(image[:count], label[0], image[count:], label[1], group)
 
 
 def _load(directory: pathlib.Path, name: str) -> Any:
@@ -112,6 +118,22 @@ def _files(rows: Any, name: str, part: str) -> tuple[list[bytes], np.ndarray]:
             f" row: row {missing[0]} has none"
         )
     return [_content(file) for file in files], label.astype(np.int32)
+
+
+def _groups(rows: Any, column: str, name: str) -> np.ndarray | None:
+    """The column of groups [N], if one is asked for.
+
+    Raises:
+      DataError: there is none of that name.
+    """
+    if not column:
+        return None
+    if column not in rows.features:
+        raise errors.DataError(
+            f"data.column = {column!r}: must be a column of 'hf:{name}',"
+            f" {', '.join(rows.features)}"
+        )
+    return np.asarray(rows[column][:])
 
 
 def _is_labelled(label: np.ndarray) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin
 
 from mosaic_jax.core import errors
+from mosaic_jax.data.dataset import Size
 
 FILES = (
     *(".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm"),
@@ -19,7 +20,7 @@ _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
 _WHITE_IS_ZERO, _SIGNED = 0, 2
 
 
-def decode(content: bytes, size: int, mode: str = "RGB") -> np.ndarray:
+def decode(content: bytes, size: Size, mode: str = "RGB") -> np.ndarray:
     """Decode and resize an image file to uint8 [size, size, D].
 
     Transparent pixels become white; values of more than 8 bits are scaled by the range
@@ -35,8 +36,9 @@ def decode(content: bytes, size: int, mode: str = "RGB") -> np.ndarray:
     """
     with Image.open(io.BytesIO(content)) as file:
         image = _eight_bit(file).convert(mode)
-    image = image.resize((size, size), Image.Resampling.BILINEAR)
-    return np.asarray(image, np.uint8).reshape(size, size, -1)
+    height, width = size
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image, np.uint8).reshape(height, width, -1)
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -94,7 +96,7 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def decode_all(
-    files: Iterable[tuple[str, bytes]], size: int, mode: str
+    files: Iterable[tuple[str, bytes]], size: Size, mode: str
 ) -> Iterable[np.ndarray]:
     """Decode image files on all cores, with a few hundred of them in memory at a time.
 
@@ -104,7 +106,7 @@ def decode_all(
       mode: "RGB" (D = 3) or "L" for grey (D = 1).
 
     Returns:
-      uint8 [size, size, D] of each file, in order.
+      uint8 [*size, D] of each file, in order.
 
     Raises:
       DataError: a file cannot be decoded; the message names it.

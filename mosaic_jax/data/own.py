@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 
 from mosaic_jax.core import errors
-from mosaic_jax.data import formats, images, limits
-from mosaic_jax.data.dataset import Arrays, nearest_size, resize
+from mosaic_jax.data import dataset, formats, images, limits
+from mosaic_jax.data.dataset import Arrays, Size, nearest_size, resize
 from mosaic_jax.data.formats import Header
 
 _log = logging.getLogger(__name__)
@@ -16,13 +16,17 @@ _log = logging.getLogger(__name__)
 TEST_SHARE = 0.2
 
 
-def folder(directory: pathlib.Path) -> Arrays:
+def folder(directory: pathlib.Path, *, size: Size | None = None) -> Arrays:
     """Read a folder with one sub-folder of images per class.
 
     The sub-folders may also lie in two folders, `train` and `test`; otherwise a fifth
-    of each class is held out for testing. Images are resized to 16, 32 or 64 pixels,
-    whichever is nearest to their median side; they are grey only if all of them are.
+    of each class is held out for testing. Images are grey only if all of them are.
     Classes are numbered in the order of their names, over training and test sets.
+
+    Args:
+      directory: the folder.
+      size: height and width that images are resized to; None: squares of 16, 32 or 64
+        pixels, whichever is nearest to the median of their longer sides.
 
     Raises:
       DataError: it is not such a folder, or a file in it is not an image.
@@ -46,7 +50,8 @@ def folder(directory: pathlib.Path) -> Arrays:
             " least two classes"
         )
     sides, grey = zip(*(images.look_at(path) for path, _, _ in files), strict=True)
-    size, mode = nearest_size(float(np.median(sides))), "L" if all(grey) else "RGB"
+    size = size or nearest_size(float(np.median(sides)))
+    mode = "L" if all(grey) else "RGB"
     contents = ((str(path), limits.read(path)) for path, _, _ in files)
     image = np.stack(list(images.decode_all(contents, size, mode)))
     label = np.array([number for _, _, number in files])
@@ -69,11 +74,17 @@ def _regular(path: pathlib.Path) -> bool:
     return False
 
 
-def npz(path: pathlib.Path) -> Arrays:
+def npz(path: pathlib.Path, *, size: Size | None = None, column: str = "") -> Arrays:
     """Read an npz file of uint8 images [N, H, W] or [N, H, W, D], integer labels [N].
 
     The arrays are called x_train and y_train, and x_test and y_test if there is a test
     set; others are not read.
+
+    Args:
+      path: of the file.
+      size: height and width that images are resized to; None: squares of 16, 32 or 64
+        pixels, whichever is nearest.
+      column: name of an array [N] with the group of each training image; "": none.
 
     Raises:
       DataError: there is no such file, or an array is missing or of another type.
@@ -90,20 +101,38 @@ def npz(path: pathlib.Path) -> Arrays:
                 raise errors.DataError(f"{path}: has no array {name}")
         _check(path, headers[f"x_{part}"], headers[f"y_{part}"])
     names = [f"{kind}_{part}" for part in parts for kind in "xy"]
+    found = formats.read_npz(path, [*names, *([column] if column else [])])
     arrays = []
-    for name, array in formats.read_npz(path, names).items():
+    for name in names:
+        array = found[name]
         if name.startswith("y"):
             arrays.append(array.reshape(-1))
         else:
             image = array[..., None] if array.ndim == 3 else array
-            arrays.append(resize(image, nearest_size(image.shape[1])))
-    return Arrays(*arrays) if len(parts) == 2 else with_test_set(*arrays)
+            arrays.append(resize(image, size or nearest_size(image.shape[1])))
+    group = found[column] if column else None
+    if len(parts) == 1:
+        return with_test_set(*arrays, group=group)
+    return Arrays(*arrays, train_group=group)
 
 
-def with_test_set(image: np.ndarray, label: np.ndarray) -> Arrays:
-    """Images [N, H, W, D] with classes [N], a fixed fifth of each held out as test."""
+def with_test_set(
+    image: np.ndarray, label: np.ndarray, group: np.ndarray | None = None
+) -> Arrays:
+    """A data set whose test set is a fixed fifth of each class.
+
+    Args:
+      image: [N, H, W, D].
+      label: [N], classes.
+      group: [N]; None: there are no groups.
+
+    Raises:
+      DataError: there are not as many groups as images.
+    """
+    dataset.check_groups(group, len(image))
     test = _held_out(label)
-    return Arrays(image[~test], label[~test], image[test], label[test])
+    kept = None if group is None else group[~test]
+    return Arrays(image[~test], label[~test], image[test], label[test], kept)
 
 
 def _check(path: pathlib.Path, image: Header, label: Header) -> None:

@@ -24,6 +24,7 @@ def split(
     mode: str,
     num_clients: int,
     seed: int,
+    group: np.ndarray | None = None,
     **fields: float,
 ) -> list[np.ndarray]:
     """Divide images over clients (Dirichlet splits as by Hsu et al., 2019).
@@ -34,6 +35,8 @@ def split(
         `(labels, num_clients, np_rng) -> list of C arrays of image numbers`.
       num_clients: C >= 1.
       seed: of NumPy's legacy RandomState, with which the published splits were made.
+      group: [N] integers or text, whose each image is; a mode that names `group` gets
+        it. None: it is not known, and a mode without a default for it is refused.
       fields: settings of the split; a mode gets those that it names, such as `alpha`,
         Dirichlet concentration, > 0: the smaller, the more the clients differ.
 
@@ -64,7 +67,16 @@ def split(
             raise errors.DataError(f"{field} = {value}: must be in [{least}, {most}]")
     function = MODES.find(mode)
     named = inspect.signature(function).parameters
-    own = {name: value for name, value in fields.items() if name in named}
+    own: dict[str, Any] = {
+        name: value for name, value in fields.items() if name in named
+    }
+    if "group" in named:
+        if group is None and named["group"].default is inspect.Parameter.empty:
+            raise errors.DataError(
+                f"data.split = {mode!r}: needs to know whose each training image is:"
+                " must be in data.column, or in the arrays that are given"
+            )
+        own["group"] = group
     np_rng = np.random.RandomState(seed)
     if mode in MODES:
         parts = function(labels, num_clients, np_rng, **own)
@@ -303,6 +315,7 @@ MODES: Registry[Callable[..., list[np.ndarray]]] = Registry(
         "pathological": skews.pathological,
         "shards": skews.shards,
         "quantity": skews.quantity,
+        "by_column": skews.by_column,
     },
     schema.Allowed(
         "a function of labels, number of clients and random numbers to a list of arrays"

@@ -10,7 +10,7 @@ import tqdm
 from mosaic_jax.core import errors
 from mosaic_jax.data import formats, images, limits
 from mosaic_jax.data.archives import Archive, members, read_members, reading
-from mosaic_jax.data.dataset import Arrays, resize
+from mosaic_jax.data.dataset import Arrays, Size, resize
 
 FASHION_MNIST_FOLDERS = (pathlib.Path("/usr/share/datasets/fashion-mnist"),)
 
@@ -92,7 +92,7 @@ def digits(directory: pathlib.Path) -> Arrays:
 
     pixels, label = map(np.asarray, datasets.load_digits(return_X_y=True))
     raw = pixels.reshape(-1, 8, 8, 1)
-    image = resize((raw * (255 / 16)).astype(np.uint8), 16)
+    image = resize((raw * (255 / 16)).astype(np.uint8), (16, 16))
     order = np.random.RandomState(0).permutation(len(label))
     test, train = order[:360], order[360:]
     return Arrays(image[train], label[train], image[test], label[test])
@@ -119,7 +119,7 @@ def _idx_set(files: Files, folders: Sequence[pathlib.Path]) -> Arrays:
         )
 
     def image(name: str) -> np.ndarray:
-        return resize(raw[name][..., None], 32)
+        return resize(raw[name][..., None], (32, 32))
 
     return Arrays(
         image("train-images-idx3-ubyte.gz"),
@@ -213,7 +213,7 @@ def tiny_imagenet(directory: pathlib.Path) -> Arrays:
             return "test", number_of[parts[3]]
         return None
 
-    return _decoded(source, label, size=32)
+    return _decoded(source, label, size=(32, 32))
 
 
 def food101(directory: pathlib.Path) -> Arrays:
@@ -229,7 +229,7 @@ def food101(directory: pathlib.Path) -> Arrays:
         for part, rows in (("train", train), ("test", test))
         for row in rows.split()
     }
-    return _decoded(source, part_of.get, size=32)
+    return _decoded(source, part_of.get, size=(32, 32))
 
 
 def _entries(
@@ -274,7 +274,7 @@ def _decoded(
     source: pathlib.Path,
     label: Callable[[str], tuple[str, int] | None],
     *,
-    size: int,
+    size: Size,
 ) -> Arrays:
     """Decode RGB images, in the order of their names.
 

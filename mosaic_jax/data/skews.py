@@ -84,6 +84,39 @@ def shards(
     return [np.concatenate([parts[i] for i in mine]) for mine in dealt]
 
 
+def by_column(
+    labels: np.ndarray,
+    num_clients: int,
+    np_rng: np.random.RandomState,
+    *,
+    group: np.ndarray,
+) -> list[np.ndarray]:
+    """One client for each group of images, such as those of a writer or a hospital.
+
+    Where there are more groups than clients, clients are drawn among the groups, as the
+    users of LEAF (Caldas et al., 2018) are; the images of all others are left out.
+
+    Args:
+      labels: [N] integers; they do not matter.
+      num_clients: C.
+      np_rng: draws groups.
+      group: [N] integers or text; clients are in the order of their groups.
+
+    Raises:
+      DataError: there are fewer groups than clients.
+    """
+    known, of = np.unique(group, return_inverse=True)
+    if num_clients > len(known):
+        raise errors.DataError(
+            f"data.num_clients = {num_clients}: must be <= {len(known)}, the number of"
+            " groups among the training images"
+        )
+    drawn = np.sort(np_rng.permutation(len(known))[:num_clients])
+    order = np.argsort(of, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(of, minlength=len(known)))[:-1])
+    return [parts[i] for i in drawn]
+
+
 def quantity(
     labels: np.ndarray,
     num_clients: int,

@@ -12,11 +12,12 @@ import numpy as np
 from mosaic_jax.core import errors, schema
 from mosaic_jax.core.registry import Registry
 from mosaic_jax.data import formats, hub, own, prepared, readers
-from mosaic_jax.data.dataset import IMAGE_SIZES, Arrays, Info, describe
+from mosaic_jax.data.dataset import Arrays, Info, Size, describe, resized
 
 # Readers of whatever a library of data sets has, by what precedes its name.
 _LIBRARIES = {"tfds": prepared.read_any, "hf": hub.read_any}
-_FIELDS = tuple(field.name for field in dataclasses.fields(Arrays))
+# What a cache holds.
+_FIELDS = ("train_image", "train_label", "test_image", "test_label")
 _CIFAR100_MOMENTS = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
 _GREY = (0.1307,), (0.3081,)
 
@@ -32,13 +33,15 @@ class Source:
       num_images: of its training and its test set; (0, 0) where it takes no time to
         read, or where nothing is known before it is read.
       needs_files: whether a set without `info` needs its `directory` to exist.
+      options: of "size" and "column", what `read` takes beside, by name.
     """
 
     info: Info | None
-    read: Callable[[pathlib.Path], Arrays]
+    read: Callable[..., Arrays]
     tfds: str = ""
     num_images: tuple[int, int] = (0, 0)
     needs_files: bool = True
+    options: tuple[str, ...] = ()
 
 
 def _is_source(found: Any) -> bool:
@@ -95,8 +98,8 @@ SOURCES: Registry[Source] = Registry(
             "food101",
             (75_750, 25_250),
         ),
-        "folder": Source(None, own.folder),
-        "npz": Source(None, own.npz),
+        "folder": Source(None, own.folder, options=("size",)),
+        "npz": Source(None, own.npz, options=("size", "column")),
     },
     schema.Allowed(
         "a function from a path to mosaic_jax.data.dataset.Arrays", _is_source
@@ -104,7 +107,13 @@ SOURCES: Registry[Source] = Registry(
 )
 
 
-def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
+def load(
+    name: str,
+    directory: str | pathlib.Path,
+    *,
+    size: Size | None = None,
+    column: str = "",
+) -> tuple[Info, Arrays]:
     """The data set called `name`.
 
     It comes from the first of these that there is: the cache in `directory`, a set that
@@ -114,22 +123,44 @@ def load(name: str, directory: str | pathlib.Path) -> tuple[Info, Arrays]:
     "tfds:NAME" any set of images with classes that TFDS prepared, and "hf:NAME" one of
     the library `datasets`.
 
+    Args:
+      name: of the data set.
+      directory: see above.
+      size: height and width of the images; None: those of the set, or, where they may
+        be any, squares of 16, 32 or 64 pixels that fit best.
+      column: of the set's table, with the group of each training image; "": none.
+
     Raises:
       ConfigError: there is no such data set.
       DataError: files are damaged, or missing and cannot be downloaded; the message
-        says which file to put where. Or a user's function returns something else.
+        says which file to put where. Or there is no such column, or a user's function
+        returns something else.
     """
     source, directory = _find(name), pathlib.Path(directory).expanduser()
     if not isinstance(source, Source):
         source = Source(None, _of_user(name, source), needs_files=False)
+    if column and "column" not in source.options:
+        raise errors.DataError(
+            f"data.column = {column!r}: must be '' for data.name = {name!r}, which has"
+            " no columns to choose from"
+        )
     if source.info is None:
         if source.needs_files and not directory.exists():
             raise errors.DataError(f"data.dir = {directory}: no such file or folder")
-        arrays = source.read(directory)
+        given = {"size": size, "column": column}
+        arrays = source.read(directory, **{key: given[key] for key in source.options})
+        arrays = resized(arrays, size) if size else arrays
         info = describe(arrays)
         check(name, info, arrays)
         return info, arrays
-    info = source.info
+    info, arrays = _known(name, source, source.info, directory)
+    return (info.of_size(size), resized(arrays, size)) if size else (info, arrays)
+
+
+def _known(
+    name: str, source: Source, info: Info, directory: pathlib.Path
+) -> tuple[Info, Arrays]:
+    """A data set of this library, from its cache if there is one."""
     cache = _cache(name, info, directory)
     # A damaged cache may raise anything; it is then written again.
     with contextlib.suppress(Exception):
@@ -168,11 +199,6 @@ def check(name: str, info: Info, arrays: Arrays) -> None:
     Raises:
       DataError: `arrays` contradict `info`, or are empty.
     """
-    if info.image_size not in IMAGE_SIZES:
-        raise errors.DataError(
-            f"{name}: images of {info.image_size} pixels: must be of"
-            f" {', '.join(map(str, IMAGE_SIZES))}"
-        )
     for part in ("train", "test"):
         image = getattr(arrays, f"{part}_image")
         label = getattr(arrays, f"{part}_label")
@@ -199,7 +225,8 @@ def _find(name: str) -> Source | Callable[[pathlib.Path], Any]:
     kind, _, rest = name.partition(":")
     if kind in _LIBRARIES and rest:
         read = functools.partial(_LIBRARIES[kind], name=rest)
-        return Source(None, read, needs_files=False)
+        options = ("size", "column")
+        return Source(None, read, needs_files=False, options=options)
     return SOURCES.find(name)
 
 

@@ -368,7 +368,10 @@ def build(study: View, info: Info, classifier: Classifier) -> Gan:
       classifier: whose losses shape the generator.
     """
     config, compat = study.generators, study.compat
-    size, kind = info.image_size, (study.model.dtype, study.compute.convolution)
+    size, kind = (
+        dcgan.side_of(info.image_shape),
+        (study.model.dtype, study.compute.convolution),
+    )
     discriminator = None
     if config.discriminator == "network":
         discriminator = dcgan.Discriminator(size, config.width, *kind)

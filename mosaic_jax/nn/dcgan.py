@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mosaic_jax.core import errors
 from mosaic_jax.core.types import Array
 from mosaic_jax.nn import submodel
 from mosaic_jax.nn.conv import Conv, ConvTranspose
@@ -28,6 +29,22 @@ def _scale_init(key: jax.Array, shape: tuple[int, ...]) -> Array:
 def batch_norm(slope: float | None) -> BatchNorm:
     """Batch-norm, initial scales from N(1, 0.02), and a leaky ReLU; None: none."""
     return BatchNorm(scale_init=_scale_init, slope=slope)
+
+
+def side_of(image_shape: tuple[int, int, int]) -> int:
+    """Height and width of generated images of `image_shape` (H, W, D), in pixels.
+
+    Raises:
+      ConfigError: no generator draws such images.
+    """
+    height, width, _ = image_shape
+    if height != width or height not in IMAGE_SIZES:
+        sides = ", ".join(map(str, IMAGE_SIZES))
+        raise errors.ConfigError(
+            f"data.size: images of {height} x {width} pixels: must be squares of"
+            f" {sides} pixels, which generators draw"
+        )
+    return height
 
 
 def doublings(image_size: int) -> int:

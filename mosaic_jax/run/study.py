@@ -274,7 +274,7 @@ def build(
         private.check_statistics(settings, data.info, classifiers)
         plan = private.plan(settings, data, chain)
         data = private.hidden(data, plan, settings.seed)
-    return Study(
+    study = Study(
         settings=settings,
         data=data,
         privacy=plan,
@@ -290,6 +290,10 @@ def build(
             held_out=data.held_out,
         ),
     )
+    if not data.info.is_usual:
+        # Counted on abstract networks, where generators refuse what they cannot draw.
+        study.flops  # noqa: B018
+    return study
 
 
 def _sending(settings: Settings) -> Sending:
@@ -361,7 +365,7 @@ def build_network(
         rate=model.rate,
     )
     classifier = Classifier(module, info.mean, info.std)
-    if ":" in name:
+    if ":" in name or not info.is_usual:
         _check_network(name, classifier, info)
     return classifier
 

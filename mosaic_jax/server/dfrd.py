@@ -17,7 +17,7 @@ from mosaic_jax.core.types import (
     Tree,
 )
 from mosaic_jax.fl import training
-from mosaic_jax.nn import conditional, losses
+from mosaic_jax.nn import conditional, dcgan, losses
 from mosaic_jax.server import base
 
 
@@ -192,7 +192,7 @@ class DFRD(base.ServerTraining):
         return optax.adam(self.generator_learning_rate, b1=0.5, b2=0.999)
 
     def _module(self, task: base.Task) -> conditional.DFRDGenerator:
-        size, _, channels = task.image_shape
+        size, channels = dcgan.side_of(task.image_shape), task.image_shape[-1]
         return conditional.DFRDGenerator(
             size, channels, task.num_classes, self.latent_dim, self.width, task.lowering
         )

@@ -10,7 +10,7 @@ import optax
 from mosaic_jax.core import flops, prng, schema, trees
 from mosaic_jax.core.types import Array, GeneratorState, ModelState, Teachers, Tree
 from mosaic_jax.fl import training
-from mosaic_jax.nn import conditional, losses
+from mosaic_jax.nn import conditional, dcgan, losses
 from mosaic_jax.server import base
 
 
@@ -140,7 +140,7 @@ class FedFTG(base.ServerTraining):
         return optax.adam(self.generator_learning_rate)
 
     def _module(self, task: base.Task) -> conditional.FedFTGGenerator:
-        size, _, channels = task.image_shape
+        size, channels = dcgan.side_of(task.image_shape), task.image_shape[-1]
         return conditional.FedFTGGenerator(
             size, channels, task.num_classes, self.width, task.lowering
         )

@@ -12,7 +12,7 @@ import optax
 from mosaic_jax.core import prng, trees
 from mosaic_jax.core.types import Array, GeneratorState, ModelState, Tree
 from mosaic_jax.data import augment
-from mosaic_jax.nn import conditional
+from mosaic_jax.nn import conditional, dcgan
 from mosaic_jax.server import base
 
 
@@ -41,7 +41,7 @@ def best_batch(
     Returns:
       The batch of signed images [B, H, W, D] with the lowest loss, and that loss [].
     """
-    size, _, channels = task.image_shape
+    size, channels = dcgan.side_of(task.image_shape), task.image_shape[-1]
     module = conditional.DenseGenerator(size, channels, width, task.lowering)
     z = jax.random.normal(prng.named(key, "z"), noise_shape)
     fresh = base.generator_state(module, tx, prng.named(key, "init"), z)
@@ -79,7 +79,7 @@ def generator_flops(task: base.Task, latent_dim: int, width: int) -> float:
       latent_dim: length of the noise.
       width: of the generator.
     """
-    size, _, channels = task.image_shape
+    size, channels = dcgan.side_of(task.image_shape), task.image_shape[-1]
     module = conditional.DenseGenerator(size, channels, width, task.lowering)
     return base.generator_flops(module, jnp.zeros((1, latent_dim)))
 

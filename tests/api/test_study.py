@@ -270,3 +270,59 @@ def test_pandas_is_asked_for(finished, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(errors.ConfigError, match="pip install pandas"):
         result.frame([], "result.history")
+
+
+def test_rectangles_of_a_column_of_writers(tmp_path):
+    """Any size that the network takes; what a loaded model is given becomes that."""
+    image, label = images()
+    writer = np.random.RandomState(1).permutation(len(label)) % 7
+    tall = np.repeat(image, 2, axis=1)
+    given = mj.data.arrays(tall, label, groups=writer, size=(32, 16))
+    study = mj.Study(
+        config(init__rounds=2, data__validation=0.0, data__max_images=0),
+        tmp_path,
+        data=given,
+        partition="by_column",
+    )
+    counts = study._experiment.data.label_count
+    train = [
+        np.bincount(given.train_label[given.train_group == w], minlength=10)
+        for w in range(7)
+    ]
+    assert {tuple(row) for row in counts} <= {tuple(row) for row in train}
+    result = study.run()
+    loaded = mj.load(tmp_path)
+    assert loaded.models["final"].info.image_shape == (32, 16, 1)
+    expected = result.models["final"].predict(tall)
+    np.testing.assert_array_equal(loaded.models["final"].predict(tall), expected)
+    told = "images of 32 x 16 pixels: must be squares of 16, 32, 64 pixels, which gen"
+    for server in ("dense", "dfrd", "fedftg", "coboosting", "feddf"):
+        with pytest.raises(errors.ConfigError, match=told):
+            mj.Study(config(), tmp_path / "no", data=given, server=server)
+    with pytest.raises(errors.ConfigError, match=told):
+        mj.Study(tiny.config(), tmp_path / "no", data=given)
+
+
+class Turns:
+    """A partitioner as flwr-datasets has them: images are dealt in turn."""
+
+    num_partitions = 3
+
+    def load_partition(self, number):
+        return self.dataset.select(range(number, len(self.dataset), 3))
+
+
+def test_a_partitioner_of_flower(tmp_path):
+    pytest.importorskip("datasets")
+    study = mj.Study(
+        config(data__num_clients=3),
+        tmp_path,
+        data=mj.data.arrays(*images()),
+        partition=Turns(),
+    )
+    assert study.settings.data.split.endswith("test_study:Turns()")
+    assert [part[:3].tolist() for part in study._experiment.data.parts] == [
+        [0, 3, 6],
+        [1, 4, 7],
+        [2, 5, 8],
+    ]

@@ -77,6 +77,7 @@ def test_any_set_that_tfds_prepared(tmp_path):
             features = {
                 "photo": tfds.features.Tensor(shape=(None, 30, 1), dtype=np.uint8),
                 "kind": tfds.features.ClassLabel(num_classes=3),
+                "finder": tfds.features.Text(),
             }
             return self.dataset_info_from_configs(
                 features=tfds.features.FeaturesDict(features),
@@ -90,8 +91,8 @@ def test_any_set_that_tfds_prepared(tmp_path):
             return iter(())
 
         def _rows(self, first, end):
-            rows = [(i, {"photo": image[i], "kind": i % 3}) for i in range(first, end)]
-            return iter(rows)
+            for i in range(first, end):
+                yield i, {"photo": image[i], "kind": i % 3, "finder": f"finder {i}"}
 
     told = r"data.name = 'tfds:leaves': not prepared in .*: must be, where TensorFlow"
     with pytest.raises(errors.DataError, match=told):
@@ -104,6 +105,13 @@ def test_any_set_that_tfds_prepared(tmp_path):
     assert sorted(found.test_label) == [0, 1]
     same = data.tfds("leaves", tmp_path)
     np.testing.assert_array_equal(same.train_image, found.train_image)
+    assert same.train_group is None
+    other = data.tfds("leaves", tmp_path, size=(20, 30), column="finder")
+    assert other.train_image.shape == (3, 20, 30, 1)
+    whose = {0: "finder 0", 1: "finder 1", 2: "finder 2"}
+    assert other.train_group.tolist() == [whose[kind] for kind in other.train_label]
+    with pytest.raises(errors.DataError, match="the feature 'findr'"):
+        data.tfds("leaves", tmp_path, column="findr")
 
 
 @pytest.mark.parametrize(
@@ -165,6 +173,12 @@ def test_any_set_that_hugging_face_has(rows, tmp_path):
     )
     same = data.hf("leaves", tmp_path)
     np.testing.assert_array_equal(same.train_image, found.train_image)
+    info, other = sources.load("hf:leaves", tmp_path, size=(24, 16), column="id")
+    assert info.image_shape == other.test_image.shape[1:] == (24, 16, 1)
+    assert other.train_group.tolist() == [0, 1, 2]
+    told = "data.column = 'who': must be a column of 'hf:leaves', id, photo, kind"
+    with pytest.raises(errors.DataError, match=told):
+        data.hf("leaves", tmp_path, column="who")
     # A test set whose classes are not told is none.
     secret = datasets.DatasetDict(
         train=train, test=rows([20, 20], [-1, -1]), valid=held_out
@@ -198,3 +212,37 @@ def test_sets_of_hugging_face_that_are_no_images_with_classes(rows, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(errors.DataError, match="not in .*, as save_to_disk writes"):
         sources.load("hf:empty", tmp_path)
+
+
+def test_sizes_and_groups_of_what_is_given(tmp_path):
+    """Rectangles where they are asked for, and groups that go with their images."""
+    image, label = np.zeros((20, 24, 40, 3), np.uint8), np.arange(20) % 2
+    label_of = {f"writer {i}": label[i] for i in range(20)}
+    found = data.arrays(image, label, groups=list(label_of), size=(24, 40))
+    assert found.train_image.shape == (16, 24, 40, 3)
+    assert [label_of[one] for one in found.train_group] == found.train_label.tolist()
+    path = tmp_path / "own.npz"
+    np.savez(path, x_train=image, y_train=label, writer=np.arange(20))
+    assert data.npz(path).train_image.shape[1:] == (16, 16, 3)
+    found = data.npz(path, size=(12, 20), column="writer")
+    assert found.test_image.shape == (4, 12, 20, 3)
+    assert (found.train_group % 2).tolist() == found.train_label.tolist()
+    with pytest.raises(errors.DataError, match="has no array hand"):
+        data.npz(path, column="hand")
+    told = r"groups of int64, shape \(3,\): must be integers or text \[20\], one for"
+    with pytest.raises(errors.DataError, match=told):
+        data.arrays(image, label, groups=[1, 2, 3])
+    told = "data.column = 'writer': must be '' for data.name = 'digits', which has no"
+    with pytest.raises(errors.DataError, match=told):
+        sources.load("digits", tmp_path, column="writer")
+    info, found = sources.load("digits", tmp_path, size=(12, 16))
+    assert info.image_shape == found.train_image.shape[1:] == (12, 16, 1)
+
+
+def test_a_folder_of_rectangles(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            Image.new("L", (30, 20), i).save(tmp_path / name / f"{i}.png")
+    assert data.folder(tmp_path).train_image.shape[1:] == (32, 32, 1)
+    assert data.folder(tmp_path, size=(20, 30)).train_image.shape[1:] == (20, 30, 1)

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mosaic_jax.core import errors, files
-from mosaic_jax.data import partition
+from mosaic_jax.data import flower, partition
 from tests import golden
 
 LABELS = np.repeat(np.arange(10), 100)
 CLASSES = np.unique(LABELS)
-# Settings of the splits besides alpha.
+# Settings of the splits besides alpha, and whose each image is.
 FIELDS = {"iid_share": 0.5, "classes_per_client": 3, "sigma": 1.0}
+FIELDS["group"] = np.arange(len(LABELS)) % 25
 
 
 def test_published_cifar10_table():
@@ -48,6 +49,8 @@ def test_parts_are_disjoint_and_reproducible(mode, num_clients, alpha, seed):
     if mode == "pathological":
         taken = min(len(CLASSES), num_clients * FIELDS["classes_per_client"])
         assert len(together) == taken * 100
+    elif mode == "by_column":
+        assert len(together) == num_clients * 40
     elif mode != "dirichlet_balanced":
         assert len(together) == len(LABELS)
     if mode == "dirichlet_unbalanced":
@@ -55,6 +58,75 @@ def test_parts_are_disjoint_and_reproducible(mode, num_clients, alpha, seed):
     if mode == "dirichlet_balanced":
         assert {len(part) for part in parts} == {len(LABELS) // num_clients}
     assert partition.digest(parts) == partition.digest(partition.split(LABELS, **args))
+
+
+def test_clients_by_column():
+    """Each client has the images of one group, whatever the groups are called."""
+    group = np.array(["b", "a", "c", "b", "a", "b"])
+    given = {"mode": "by_column", "seed": 0, "group": group}
+    parts = partition.split(np.zeros(6, int), num_clients=3, **given)
+    assert [part.tolist() for part in parts] == [[1, 4], [0, 3, 5], [2]]
+    # Fewer clients are drawn among the groups, others by other seeds.
+    drawn = {
+        "".join(group[part[0]] for part in parts)
+        for seed in range(9)
+        for parts in [
+            partition.split(np.zeros(6, int), num_clients=2, **given | {"seed": seed})
+        ]
+    }
+    assert drawn == {"ab", "ac", "bc"}
+    told = "data.num_clients = 4: must be <= 3, the number of groups among"
+    with pytest.raises(errors.DataError, match=told):
+        partition.split(np.zeros(6, int), num_clients=4, **given)
+    told = "data.split = 'by_column': needs to know whose each training image is"
+    with pytest.raises(errors.DataError, match=told):
+        partition.split(np.zeros(6, int), num_clients=3, **given | {"group": None})
+
+
+class Halves:
+    """A partitioner as flwr-datasets has them: those of a group stay together."""
+
+    num_partitions = 2
+
+    def load_partition(self, number):
+        whose = [whose % 2 for whose in self.dataset["group"]]
+        return self.dataset.select(np.flatnonzero(np.array(whose) == number))
+
+
+def test_partitioners_of_flower():
+    pytest.importorskip("datasets")
+    one = Halves()
+    assert flower.is_partitioner(one) and not flower.is_partitioner(Halves.__call__)
+    deal = flower.of_partitioner(one)
+    parts = deal(np.arange(6), 2, None, group=np.array([1, 2, 3, 4, 5, 6]))
+    assert [part.tolist() for part in parts] == [[1, 3, 5], [0, 2, 4]]
+    assert not hasattr(one, "dataset")
+    told = "data.num_clients = 3: must be 2, the partitions of the Halves"
+    with pytest.raises(errors.DataError, match=told):
+        deal(np.arange(6), 3, None)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_partitioners_that_flower_ships():
+    """Theirs on a table of their own, and through this library, are the same."""
+    flwr = pytest.importorskip("flwr_datasets.partitioner")
+    import datasets
+
+    makers = [
+        lambda: flwr.IidPartitioner(num_partitions=5),
+        lambda: flwr.DirichletPartitioner(5, "label", alpha=0.5, min_partition_size=9),
+        lambda: flwr.PathologicalPartitioner(5, "label", num_classes_per_partition=2),
+        lambda: flwr.ShardPartitioner(5, "label", num_shards_per_partition=2),
+        lambda: flwr.NaturalIdPartitioner("group"),
+    ]
+    group = np.arange(len(LABELS)) % 5
+    for make in makers:
+        theirs = make()
+        table = {"label": LABELS, "group": group, "index": np.arange(len(LABELS))}
+        theirs.dataset = datasets.Dataset.from_dict(table)
+        parts = flower.of_partitioner(make())(LABELS, 5, None, group=group)
+        for i, part in enumerate(parts):
+            assert part.tolist() == theirs.load_partition(i)["index"][:]
 
 
 def test_small_alpha_concentrates_classes():

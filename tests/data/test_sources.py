@@ -24,6 +24,7 @@ from mosaic_jax.data import (
     readers,
     sources,
 )
+from mosaic_jax.nn import dcgan
 from tests import images, tiny
 
 
@@ -461,14 +462,18 @@ def test_bad_split_files(tmp_path, content, expected):
 
 
 def test_prepared_images_are_bytes():
-    info = dataset.Info(2, 32, 3, (0.5,) * 3, (0.5,) * 3, "none")
     grey = np.full((30, 30, 1), 200, np.uint8)
-    assert (dataset.fit([grey, grey[1:]], info) == 200).all()
+    for image in (
+        dataset.fit([grey, grey[1:]], (32, 24), 3),
+        dataset.fit([grey], (32, 24), 3),
+    ):
+        assert image.shape[1:] == (32, 24, 3) and (image == 200).all()
     for wrong in ([], [grey.astype(np.uint16) * 257], [grey, grey / 255]):
         with pytest.raises(errors.DataError, match="must be uint8"):
-            dataset.fit(wrong, info)
+            dataset.fit(wrong, (32, 32), 3)
 
 
 def test_sizes_for_own_images():
     sizes = [dataset.nearest_size(side) for side in (8, 24, 28, 48, 49, 500)]
-    assert sizes == [16, 16, 32, 32, 64, 64]
+    assert sizes == [(side, side) for side in (16, 16, 32, 32, 64, 64)]
+    assert dataset.SIDES == dcgan.IMAGE_SIZES

@@ -259,7 +259,10 @@ def check_split(case):
     )
     try:
         data = federated.build(
-            config, case["seed"], info, Arrays(image, label, image, label)
+            config,
+            case["seed"],
+            info,
+            Arrays(image, label, image, label, np.arange(len(label)) // 4),
         )
     except errors.DataError as error:
         assert "\n" not in str(error)
