@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, cast
 
+from flax import nnx
+
 from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.core.registry import Registry
 from mosaic_jax.data import flower
@@ -61,13 +63,20 @@ def network(given: Any) -> dict[str, Any]:
     """The settings of a network.
 
     Args:
-      given: a name, a class as the registry knows them, or any flax.linen module.
+      given: a name, a class as the registry knows them, any flax.linen module, or what
+        `nnx.bridge.to_linen` makes of one of flax.nnx.
 
     Raises:
       ConfigError: it is of another kind.
     """
     if isinstance(given, str):
         return {"model.name": given}
+    if isinstance(given, nnx.Module):
+        name = type(given).__name__
+        raise errors.ConfigError(
+            f"model = {name}: has its values already: must say how it is made, as"
+            f" nnx.bridge.to_linen({name}, ...) does"
+        )
     if isinstance(given, Module):
         path = f"{registry.place(type(given))}()"
         return {"model.name": registry.hand(Handed(given), path)}

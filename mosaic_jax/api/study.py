@@ -48,7 +48,8 @@ class Study:
             or nested settings as a dict; what it leaves out has the library's defaults.
           workdir: run directory; None: a new one among the temporary files.
           model: the network: a name, or any flax.linen module from images [B, H, W, D]
-            to logits [B, K], which may take `train` and `mask`.
+            to logits [B, K], which may take `train` and `mask`; one of flax.nnx as
+            `nnx.bridge.to_linen(Net, ...)`.
           algorithm: of the federated rounds: a name, a class that inherits `Algorithm`,
             or an instance of one.
           server: training on the server: likewise, of `ServerTraining`. The study is

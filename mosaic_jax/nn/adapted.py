@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from mosaic_jax.core import errors
 from mosaic_jax.core.types import Array
@@ -79,6 +80,10 @@ class Handed:
           ConfigError: it cannot be applied to such images, or has no head to be found.
         """
         network = self.network
+        if isinstance(network, nnx.bridge.ToLinen):
+            from mosaic_jax.nn import adapted_nnx
+
+            return adapted_nnx.build(network, num_classes, image_shape)
         if callable(getattr(network, "features", None)) and hasattr(network, "head"):
             return Adapted(network, num_classes)
         name = type(network).__name__
@@ -146,8 +151,6 @@ def _called(
       stop_at: the layer that lies there returns what it is given; (): none does.
     """
     call = type(function).__call__ if isinstance(function, nn.Module) else function
-    takes = inspect.signature(call).parameters
-    given = {"train": train, "mask": mask}
     # Layers that were made outside of the network keep the name that it has here.
     places = (stop_at, ("of_user", *stop_at))
 
@@ -161,4 +164,10 @@ def _called(
         return call(*args, **kwargs)
 
     with nn.intercept_methods(between):
-        return function(x, **{name: given[name] for name in given if name in takes})
+        return function(x, **takes(call, train=train, mask=mask))
+
+
+def takes(function: Callable[..., Any], **given: Any) -> dict[str, Any]:
+    """Those of the arguments `given` that a user's function names."""
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in given.items() if name in names}

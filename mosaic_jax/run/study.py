@@ -378,7 +378,7 @@ def code_of(network: Classifier) -> str:
 def _code(module: networks.Module) -> Any:
     """Of a network, for a fingerprint."""
     if isinstance(module, Adapted):
-        adapter = provenance.code_digest(Adapted)
+        adapter = provenance.code_digest(type(module))
         return [adapter, provenance.description(module.of_user)]
     return provenance.code_digest(type(module))
 

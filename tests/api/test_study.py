@@ -9,6 +9,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import numpy as np
 import pytest
+from flax import nnx
 
 import mosaic_jax as mj
 from mosaic_jax.api import result
@@ -204,6 +205,10 @@ def test_library_parts_by_class_and_instance(tmp_path):
         ({"server": Mine}, r"server = .*Mine.*: must be a name, a frozen dataclass"),
         ({"model": Net}, r"model = .*Net.*: must be a name, an instance of a flax"),
         ({"model": nn.Dense(10)}, r"must end in a layer from features"),
+        (
+            {"model": nnx.Linear(3, 4, rngs=nnx.Rngs(0))},
+            r"model = Linear: has its values already: must say how it is made, as nnx",
+        ),
         ({"data": 3}, r"data = 3: must be a name or a function from a path"),
         ({"data": functools.partial(two_by_two)}, r"data = .*: has no name that"),
         ({"partition": functools.partial(two_by_two)}, r"partition = .*: has no name"),
@@ -301,6 +306,49 @@ def test_rectangles_of_a_column_of_writers(tmp_path):
             mj.Study(config(), tmp_path / "no", data=given, server=server)
     with pytest.raises(errors.ConfigError, match=told):
         mj.Study(tiny.config(), tmp_path / "no", data=given)
+
+
+class OfNnx(nnx.Module):
+    """Two layers of the newer kind."""
+
+    def __init__(self, width, *, rngs):
+        self.first = nnx.Linear(256, width, rngs=rngs)
+        self.last = nnx.Linear(width, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(nnx.relu(self.first(x.reshape(len(x), -1))))
+
+
+class OfNnxToo(OfNnx):
+    """One of the same shapes that does something else."""
+
+    def __call__(self, x):
+        return self.last(nnx.tanh(self.first(x.reshape(len(x), -1))))
+
+
+def test_a_network_of_nnx(tmp_path):
+    """It learns, is loaded again by its code, and other code is another study."""
+
+    def of(network, *fields):
+        return nnx.bridge.to_linen(network, *fields)
+
+    def study(model):
+        data = mj.data.arrays(*images())
+        changes = {"init__rounds": 12, "local__learning_rate": 0.1}
+        return mj.Study(config(**changes), tmp_path, model=model, data=data)
+
+    first = study(of(OfNnx, 8))
+    others = [of(OfNnx, 8), of(OfNnx, 9), of(OfNnxToo, 8)]
+    same = [study(other).fingerprints() == first.fingerprints() for other in others]
+    assert same == [True, False, False]
+    result = first.run()
+    assert result.summary.test_accuracy["final"] > 0.2
+    image = images()[0]
+    loaded = mj.load(tmp_path, model=of(OfNnx, 8)).models["final"]
+    expected = result.models["final"].predict(image)
+    np.testing.assert_array_equal(loaded.predict(image), expected)
+    with pytest.raises(errors.DataError, match="had other code or fields"):
+        mj.load(tmp_path, model=of(OfNnxToo, 8)).models["final"]
 
 
 class Turns:
