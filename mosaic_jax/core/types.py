@@ -159,7 +159,8 @@ class ServerState(Struct):
     models of that round where they are kept, else empty; `training` is the state of
     training on the server, if there is any; `anchor` is the model that clients stay
     near in all rounds of a stage, if there is one. `error` [C, ...] is what compression
-    left out of each client's uploads so far, where it is fed back.
+    left out of each client's uploads so far, where it is fed back. `clip` [] is the
+    longest update that counts in full, where a client's is private.
     """
 
     model: ModelState
@@ -170,6 +171,7 @@ class ServerState(Struct):
     training: Tree = ()
     anchor: Tree = ()
     error: Tree = ()
+    clip: Tree = ()
 
 
 class ClientModels(Struct):

@@ -19,7 +19,8 @@ import numpy as np
 from scipy import stats
 
 from mosaic_jax.core import errors
-from mosaic_jax.fl import privacy
+from mosaic_jax.fl import client_privacy, privacy
+from mosaic_jax.fl.client_privacy import ClientMechanism
 from mosaic_jax.fl.privacy import Mechanism, Privacy
 
 _log = logging.getLogger(__name__)
@@ -68,18 +69,23 @@ class Plan:
     """The noise of a private study, and what it is worth.
 
     Attributes:
-      mechanism: what is the same for all clients.
+      mechanism: of single images, what is the same for all clients.
       noise: [C], noise multiplier of each client; 0 where it tells nothing.
       epsilon: [C], what all that a client sends tells of one of its images.
       delta: of all these numbers, what full batches leave out included.
       by_payload: [C], epsilon of each payload by itself.
+      neighbours: what is private: in words, how two data sets differ that can hardly be
+        told apart.
+      of_clients: what hides each client; None: single images are hidden.
     """
 
-    mechanism: Mechanism
+    mechanism: Mechanism | None
     noise: tuple[float, ...]
     epsilon: tuple[float, ...]
     delta: float
     by_payload: dict[str, tuple[float, ...]]
+    neighbours: str = "one image"
+    of_clients: ClientMechanism | None = None
 
 
 # (chance that an image is drawn, how often): what a client does, for the accountant.
@@ -140,6 +146,131 @@ def plan(config: Privacy, sizes: np.ndarray, releases: Sequence[Release]) -> Pla
         delta=config.delta,
         by_payload={name: tuple(values) for name, values in by_payload.items()},
     )
+
+
+def plan_of_clients(
+    config: Privacy, *, num_clients: int, participants: int, rounds: int
+) -> Plan:
+    """The least noise with which the models of all rounds tell no more of a client.
+
+    Where all clients take part in every round, two neighbours are with and without one
+    client's update, which moves the sum by the clip. Where some do, the draw without
+    replacement is counted by its Renyi divergences (Wang, Balle and Kasiviswanathan,
+    2019), for one client that is replaced by another: that moves it by twice the clip.
+    Where clients add the noise, any two updates of one client may be told apart no
+    better, in as many rounds as there are, and no draw helps.
+
+    Args:
+      config: `privacy` of the study, with epsilon > 0 and unit "client".
+      num_clients: C.
+      participants: in a round.
+      rounds: in which models are told.
+
+    Raises:
+      ConfigError: `dp-accounting` is not installed, delta is not small enough, no noise
+        is enough, or the clip follows the norms and there are too few participants.
+    """
+    _accountants()
+    if config.delta * num_clients >= 1:
+        raise errors.ConfigError(
+            f"privacy.delta = {config.delta}: must be < 1 / {num_clients}, one in the"
+            " clients"
+        )
+    local = config.noised_by == "client"
+    uses: Uses = ((1.0, rounds),)
+    moved = 1.0
+    if local or participants == num_clients:
+        neighbours = "a client's part"
+        if local:
+            neighbours, moved = "a client's images, for any others", 2.0
+        noise = noise_multiplier(config.epsilon, config.delta, uses)
+        epsilon = spent(noise, config.delta, uses)
+    else:
+        neighbours, moved = "a client, for another", 2.0
+        noise = _noise_of_drawn(config, num_clients, participants, rounds)
+        epsilon = spent_of_drawn(noise, config.delta, num_clients, participants, rounds)
+    count_noise = (
+        client_privacy.COUNT_NOISE * participants if config.clip_quantile else 0.0
+    )
+    if config.clip_quantile and noise * moved >= 2 * count_noise:
+        raise errors.ConfigError(
+            f"privacy.clip_quantile = {config.clip_quantile}: must be 0 for"
+            f" {participants} clients in a round and privacy.epsilon ="
+            f" {config.epsilon}: the noise would hide their norms"
+        )
+    return Plan(
+        mechanism=None,
+        noise=(noise * moved,) * num_clients,
+        epsilon=(epsilon,) * num_clients,
+        delta=config.delta,
+        by_payload={"models": (epsilon,) * num_clients},
+        neighbours=neighbours,
+        of_clients=ClientMechanism(
+            clip=config.clip,
+            noise=noise * moved,
+            local=local,
+            quantile=config.clip_quantile,
+            rate=config.clip_rate,
+            count_noise=count_noise,
+        ),
+    )
+
+
+def _noise_of_drawn(
+    config: Privacy, num_clients: int, participants: int, rounds: int
+) -> float:
+    """The least noise, over how far one client moves the sum, of rounds of some.
+
+    Raises:
+      ConfigError: no noise is enough.
+    """
+    dp, _, _ = _accountants()
+    shape = num_clients, participants, rounds
+    try:
+        return dp.calibrate_dp_mechanism(
+            _rdp_of_drawn,
+            lambda noise: _event_of_drawn(noise, *shape),
+            config.epsilon,
+            config.delta,
+            bracket_interval=dp.LowerEndpointAndGuess(_LEAST, 1.0),
+            tol=_TOLERANCE,
+        )
+    except dp.NoBracketIntervalFoundError as error:
+        raise errors.ConfigError(
+            f"privacy.epsilon = {config.epsilon}: must be larger: no noise is enough"
+        ) from error
+
+
+def spent_of_drawn(
+    noise: float, delta: float, num_clients: int, participants: int, rounds: int
+) -> float:
+    """Epsilon of rounds in which some of the clients are drawn without replacement.
+
+    Args:
+      noise: deviation of the noise, over how far one client moves the sum.
+      delta: with which the epsilon holds.
+      num_clients: C.
+      participants: in a round.
+      rounds: number of rounds.
+    """
+    accountant = _rdp_of_drawn()
+    accountant.compose(_event_of_drawn(noise, num_clients, participants, rounds))
+    return float(accountant.get_epsilon(delta))
+
+
+def _rdp_of_drawn():
+    """An accountant for one client replaced by another."""
+    dp, rdp, _ = _accountants()
+    return rdp.RdpAccountant(_ORDERS, dp.NeighboringRelation.REPLACE_ONE)
+
+
+def _event_of_drawn(noise: float, num_clients: int, participants: int, rounds: int):
+    """The composition of the rounds, for the accountant."""
+    dp, _, _ = _accountants()
+    drawn = dp.SampledWithoutReplacementDpEvent(
+        num_clients, participants, dp.GaussianDpEvent(noise)
+    )
+    return dp.SelfComposedDpEvent(drawn, rounds)
 
 
 def _uses(releases: Sequence[Release], client: int, size: int, payload: str) -> Uses:

@@ -52,6 +52,7 @@ class Turn(Struct):
       local: the SGD of these rounds: number of steps, learning rate.
       lesson: what training on the server sends along, of methods that do, else {}.
       anchor: the model that clients stay near in all rounds of a stage, else {}.
+      clip: [] the longest update that counts in full, else ().
       done: int32 [] of local steps in this turn; None: `local.steps`.
       error: what compression left out of the client's uploads so far, else ().
     """
@@ -65,6 +66,7 @@ class Turn(Struct):
     local: training.Local = flax.struct.field(pytree_node=False)
     lesson: Tree = flax.struct.field(default_factory=dict)
     anchor: Tree = flax.struct.field(default_factory=dict)
+    clip: Tree = ()
     done: Array | None = None
     error: Tree = ()
 

@@ -1,4 +1,4 @@
-"""Differential privacy of single images: settings, and the mechanism that clients run.
+"""Differential privacy: settings, and the mechanism that hides single images.
 
 A client's image moves the sum of clipped gradients by at most the clip, and Gaussian
 noise in proportion to the clip hides it (DP-SGD: Abadi et al., 2016). What it costs is
@@ -16,6 +16,7 @@ import optax
 
 from mosaic_jax.core import prng, programs, schema, trees
 from mosaic_jax.core.types import Array, Client, Tree
+from mosaic_jax.fl import uploads
 
 # Name of what clients tell of their labels, where they do.
 LABEL_COUNTS = "label_counts"
@@ -28,31 +29,87 @@ _AT_ONCE_CPU, _AT_ONCE, _MOST_BYTES = 8, 64, 2**28
 
 @dataclasses.dataclass(frozen=True)
 class Privacy(schema.Group):
-    """Differential privacy of each image towards those who see what clients send."""
+    """Differential privacy of each image, or of each client as a whole."""
 
     epsilon: float = schema.between(
         0,
         100,
         default=0.0,
-        meaning="> 0: most that all a client sends tells of one image; 0: not private",
+        meaning="> 0: most that is told of one image, or client; 0: not private",
+    )
+    unit: str = schema.one_of(
+        ("image", "client"),
+        default="image",
+        meaning="what is private: an image, towards the server too; or a client, in the"
+        " models that come out of the rounds",
     )
     delta: float = schema.field(
         1e-5,
         "in (0, 1)",
         lambda x: 0 < x < 1,
-        "probability that it tells more; less than one in a client's images",
+        "probability that it tells more; less than one in a client's images, or in the"
+        " clients",
     )
     clip: float = schema.above(
-        0, default=1.0, meaning="largest norm of one image's gradient"
+        0,
+        default=1.0,
+        meaning="largest norm of one image's gradient, or of a client's update",
     )
     prototype_clip: float = schema.above(
         0, default=1.0, meaning="largest norm of one image's features in a prototype"
     )
 
+    noised_by: str = schema.one_of(
+        ("server", "client"),
+        default="server",
+        meaning="of unit client: who adds noise; client: private from the server too",
+    )
+    clip_quantile: float = schema.below_one(
+        default=0.0,
+        meaning="of unit client: of the updates' norms, which the clip follows; 0: it"
+        " stays",
+    )
+    clip_rate: float = schema.above(
+        0, default=0.2, meaning="of that: how fast the clip follows, a round"
+    )
+
+    @property
+    def of_images(self) -> bool:
+        """Whether single images are private."""
+        return bool(self.epsilon) and self.unit == "image"
+
+    @property
+    def of_clients(self) -> bool:
+        """Whether whole clients are."""
+        return bool(self.epsilon) and self.unit == "client"
+
     def problems(self, study: Any) -> Iterator[str]:
         """What clients do with their images that is not accounted for."""
-        if not self.epsilon:
-            return
+        if self.of_images:
+            yield from self._problems_of_images(study)
+        if self.of_clients:
+            yield from self._problems_of_clients(study)
+
+    def _problems_of_clients(self, study: Any) -> Iterator[str]:
+        told = "for privacy.unit = 'client', which hides sums of whole updates"
+        if study.method != "federated":
+            yield f"method = {study.method!r}: must be 'federated' {told}"
+        for field, value, allowed in (
+            ("server.method", study.server.method, "none"),
+            ("aggregation.rule", study.aggregation.rule, "mean"),
+            ("attack.name", study.attack.name, "none"),
+            ("compression.name", study.compression.name, "none"),
+        ):
+            if value != allowed:
+                yield f"{field} = {value!r}: must be {allowed!r} {told}"
+        yield from uploads.problems(study, "privacy.unit = 'client'", "'image'")
+        if self.clip_quantile and self.noised_by == "client":
+            yield (
+                f"privacy.clip_quantile = {self.clip_quantile}: must be 0 for"
+                " privacy.noised_by = 'client', whose norms the server may not learn"
+            )
+
+    def _problems_of_images(self, study: Any) -> Iterator[str]:
         told = f"for privacy.epsilon = {self.epsilon}"
         mosaic = study.method == "mosaic"
         if study.trains_every_round:

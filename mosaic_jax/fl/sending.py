@@ -1,8 +1,9 @@
 """What becomes of uploads between local training and the algorithm's aggregation.
 
 A client's update is first replaced, if the client attacks, then compressed; the server
-combines what it reads by a rule. Each of the three composes with any algorithm whose
-clients do local SGD on the whole network.
+combines what it reads by a rule. Or it is clipped, and its sum with the others' gets
+noise that hides it. Each of these composes with any algorithm whose clients do local
+SGD on the whole network.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 from mosaic_jax.core import prng, trees
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Tree
 from mosaic_jax.fl import attacks, compression, uploads
+from mosaic_jax.fl.client_privacy import ClientMechanism
 from mosaic_jax.fl.client_program import (
     ClientProgram,
     Hooks,
@@ -37,6 +39,7 @@ class Sending:
       num_attackers: clients of the study that attack.
       num_clients: of the study.
       compressor: of updates; None: there is none.
+      private: hides each client's update, where clients are private; None: none are.
     """
 
     rule: Rule = Mean()
@@ -45,6 +48,7 @@ class Sending:
     num_attackers: int = 0
     num_clients: int = 0
     compressor: Compressor | None = None
+    private: ClientMechanism | None = None
 
     @property
     def needs_each(self) -> bool:
@@ -73,7 +77,8 @@ class Sending:
 
     def around(self, program: ClientProgram) -> ClientProgram:
         """A client's program, with what it sends attacked and compressed."""
-        if not self.attacks_alone and self.compressor is None:
+        changes = self.attacks_alone, self.compressor, self.private
+        if not any(changes):
             return program
         assert isinstance(program, LocalSGD)  # settings refuse others
         return Sender(program, self)
@@ -114,11 +119,11 @@ class Sending:
 
 @dataclasses.dataclass(frozen=True)
 class Sender(ClientProgram):
-    """A client's program, with its upload replaced by an attacker's, and compressed.
+    """A client's program, with its upload replaced, compressed or hidden.
 
     Attributes:
       inner: what it does until then.
-      sending: the attack and the compression.
+      sending: the attack, the compression and what hides it.
     """
 
     inner: LocalSGD
@@ -148,9 +153,20 @@ class Sender(ClientProgram):
         if self.sending.compressor is not None:
             upload, error = self._compressed(turn, upload, reference)
             differs = jnp.array(True)
+        if self.sending.private is not None:
+            return result.replace(upload=self._hidden(turn, upload, reference))
         read = self.inner.algorithm.sent_model(upload, turn.model)
         model = trees.select(differs, read, result.model)
         return Result(upload, model, result.state, error)
+
+    def _hidden(self, turn: Turn, upload: Tree, reference: Tree) -> Tree:
+        """The upload of a client that is private, and what tells of its length."""
+        assert self.sending.private is not None
+        update = uploads.update_of(upload, reference)
+        update, short = self.sending.private.sent(
+            update, turn.clip, _draw(turn, "privacy")
+        )
+        return uploads.updated(upload, reference, update), short
 
     def traffic(self, image_shape: tuple[int, int, int], client: Client) -> Traffic:
         """That of the inner program, its upload compressed."""
@@ -158,6 +174,9 @@ class Sender(ClientProgram):
         if self.sending.compressor is not None:
             encode = functools.partial(compression.encode, self.sending.compressor)
             up = jax.eval_shape(encode, up, jax.eval_shape(prng.root, 0))
+        private, number = self.sending.private, jax.ShapeDtypeStruct((), jnp.float32)
+        if private is not None and private.quantile:
+            up, down = (up, number), (down, number)
         return Traffic(trees.num_bytes(up), trees.num_bytes(down))
 
     def _compressed(
@@ -178,6 +197,6 @@ class Sender(ClientProgram):
         return uploads.updated(upload, reference, read), error
 
 
-def _draw(turn: Turn, purpose: str) -> Array:
+def _draw(turn: Turn, purpose: str) -> jax.Array:
     """The random key [] of a client's turn for a purpose."""
     return prng.at(prng.named(turn.key, purpose), turn.number, turn.client.number)

@@ -206,7 +206,7 @@ def prototypes_bytes(
 
 def _private_bytes(config: Settings, params: Tree) -> int:
     """Bytes of the gradients of single images that a private step has at once."""
-    return privacy.bytes_at_once(params) if config.privacy.epsilon else 0
+    return privacy.bytes_at_once(params) if config.privacy.of_images else 0
 
 
 def _batch(info: Info, size: int) -> Batch:

@@ -30,11 +30,22 @@ def check(settings: Settings, algorithm: Algorithm, chain: Sequence[Link]) -> No
       ConfigError: something is not; one line for each.
     """
     told = f"for privacy.epsilon = {settings.privacy.epsilon}"
+    _check_stages(settings, chain, told)
+    if settings.privacy.of_clients:
+        return
     if "per_image" not in vars(type(algorithm)) or not algorithm.per_image:
         raise errors.ConfigError(
             f"init.method = {settings.init.method!r}: must be one that says `per_image`"
             f" {told}, as its clients tell of images by more than gradients"
         )
+
+
+def _check_stages(settings: Settings, chain: Sequence[Link], told: str) -> None:
+    """Check that every stage says what it tells.
+
+    Raises:
+      ConfigError: some do not; one line for each.
+    """
     found = []
     for stage in {link.stage.name: link.stage for link in chain}.values():
         own = {"releases", "tells_nothing"} & set(vars(type(stage)))
@@ -83,6 +94,13 @@ def plan(settings: Settings, data: StudyData, chain: Sequence[Link]) -> Plan:
       ConfigError: there is none that is enough, or `dp-accounting` is not installed.
     """
     sizes = np.asarray(data.clients.client.size)
+    if settings.privacy.of_clients:
+        return accounting.plan_of_clients(
+            settings.privacy,
+            num_clients=len(sizes),
+            participants=settings.clients_in_round,
+            rounds=settings.total_rounds,
+        )
     names, numbers = settings.networks, np.arange(len(sizes))
     releases = []
     for link in chain:

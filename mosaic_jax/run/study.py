@@ -17,7 +17,7 @@ from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
-from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust
+from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
 from mosaic_jax.fl.accounting import Plan
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
@@ -267,13 +267,16 @@ def build(
     classifiers = build_networks(settings, data.info)
     if settings.method == "mosaic":
         _check_mosaic(settings, data.info, classifiers)
-    if sending.attack or sending.compressor:
+    if settings.privacy.epsilon:
+        private.check_statistics(settings, data.info, classifiers)
+    if sending.attack or sending.compressor or settings.privacy.of_clients:
         _check_reference(settings, algorithm, classifiers[settings.model.name], data)
     plan = None
     if settings.privacy.epsilon:
-        private.check_statistics(settings, data.info, classifiers)
         plan = private.plan(settings, data, chain)
-        data = private.hidden(data, plan, settings.seed)
+        sending = dataclasses.replace(sending, private=plan.of_clients)
+        if plan.of_clients is None:
+            data = private.hidden(data, plan, settings.seed)
     study = Study(
         settings=settings,
         data=data,
@@ -473,7 +476,7 @@ def _check_network(name: str, classifier: Classifier, info: Info) -> None:
 def _check_reference(
     settings: Settings, algorithm: Algorithm, classifier: Classifier, data: StudyData
 ) -> None:
-    """Check by shapes alone what attacks and compression need of an algorithm.
+    """Check by shapes alone what those who change uploads need of an algorithm.
 
     Args:
       settings: of the study.
@@ -482,8 +485,8 @@ def _check_reference(
       data: of the study.
 
     Raises:
-      ConfigError: its `reference` is not like what clients send, or `sent_model` makes
-        no model of that.
+      ConfigError: its `reference` is not like what clients send, `sent_model` makes no
+        model of that, or private clients would send what is not hidden.
     """
     shape, client = data.info.image_shape, trees.take(data.clients.client, 0)
     model = jax.eval_shape(lambda: classifier.init(prng.root(0), shape))
@@ -501,8 +504,15 @@ def _check_reference(
         raise errors.ConfigError(
             f"init.method = {settings.init.method!r}: must override reference and"
             " sent_model, as its uploads are no models, for attack.name ="
-            f" {settings.attack.name!r} and compression.name ="
-            f" {settings.compression.name!r}"
+            f" {settings.attack.name!r}, compression.name ="
+            f" {settings.compression.name!r} and privacy.unit ="
+            f" {settings.privacy.unit!r}"
+        )
+    hidden = len(uploads.parameters(upload)) == len(jax.tree.leaves(upload))
+    if settings.privacy.of_clients and not hidden:
+        raise errors.ConfigError(
+            f"init.method = {settings.init.method!r}: must be another for privacy.unit"
+            " = 'client', as its clients send more than parameters"
         )
 
 

@@ -45,10 +45,11 @@ class Summary:
       versions: of Python and the packages that results depend on.
       stages: fingerprint of each finished stage.
       config_sha256: of all settings.
-      privacy: of private studies {"epsilon", "delta", "noise", "by_payload"}: what all
-        that a client sends tells of one of its images, [C]; with which probability it
-        may tell more; each client's noise multiplier, [C]; and epsilon of each payload
-        by itself, [C]. {}: the study is not private.
+      privacy: of private studies {"epsilon", "delta", "noise", "by_payload", "of"}:
+        what all that is told tells of a client's image, or of the client, [C]; with
+        which probability it may tell more; each client's noise multiplier, [C]; epsilon
+        of each payload by itself, [C]; and what is private, in words. {}: the study is
+        not private.
       attackers: numbers of the clients that attack.
     """
 
@@ -251,6 +252,7 @@ def _privacy(plan: Plan) -> dict[str, Any]:
         "epsilon": list(plan.epsilon),
         "delta": plan.delta,
         "noise": list(plan.noise),
+        "of": plan.neighbours,
         "by_payload": {name: list(each) for name, each in plan.by_payload.items()},
     }
 

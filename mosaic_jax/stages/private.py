@@ -13,9 +13,9 @@ _MOST_ROWS = 50
 def told(plan: Plan, outcome: Outcome) -> Outcome:
     """`outcome` with a section of the report on the noise, and what it is worth."""
     text = (
-        f"Differential privacy of one image, with delta {plan.delta:g}: epsilon of all"
-        " that a client sends, and of each payload by itself. This page itself shows"
-        " more than that, to whoever holds all images."
+        f"Differential privacy of {plan.neighbours}, with delta {plan.delta:g}: epsilon"
+        f" of {_what(plan)}, and of each payload by itself. This page itself shows more"
+        " than that, to whoever holds all images."
     )
     table = sections.Table(
         head=("client", "noise multiplier", "epsilon", *plan.by_payload),
@@ -43,6 +43,13 @@ def line(plan: Plan) -> str:
     """What the log tells before the study runs."""
     low, high = min(plan.noise), max(plan.noise)
     return (
-        f"private: epsilon {max(plan.epsilon):.3g} at delta {plan.delta:g} for each"
-        f" image; noise multipliers {low:.3g} to {high:.3g}"
+        f"private: epsilon {max(plan.epsilon):.3g} at delta {plan.delta:g} for"
+        f" {plan.neighbours}; noise multipliers {low:.3g} to {high:.3g}"
     )
+
+
+def _what(plan: Plan) -> str:
+    """What it is that tells no more."""
+    if plan.of_clients is None or plan.of_clients.local:
+        return "all that a client sends"
+    return "all global models"

@@ -230,7 +230,7 @@ class PrototypeFederation:
         """
         part = self.parts[i]
         client = trees.take(data.client, jnp.asarray(self.members[i])[rows])
-        sent, total = (NO_MODEL, prototypes, {}, {}), jnp.ones(())
+        sent, total = (NO_MODEL, prototypes, {}, {}, ()), jnp.ones(())
         kept = own, ()
         (new, _, _), loss, _, _ = part.clients(
             self._axis_of(len(rows)), data, key, sent, client, kept, number, total

@@ -103,8 +103,13 @@ class Rounds:
         state = initial_state(self.algorithm, model, count)
         near = () if self.anchor is None else model
         error = self.sending.no_error(self.algorithm, model, count)
+        private = self.sending.private
         return state.replace(
-            client_model=kept, training=training, anchor=near, error=error
+            client_model=kept,
+            training=training,
+            anchor=near,
+            error=error,
+            clip=() if private is None else jnp.float32(private.clip),
         )
 
     def run(
@@ -183,10 +188,11 @@ class Rounds:
         )
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
-    def sent(self, state: ServerState) -> tuple[ModelState, Tree, Tree, Tree]:
-        """What clients get: model, server's state, its method's lesson, and the anchor.
+    def sent(self, state: ServerState) -> tuple[ModelState, Tree, Tree, Tree, Tree]:
+        """What clients get: model, server's state, its method's lesson, anchor, clip.
 
-        The last three are {} where the algorithm, the method or the stage has none.
+        All but the model are empty where the algorithm, the method, the stage or the
+        study has none.
         """
         server, lesson = {}, {}
         if self.algorithm.sends_state:
@@ -194,7 +200,7 @@ class Rounds:
         if self.server is not None and self.server.teaches_clients:
             lesson = self.server.lesson(state.training)
         anchor = {} if self.anchor is None else state.anchor
-        return state.model, server, lesson, anchor
+        return state.model, server, lesson, anchor, state.clip
 
     def program(self, rate: float) -> ClientProgram:
         """What a client of the group of this `rate` does in a round."""
@@ -258,6 +264,21 @@ class Rounds:
             lambda client: workload.arrives(self.local, client, key, number)
         )(client)
 
+    @property
+    def is_private(self) -> bool:
+        """Whether clients hide images, or themselves, and so keep their losses."""
+        return self.mechanism is not None or self.sending.private is not None
+
+    def weight(self, size: Array) -> Array:
+        """Weights of clients with `size` images in every mean over clients.
+
+        Those of the algorithm, but of private clients all alike: none may move the mean
+        further than another.
+        """
+        if self.sending.private is None:
+            return self.algorithm.weight(size)
+        return jnp.ones_like(size, jnp.float32)
+
     def total_weight(
         self,
         data: FederatedDataset,
@@ -271,7 +292,7 @@ class Rounds:
           participants: of each group.
           arrived: the result of `arrived`.
         """
-        weight = self.algorithm.weight(data.client.size)
+        weight = self.weight(data.client.size)
         if arrived is None:
             return trees.total([jnp.sum(weight[who]) for who in participants])
         return jnp.sum(jnp.where(arrived, weight[jnp.concatenate(participants)], 0))
@@ -294,7 +315,7 @@ class Rounds:
         if not self.sending.needs_each:
             return None
         size = jnp.asarray(data.client.size)[jnp.concatenate(participants)]
-        weight = jnp.asarray(self.algorithm.weight(size), jnp.float32)
+        weight = jnp.asarray(self.weight(size), jnp.float32)
         return weight if arrived is None else jnp.where(arrived, weight, 0)
 
     def joined(self, parts: list[Tree]) -> Tree:
@@ -312,14 +333,14 @@ class Rounds:
         """
         if not self._some and not self.local.failures:
             return 1.0
-        return total / jnp.sum(self.algorithm.weight(data.client.size))
+        return total / jnp.sum(self.weight(data.client.size))
 
     def clients(
         self,
         axis: parallel.ClientAxis,
         data: FederatedDataset,
         key: jax.Array,
-        sent: tuple[ModelState, Tree, Tree, Tree],
+        sent: tuple[ModelState, Tree, Tree, Tree, Tree],
         client: Client,
         client_state: Tree,
         number: Array,
@@ -372,7 +393,7 @@ class Rounds:
             finite = trees.all_finite((result.model, result.state))
             loss = jnp.where(finite, loss, jnp.nan)
             kept = result.model if self.keep_models else ()
-            teachers, weight = (), self.algorithm.weight(client.size) / total
+            teachers, weight = (), self.weight(client.size) / total
             if self.server is not None:
                 used = self._labels_used(client, images.label, key, number)
                 teachers = result.model, used, client.number
@@ -570,6 +591,9 @@ class Rounds:
         if weight is not None:
             sending = self.sending
             upload = sending.rule.combine(upload, weight, sending.withstands)
+        if self.sending.private is not None:
+            upload, clip = self._revealed(state, upload, key, number, arrived)
+            state = state.replace(clip=clip)
         upload = self.holdings.combine(upload, state.model)
         server, model = self.algorithm.aggregate(
             state.server, state.model, upload, share
@@ -588,13 +612,30 @@ class Rounds:
         state = state.replace(model=model, training=training)
         return self._unless_lost(state, before, arrived), metrics
 
+    def _revealed(
+        self,
+        state: ServerState,
+        upload: Tree,
+        key: jax.Array,
+        number: Array,
+        arrived: Array | None,
+    ) -> tuple[Tree, Array]:
+        """The mean upload that the algorithm may see, and the next round's clip."""
+        assert self.sending.private is not None
+        count = jnp.float32(self.clients_in_round)
+        if arrived is not None:
+            count = jnp.maximum(jnp.sum(arrived), 1).astype(jnp.float32)
+        draw = prng.at(prng.named(key, "privacy"), number)
+        reference = self.algorithm.reference(state.model)
+        return self.sending.private.read(upload, reference, state.clip, count, draw)
+
     def _unless_lost(
         self, state: ServerState, before: ServerState, arrived: Array | None
     ) -> ServerState:
         """`state`, or the one before where no upload has arrived."""
         if arrived is None:
             return state
-        kept = ("server", "model", "training")
+        kept = ("server", "model", "training", "clip")
         new, old = ({n: getattr(one, n) for n in kept} for one in (state, before))
         return state.replace(**trees.select(jnp.any(arrived), new, old))
 

@@ -349,7 +349,7 @@ def _chunk_on_host(
 
 def _without_loss(program: Rounds, metrics: dict[str, Array]) -> dict[str, Array]:
     """The metrics; in private studies, whose clients keep their losses, without one."""
-    if program.mechanism is None:
+    if not program.is_private:
         return metrics
     return {name: value for name, value in metrics.items() if name != "loss"}
 
