@@ -111,8 +111,8 @@ def _told(name: str) -> str:
             "The settings of its stages are groups of their own, from `generators` to"
             " `finetune`: [settings](../reference/settings.md)."
         )
-    parts = [f"The class `{found.__module__}.{found.__qualname__}`:"]
-    parts += [inspect.getdoc(found) or ""]
+    parts = ["## As it is computed here", inspect.getdoc(found) or ""]
+    parts += [f"*Class* `{found.__module__}.{found.__qualname__}`"]
     own = settings.of_component(group_of(name, found))
     if own:
         parts += ["## Settings", settings.rows(own, anchored=False)]

@@ -13,7 +13,7 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     made = pages.generated(execute=config.extra["execute"])
     for path, content in made.items():
         files.append(File.generated(config, path, content=content))
-    config.nav = pages.expanded(config.nav, sorted({*pages.documents(), *made}))
+    config.nav = pages.expanded(config.nav, [*pages.documents(), *made])
     return files
 
 

@@ -43,12 +43,17 @@ def generated(*, execute: bool = False) -> dict[str, str]:
 
 
 def expanded(nav: Any, paths: list[str]) -> Any:
-    """The navigation with the pages of each folder in its place, its index first."""
+    """The navigation with the pages of each folder in its place, its index first.
+
+    Args:
+      nav: as mkdocs has it; a folder ends in "/".
+      paths: of all files, in the order in which pages shall stand.
+    """
     if isinstance(nav, dict):
         return {name: expanded(value, paths) for name, value in nav.items()}
     if isinstance(nav, str) and nav.endswith("/"):
         pages = [path for path in paths if path.startswith(nav) and path[-3:] == ".md"]
-        return sorted(pages, key=lambda path: (path != f"{nav}index.md", path))
+        return sorted(pages, key=lambda path: path != f"{nav}index.md")
     if isinstance(nav, list):
         found = []
         for one in nav:
