@@ -262,8 +262,7 @@ def test_outputs_of_a_cell_are_shown_but_for_progress():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_a_notebook_runs(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_a_notebook_runs(path, tmp_path):
     notebook = notebooks.read(path)
     notebooks.execute(notebook, tmp_path)
     assert "image/png" in str(notebook) and "text/html" in str(notebook)

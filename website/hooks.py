@@ -39,7 +39,8 @@ def on_page_content(
     found = {name: _url(page, files, path) for name, path in links.items()}
     if here != settings.PAGE:
         place = _url(page, files, settings.PAGE)
-        found |= {name: f"{place}#{name}" for name in settings.names()}
+        dotted = (name for name in settings.names() if "." in name)
+        found |= {name: f"{place}#{name}" for name in dotted}
     return markup.linked(markup.formulas(html), found, without={f"docs/{here}"})
 
 

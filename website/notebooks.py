@@ -1,5 +1,6 @@
 """The notebooks, which are Python files with cells, as pages and as notebooks."""
 
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -31,13 +32,22 @@ def written(notebook: Any) -> str:
 def execute(notebook: Any, folder: pathlib.Path) -> None:
     """Run all cells, in place, in a kernel that starts in `folder`.
 
+    It imports this clone's library, wherever another one is installed.
+
+    Args:
+      notebook: whose cells get their outputs.
+      folder: where run directories come to lie.
+
     Raises:
       nbclient.exceptions.CellExecutionError: a cell raises.
     """
     import nbclient  # here, as pages are made without it
 
     where = {"metadata": {"path": str(folder)}}
-    nbclient.NotebookClient(notebook, timeout=LONGEST, resources=where).execute()
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    client = nbclient.NotebookClient(notebook, timeout=LONGEST, resources=where)
+    client.execute(env=environment)
 
 
 def page(path: pathlib.Path, notebook: Any) -> str:
