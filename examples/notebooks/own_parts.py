@@ -145,7 +145,6 @@ results = {
         config, "runs/own_momentum", algorithm=ServerMomentum(momentum=0.8), **parts
     ).run(),
 }
-mj.compare(results)
 
 # %%
 for name, result in results.items():
@@ -153,6 +152,9 @@ for name, result in results.items():
     rounds.plot(label=name, xlabel="round", ylabel="test accuracy")
 plt.legend()
 plt.show()
+
+# %%
+mj.compare(results)
 
 # %% [markdown]
 # Momentum of 0.8 makes the steps of the server up to five times as long, so part of
