@@ -99,6 +99,29 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, headings), (path, anchor)
 
 
+def kind_of(line):
+    """What kind of block a line of Markdown begins or goes on."""
+    for kind, pattern in (("bullet", r"[-*+] "), ("number", r"\d+\. "), ("row", r"\|")):
+        if re.match(pattern, line):
+            return kind
+    return "more" if line.startswith(" ") or not line else "text"
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=name_of)
+def test_the_site_reads_lists_as_github_does(page):
+    """Which it does not where a list follows something else at once."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    before, last = "text", ""
+    for line in text.splitlines():
+        kind = kind_of(line)
+        if kind in ("bullet", "number"):
+            other = {"bullet": "number", "number": "bullet"}[kind]
+            assert before != other, f"{line}: must not follow a list of another kind"
+            assert before == kind or not last, f"{line}: must follow an empty line"
+        assert not re.match(r" {1,3}(```|[-*+] )", line), f"{line}: indent by four"
+        before, last = before if kind == "more" else kind, line
+
+
 def test_the_quick_start_is_the_readme_s():
     readme = (ROOT / "README.md").read_text().splitlines()
     blocks = re.findall(r"```\w*\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
