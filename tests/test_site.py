@@ -20,6 +20,7 @@ from playwright import sync_api
 
 import mosaic_jax
 from mosaic_jax import stages
+from mosaic_jax.cli import run as program
 from mosaic_jax.core.registry import group_of
 from tests import tiny
 from website import DOCS, ROOT, cards, notebooks, pages, reference, settings, tables
@@ -151,7 +152,10 @@ def test_a_method_has_a_card(name):
     assert re.search(r"\b(19|20)\d\d\b", cards.source(name))
     assert "](https://" in cards.source(name)
     assert cards.formulas(name)
-    assert cards.command(name).split()[3].rpartition(":")[2] in (name, "digits_mosaic")
+    found = program.parse(cards.command(name).split()[2:]).config.to_dict()
+    assert found["method"] == ("mosaic" if name == "mosaic" else "federated")
+    group, _, last = cards.field(name).rpartition(".")
+    assert (found[group][last] if group else found[last]) == name
 
 
 def test_a_card_is_of_a_method():

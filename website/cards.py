@@ -22,13 +22,12 @@ from website.tables import read, table
 
 MOSAIC = "mosaic"
 FOLDER = DOCS / "cards"
+PARTS = "Clients with networks of several sizes"
 # Sections of docs/methods.md whose rows are about all methods of a kind, unless a row
 # begins with the names of some.
 SECTIONS = {
     "Mosaic": {MOSAIC},
-    "Clients with networks of several sizes": {
-        name for name, of in ALGORITHMS.items() if issubclass(of, PartialTraining)
-    },
+    PARTS: {name for name, of in ALGORITHMS.items() if issubclass(of, PartialTraining)},
     "Prototypes in place of models": {
         name for name, of in ALGORITHMS.items() if issubclass(of, Prototypical)
     },
@@ -96,11 +95,8 @@ def command(name: str) -> str:
     """A command line that runs a small study of the method."""
     if name == MOSAIC:
         return "mosaic run --config digits_mosaic --workdir runs/mosaic"
-    file = "heterogeneous" if name in SECTIONS[_PARTS] else "baselines"
+    file = "heterogeneous" if name in SECTIONS[PARTS] else "baselines"
     return f"mosaic run --config {file}:digits:{name} --workdir runs/{name}"
-
-
-_PARTS = "Clients with networks of several sizes"
 
 
 def _told(name: str) -> str:
@@ -164,7 +160,7 @@ def measured(name: str) -> str:
     """Tables of the accuracies with today's settings in benchmarks/results."""
     groups: dict[tuple[str, float], list[accuracy.Cell]] = {}
     for config, cell in _cells():
-        if _of(cell["method"]) == name:
+        if _of(cell["method"]) == name and _is_of_today(config, cell):
             groups.setdefault((config, cell["alpha"]), []).append(cell)
     if not groups:
         return (
@@ -179,13 +175,12 @@ def measured(name: str) -> str:
 
 @functools.cache
 def _cells() -> tuple[tuple[str, accuracy.Cell], ...]:
-    """All cells with the settings of today, by alpha, each with its configuration."""
-    found = [
+    """All cells that were ever kept, by alpha, each with its configuration."""
+    return tuple(
         (_config(path.stem, cell), cell)
         for path in sorted(timing.RESULTS.glob("accuracy_*.json"))
         for cell in sorted(timing.kept(path), key=lambda cell: cell["alpha"])
-    ]
-    return tuple(one for one in found if _is_of_today(*one))
+    )
 
 
 def _of(method: str) -> str:
