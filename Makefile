@@ -8,7 +8,8 @@ SLOWER = end_to_end faults stages run fl server interop cli/test_signals.py \
 	test_package.py
 FAST ?= $(SLOWER:%=--ignore=tests/%)
 
-.PHONY: run test slow check lint types requirements badges faults rivals ahead
+.PHONY: run test slow check lint types docs docs-serve requirements badges faults rivals \
+	ahead
 
 run: $(VENV)/installed
 	$(VENV)/bin/python launch.py --config configs/digits_mosaic.py --workdir $(WORKDIR)
@@ -30,6 +31,13 @@ lint: $(VENV)/installed-test
 
 types: $(VENV)/installed-test
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+# The documentation in site/; EXECUTE=true runs its notebooks, for minutes.
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build
+
+docs-serve: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs serve
 
 # requirements*.txt from pyproject.toml, where dependencies are listed.
 requirements:
@@ -62,6 +70,10 @@ $(VENV)/bin/python:
 
 $(VENV)/installed: requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+$(VENV)/installed-docs: requirements.txt requirements-docs.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements-docs.txt
 	touch $@
 
 $(VENV)/installed-test: requirements.txt requirements-test.txt | $(VENV)/bin/python

@@ -7,7 +7,7 @@ import tomllib
 ROOT = pathlib.Path(__file__).parents[1]
 HEAD = "# Made from pyproject.toml by `make requirements`.\n"
 # Groups of pyproject.toml that have a file of their own.
-GROUPS = ("test", "tfds", "ahead")
+GROUPS = ("test", "docs", "tfds", "ahead")
 
 
 def files() -> dict[str, str]:

@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "outside_package"
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     EXAMPLE / "README.md",
 ]
 

@@ -32,7 +32,7 @@ class Heat:
 
     Attributes:
       name: of the picture's file.
-      values: the matrix, [rows][columns]; None where there is no number.
+      values: the matrix, row by row; None where there is no number.
       xlabel: label of the columns.
       ylabel: label of the rows.
       label: of the colour bar.
