@@ -15,9 +15,9 @@ Prints, for each algorithm and peer, test accuracy after the last round (mean an
 standard deviation over seeds, per cent), whether the means differ by less than the
 larger of the two deviations, the largest difference of weights, and the median seconds
 of a round, after one that is not counted: of the processor, so that other programs do
-not count; on one core, which `taskset` sees to, they are those of a quiet machine. Keeps
-what it measured in benchmarks/results/agreement_NAME.json, where several commands may
-add seeds.
+not count; on one core, which `taskset` sees to, they are those of a quiet machine, and
+are taken from runs of any length. Keeps what it measured in
+benchmarks/results/agreement_NAME.json, where several commands may add seeds.
 """
 
 import argparse
@@ -299,16 +299,17 @@ def terms(config: Settings) -> dict[str, float]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]]) -> str:
     """Markdown: a line for each pair, over seeds, and what differs below it.
 
     Args:
       rows: of `measure`, of all seeds.
+      timed: likewise, also of other numbers of rounds; some may have no seconds.
     """
     lines, notes = [], []
     for pair in PAIRS:
         key = pair.name, pair.peer
-        here = [row for row in rows if (row["name"], row["peer"]) == key]
+        here = [row for row in rows if of(row) == key]
         here.sort(key=lambda row: row["seed"])
         if not here:
             continue
@@ -328,8 +329,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
                 told(theirs),
                 "yes" if agree(ours, theirs) else "no",
                 f"{max(row['distance'] for row in here):.0e}",
-                f"{median(here, 'seconds'):.3f}",
-                f"{median(here, 'their_seconds'):.3f}",
+                median([row for row in timed if of(row) == key], "seconds"),
+                median([row for row in timed if of(row) == key], "their_seconds"),
             )
         )
     header = [
@@ -364,9 +365,15 @@ def agree(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return abs(statistics.mean(ours) - statistics.mean(theirs)) <= spread
 
 
-def median(rows: Sequence[dict[str, Any]], key: str) -> float:
-    """Median of the seconds of all rounds of all seeds."""
-    return statistics.median(value for row in rows for value in row[key])
+def of(row: dict[str, Any]) -> tuple[str, str]:
+    """The algorithm and the peer of a row of `measure`."""
+    return row["name"], row["peer"]
+
+
+def median(rows: Sequence[dict[str, Any]], key: str) -> str:
+    """Median of the seconds of all rounds of all rows; "-" if there are none."""
+    values = [value for row in rows for value in row.get(key, ())]
+    return f"{statistics.median(values):.3f}" if values else "-"
 
 
 def check(rows: Sequence[dict[str, Any]]) -> None:
@@ -406,8 +413,9 @@ def main() -> None:
             for row in measure(args.name, seed, args.rounds, workers):
                 timing.keep(path, row, "name", "peer", "seed", "rounds")
                 print(json.dumps(row), flush=True)
-    rows = [row for row in timing.kept(path) if row["rounds"] == args.rounds]
-    print(table(rows))
+    kept = timing.kept(path)
+    rows = [row for row in kept if row["rounds"] == args.rounds]
+    print(table(rows, kept))
     check(rows)
 
 

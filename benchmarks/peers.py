@@ -320,8 +320,8 @@ def run(
       terms: the fields of `Terms`.
 
     Returns:
-      seconds [R] of the processor; accuracy [] on the test images; and "weights/NAME": weights after
-      round `checked`.
+      seconds [R] of the processor; accuracy [] on the test images; and "weights/NAME":
+      weights after round `checked`.
     """
     weights = {n: v for n, v in arrays.items() if n.startswith(WEIGHTS)}
     chosen = Terms(**terms)
