@@ -12,11 +12,11 @@ the peer's definition (benchmarks/as_peers.py): these weights must be the peer's
 rounding, which is looked at after a few rounds.
 
 Prints, for each algorithm and peer, test accuracy after the last round (mean and
-standard deviation over seeds, per cent), whether the means differ by less than the
-larger of the two deviations, the largest difference of weights, and the median seconds
-of a round, after one that is not counted: of the processor, so that other programs do
-not count; on one core, which `taskset` sees to, they are those of a quiet machine, and
-are taken from runs of any length. Keeps what it measured in
+standard deviation over seeds, per cent); of the same definition, whether the means
+differ by no more than the larger of the two deviations, and the largest difference of
+weights; and the median seconds of a round, after one that is not counted. These are the
+processor's, so that other programs do not count: on one core, which `taskset` sees to,
+those of a quiet machine, from runs of any length. Keeps what it measured in
 benchmarks/results/agreement_NAME.json, where several commands may add seeds.
 """
 
@@ -318,16 +318,16 @@ def table(rows: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]]) -> st
         if pair.told:
             notes.append(pair.told)
             mark = f" ({len(notes)})"
-        as_peer = [row["as_peer"] for row in here if "as_peer" in row]
+        as_peer = [row.get("as_peer", row["ours"]) for row in here]
         lines.append(
             (
                 NAMES[pair.name],
                 pair.peer + mark,
                 ", ".join(str(row["seed"]) for row in here),
                 told(ours),
-                told(as_peer) if as_peer else "the same",
+                told(as_peer) if pair.as_peer else "the same",
                 told(theirs),
-                "yes" if agree(ours, theirs) else "no",
+                agree(as_peer, theirs),
                 f"{max(row['distance'] for row in here):.0e}",
                 median([row for row in timed if of(row) == key], "seconds"),
                 median([row for row in timed if of(row) == key], "their_seconds"),
@@ -357,12 +357,12 @@ def told(values: Sequence[float]) -> str:
     return f"{mean} ± {100 * statistics.stdev(values):.1f}"
 
 
-def agree(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    """Whether means differ by no more than the larger standard deviation; of one, 0."""
-    spread = max(
-        statistics.stdev(one) if len(one) > 1 else 0.0 for one in (ours, theirs)
-    )
-    return abs(statistics.mean(ours) - statistics.mean(theirs)) <= spread
+def agree(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Whether means differ by no more than the larger deviation; "-" for one seed."""
+    if len(ours) == 1:
+        return "-"
+    gap = abs(statistics.mean(ours) - statistics.mean(theirs))
+    return "yes" if gap <= max(map(statistics.stdev, (ours, theirs))) else "no"
 
 
 def of(row: dict[str, Any]) -> tuple[str, str]:

@@ -77,12 +77,11 @@ def test_rivals_have_environments():
 @pytest.mark.parametrize(
     ("ours", "theirs", "within"),
     [
-        ((0.80, 0.84), (0.81, 0.85), True),
-        ((0.80, 0.84), (0.90, 0.94), False),
-        ((0.80, 0.80), (0.80, 0.90), True),  # the larger deviation counts
-        ((0.80, 0.80), (0.81, 0.81), False),
-        ((0.80,), (0.80,), True),
-        ((0.80,), (0.81,), False),
+        ((0.80, 0.84), (0.81, 0.85), "yes"),
+        ((0.80, 0.84), (0.90, 0.94), "no"),
+        ((0.80, 0.80), (0.80, 0.90), "yes"),  # the larger deviation counts
+        ((0.80, 0.80), (0.81, 0.81), "no"),
+        ((0.80,), (0.81,), "-"),
     ],
 )
 def test_means_agree_within_the_larger_deviation(ours, theirs, within):
