@@ -318,6 +318,7 @@ def table(rows: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]]) -> st
         if pair.told:
             notes.append(pair.told)
             mark = f" ({len(notes)})"
+        gaps = [row["distance"] for row in here]
         as_peer = [row.get("as_peer", row["ours"]) for row in here]
         lines.append(
             (
@@ -328,7 +329,7 @@ def table(rows: Sequence[dict[str, Any]], timed: Sequence[dict[str, Any]]) -> st
                 told(as_peer) if pair.as_peer else "the same",
                 told(theirs),
                 agree(as_peer, theirs),
-                f"{max(row['distance'] for row in here):.0e}",
+                " to ".join(f"{gap:.0e}" for gap in (min(gaps), max(gaps))),
                 median([row for row in timed if of(row) == key], "seconds"),
                 median([row for row in timed if of(row) == key], "their_seconds"),
             )
