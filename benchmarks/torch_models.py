@@ -72,10 +72,14 @@ class CNN(nn.Module):
         self.norms = nn.ModuleList(_norm(norm, width) for width in widths[1:])
         self.fc = nn.Linear(widths[-1], 10)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 8 width], before the head."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = functional.relu(norm(conv(x)))
-        return self.fc(x.mean((2, 3)))
+        return x.mean((2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.features(x))
 
 
 class MLP(nn.Module):

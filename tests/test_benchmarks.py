@@ -1,5 +1,6 @@
 """What benchmarks rely on: rivals in processes and environments of their own."""
 
+import dataclasses
 import importlib
 import pathlib
 import sys
@@ -7,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, environments, search, timing, worker
+from benchmarks import accuracy, agreement, environments, search, timing, worker
 from mosaic_jax.cli import config_files
 from mosaic_jax.core import schema
 from mosaic_jax.run import methods, settings
@@ -69,7 +70,80 @@ def test_a_missing_or_changed_environment_is_told(tmp_path, monkeypatch):
 
 def test_rivals_have_environments():
     rivals = importlib.import_module("benchmarks.round").RIVALS
-    assert set(rivals.values()) == environments.REQUIREMENTS.keys()
+    peers = {pair.peer for pair in agreement.PAIRS}
+    assert {*rivals.values(), *peers} == environments.REQUIREMENTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "within"),
+    [
+        ((0.80, 0.84), (0.81, 0.85), "yes"),
+        ((0.80, 0.84), (0.90, 0.94), "no"),
+        ((0.80, 0.80), (0.80, 0.90), "yes"),  # the larger deviation counts
+        ((0.80, 0.80), (0.81, 0.81), "no"),
+        ((0.80,), (0.81,), "-"),
+    ],
+)
+def test_means_agree_within_the_larger_deviation(ours, theirs, within):
+    assert agreement.agree(ours, theirs) == within
+    assert agreement.agree(theirs, ours) == within
+
+
+def _agreement_rows(pair, **changed):
+    row = {"name": pair.name, "peer": pair.peer, "distance": 1e-6}
+    row |= {"seconds": [0.1, 0.3], "their_seconds": [2.0, 4.0]}
+    accuracies = ((0.5, 0.52), (0.6, 0.58))
+    rows = [
+        row | {"seed": i, "ours": a, "theirs": b} for i, (a, b) in enumerate(accuracies)
+    ]
+    rows[1]["distance"] = 2e-6
+    if pair.as_peer:
+        rows = [one | {"as_peer": one["theirs"]} for one in rows]
+    return [one | changed for one in rows]
+
+
+def test_a_table_of_agreement_has_a_line_for_each_pair_and_its_notes():
+    rows = [row for pair in agreement.PAIRS for row in _agreement_rows(pair)]
+    lines = agreement.table(rows, rows).splitlines()
+    first = "| FedAvg | pfl | 0, 1 | 55.0 ± 7.1 | the same | 55.0 ± 4.2 | yes |"
+    assert lines[2] == f"{first} 1e-06 to 2e-06 | 0.200 | 3.000 |"
+    told = [pair for pair in agreement.PAIRS if pair.told]
+    assert [line[:3] for line in lines[2 + len(agreement.PAIRS) :] if line] == [
+        f"({i})" for i in range(1, len(told) + 1)
+    ]
+    for i, pair in enumerate(told, 1):
+        assert any(
+            f"| {agreement.NAMES[pair.name]} | {pair.peer} ({i}) |" in line
+            and line.count("55.0 ± 4.2") == 2
+            for line in lines
+        )
+    # Seconds may come from runs of another length, or not be there yet.
+    short = {"seconds": [7.0], "their_seconds": [8.0]}
+    timed = _agreement_rows(agreement.PAIRS[0], **short)
+    assert agreement.table(rows[:2], timed).endswith("| 7.000 | 8.000 |")
+    assert agreement.table(rows[:2], []).endswith("| - | - |")
+
+
+def test_pairs_are_of_known_algorithms_and_tell_what_differs():
+    assert {pair.name for pair in agreement.PAIRS} == agreement.OURS.keys()
+    assert agreement.NAMES.keys() == agreement.OURS.keys()
+    for pair in agreement.PAIRS:
+        ours = agreement.OURS[pair.name]
+        assert (pair.as_peer is None) == (pair.told == "")
+        if pair.as_peer:  # the definition alone is other, not a setting
+            assert isinstance(pair.as_peer, type(ours))
+            assert dataclasses.asdict(pair.as_peer) == dataclasses.asdict(ours)
+
+
+def test_other_weights_than_a_peers_are_an_error():
+    rows = _agreement_rows(agreement.PAIRS[0])
+    agreement.check(rows)
+    for distance in (1.0, float("nan")):
+        far = _agreement_rows(agreement.PAIRS[0], distance=distance)
+        with pytest.raises(
+            AssertionError, match="fedavg of pfl, seed 0: weights differ"
+        ):
+            agreement.check([*rows, *far])
 
 
 @pytest.mark.parametrize("name", methods.COMPARED)
