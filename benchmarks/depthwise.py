@@ -5,9 +5,9 @@
 
 The table behind the choice in mosaic_jax/nn/depthwise.py. For layer shapes of a
 MobileNetV2 on 32-pixel images it times sums of shifted products of one client after
-another ("one by one") and of all at once, one convolution whose groups are the channels
+another ("one by one") and of all at once, one convolution whose groups are channels
 of all clients ("grouped"), and what `vmap` makes of XLA's own depthwise convolution and
-its derivatives ("default"), each within a `fori_loop`. Prints milliseconds of one client
+its derivatives ("default"), each in a `fori_loop`. Prints milliseconds of one client
 (lowest of the repeats) and writes benchmarks/results/depthwise_CLIENTS.json.
 """
 

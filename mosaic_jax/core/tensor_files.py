@@ -158,7 +158,8 @@ class _Machine:
             items = self._items(2 if code == "SETITEM" else None)
             stack[-1].update(zip(items[::2], items[1::2], strict=True))
         elif code in ("APPEND", "APPENDS"):
-            stack[-1].extend(self._items(1 if code == "APPEND" else None))
+            items = self._items(1 if code == "APPEND" else None)
+            stack[-1].extend(items)
         elif code == "BUILD":  # the attributes of an OrderedDict
             stack.pop()
         elif code == "BINPERSID":
