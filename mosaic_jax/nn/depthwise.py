@@ -160,7 +160,7 @@ def on_input(geometry: Geometry, g: jax.Array, kernel: jax.Array) -> jax.Array:
         (size - 1, max(0, count + furthest - out))
         for count, out in zip((height, width), geometry.out, strict=True)
     ]
-    g_wide = jnp.pad(g.astype(jnp.float32), ((0, 0), *ends, (0, 0)))
+    g_wide = _padded(g, ends).astype(jnp.float32)
     taps = kernel.astype(jnp.float32)
 
     def used(phase: int) -> list[tuple[int, int]]:
@@ -214,7 +214,7 @@ def _shifts(geometry: Geometry, x: jax.Array) -> dict[tuple[int, int], jax.Array
     """What each tap of the kernel sees, [B, h, w, C] float32, by row and column."""
     size, stride, padding = geometry.size, geometry.stride, geometry.padding
     height, width = geometry.out
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    x = _padded(x, [(padding, padding)] * 2)
     return {
         (i, j): x[
             :,
@@ -224,3 +224,9 @@ def _shifts(geometry: Geometry, x: jax.Array) -> dict[tuple[int, int], jax.Array
         for i in range(size)
         for j in range(size)
     }
+
+
+def _padded(x: jax.Array, ends: list[tuple[int, int]]) -> jax.Array:
+    """`x` [B, H, W, C] with zeros before and after its rows and columns."""
+    # Behind the barrier it is computed once, not again for each tap.
+    return lax.optimization_barrier(jnp.pad(x, ((0, 0), *ends, (0, 0))))
