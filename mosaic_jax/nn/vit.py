@@ -24,7 +24,8 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        kernel = self.param("kernel", _INIT, (x.shape[-1], self.features))
+        init = nn.initializers.xavier_uniform()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return x @ kernel.astype(x.dtype) + shapes.last(bias.astype(x.dtype), x.ndim)
 
@@ -43,7 +44,8 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         side, depth = self.patch, x.shape[-1]
-        kernel = self.param("kernel", _INIT, (side, side, depth, self.dim))
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (side, side, depth, self.dim))
         bias = self.param("bias", nn.initializers.zeros, (self.dim,))
         rows, columns = x.shape[1] // side, x.shape[2] // side
         x = x.reshape(len(x), rows, side, columns, side, depth).swapaxes(2, 3)
