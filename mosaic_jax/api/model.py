@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from mosaic_jax.core import errors
+from mosaic_jax.core import errors, files, tensor_files, trees
 from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.data import augment, dataset
 from mosaic_jax.data.dataset import Info
@@ -64,6 +65,21 @@ class Model:
     def predict(self, images: Any, batch_size: int = 256) -> np.ndarray:
         """Most likely classes [N] int; arguments as of `logits`."""
         return self.logits(images, batch_size).argmax(axis=-1)
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the variables as safetensors, from which a study may start.
+
+        Args:
+          path: of the file; names in it are "params/..." and "batch_stats/...".
+
+        Raises:
+          ConfigError: the package safetensors is not installed, or the file cannot be
+            written there.
+        """
+        path = pathlib.Path(path)
+        files.check_output("path", path, [".safetensors"])
+        arrays = trees.flatten(self.variables)
+        tensor_files.write(path, {k: np.asarray(v) for k, v in arrays.items()})
 
     def _fitted(self, images: Any) -> np.ndarray:
         """Images uint8 [N, H, W, D] as the network takes them."""

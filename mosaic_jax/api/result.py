@@ -18,16 +18,13 @@ from mosaic_jax.nn import networks
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.report import runs
 from mosaic_jax.report.runs import FINAL, SavedRun
-from mosaic_jax.run import store
+from mosaic_jax.run import store, trained
 from mosaic_jax.run import study as studies
-from mosaic_jax.run.store import FinishedStage, Record
+from mosaic_jax.run.store import FinishedStage
 from mosaic_jax.run.summary import Summary
 
 if TYPE_CHECKING:
     import pandas
-
-# Artifacts that are a model of the server's network, by which stages hand them on.
-_MODELS = ("global_model", "student", "final_model")
 
 
 class Result:
@@ -135,13 +132,7 @@ class Models(Mapping[str, Model]):
           network: as of `load`.
         """
         self._run, self._network = run, network
-        self._places: dict[str, tuple[str, str]] = {}
-        for stage, record in run.records.items():
-            for artifact in _MODELS:
-                if artifact in record.provides:
-                    for name in _names(stage, record):
-                        self._places.pop(name, None)
-                        self._places[name] = (stage, artifact)
+        self._places = trained.places(run.records)
         self._loaded: dict[str, Model] = {}
 
     def __getitem__(self, name: str) -> Model:
@@ -270,12 +261,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def _tuples(mapping: Mapping[str, Any]) -> dict[str, Any]:
     """Fields with tuples where JSON has lists."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in mapping.items()}
-
-
-def _names(stage: str, record: Record) -> list[str]:
-    """What the model that a stage hands on is called: see `stages.base.Outcome`."""
-    told = [name for name in record.models if name in (stage, "distilled", FINAL)]
-    return told or [stage]
 
 
 def _percent(value: float | None) -> str:

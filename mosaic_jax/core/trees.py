@@ -174,6 +174,15 @@ def restore_into(template: Tree, flat: Mapping[str, Array]) -> Tree:
     return flax.serialization.from_state_dict(template, state)
 
 
+def replaced(tree: Tree, arrays: Mapping[str, Array]) -> Tree:
+    """`tree` with other leaves at some paths, as `flatten` names them.
+
+    Raises:
+      CheckpointError: there is no such leaf, or it has another shape or type.
+    """
+    return restore_into(tree, flatten(tree) | dict(arrays))
+
+
 def _is_like(template: Any, leaf: Any) -> bool:
     if template is None or leaf is None or -1 not in template.shape:
         return _kind(template) == _kind(leaf)

@@ -430,8 +430,8 @@ def private_step(
     """
     if jax.tree.leaves(model.batch_stats):
         raise errors.ConfigError(
-            "model.norm = 'batch': must be 'group' for privacy.epsilon > 0, as running"
-            " statistics tell of the images"
+            "model.norm = 'batch': must be 'group' or 'layer' for privacy.epsilon > 0,"
+            " as running statistics tell of the images"
         )
 
     def of_image(batch: Batch) -> Tree:

@@ -4,13 +4,14 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
 from mosaic_jax.core import errors, flops
 from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.data import augment
-from mosaic_jax.nn import networks
+from mosaic_jax.nn import adapted, networks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,26 @@ class Classifier:
         """Initial variables for images of `image_shape` (H, W, D)."""
         variables = self.module.init(key, jnp.zeros((1, *image_shape)), train=False)
         return ModelState(variables["params"], variables.get("batch_stats", {}))
+
+    def head_paths(
+        self, image_shape: tuple[int, int, int]
+    ) -> frozenset[tuple[str, ...]]:
+        """Paths ("params", ...) of the arrays that `head` reads.
+
+        Args:
+          image_shape: (H, W, D).
+        """
+        place = self.module.path if isinstance(self.module, adapted.Adapted) else ()
+        features = jnp.zeros((1, self.num_features(image_shape)))
+
+        def variables() -> Tree:
+            if place:  # the head of a user's network is not asked for by itself
+                return self.init(jax.random.key(0), image_shape).variables
+            return self.module.init(jax.random.key(0), features, method="head")
+
+        start = ("params", *place)
+        found: Any = flax.traverse_util.flatten_dict(dict(jax.eval_shape(variables)))
+        return frozenset(path for path in found if path[: len(start)] == start)
 
     def sows_moments(self, image_shape: tuple[int, int, int]) -> bool:
         """Whether all batch-norm layers tell `logits_and_moments`, and there are any.

@@ -9,7 +9,7 @@ import flax.linen as nn
 
 from mosaic_jax.core import errors, programs, schema
 from mosaic_jax.core.registry import Registry
-from mosaic_jax.nn import adapted, cnn, mlp, norm, resnet
+from mosaic_jax.nn import adapted, cnn, lenet, mlp, mobilenet, norm, resnet, vit
 
 Module = nn.Module
 MAX_WIDTH = 4096
@@ -38,7 +38,11 @@ NETWORKS: Registry[Callable[..., Module]] = Registry(
         **{
             name: functools.partial(resnet.ResNet, depth=name) for name in resnet.DEPTHS
         },
+        "mobilenetv2": mobilenet.MobileNetV2,
+        "vit": vit.ViT,
         "cnn": cnn.CNN,
+        "fedavg_cnn": lenet.FedAvgCNN,
+        "lenet5": lenet.LeNet5,
         "mlp": mlp.MLP,
     },
     schema.Allowed(
@@ -67,11 +71,22 @@ class Model(schema.Group):
         _are_networks,
         "further networks, dealt to the clients in turn with `name`",
     )
+    start: str = schema.anything(
+        default="",
+        meaning="what `name` starts from: a finished run, RUN:MODEL, or a file of"
+        " arrays, .pth or .safetensors; '': at random",
+    )
     width: int = schema.between(
-        1, MAX_WIDTH, default=64, meaning="channels of the first group of layers"
+        1,
+        MAX_WIDTH,
+        default=64,
+        meaning="channels of the first group of layers; networks that were published"
+        " have their own numbers at 64, and in proportion else",
     )
     norm: str = schema.one_of(
-        norm.NORMS, default="batch", meaning="group-norm keeps no statistics"
+        norm.NORMS,
+        default="batch",
+        meaning="of networks that have a choice; group and layer keep no statistics",
     )
     dtype: str = schema.one_of(
         ("auto", "float32", "bfloat16"),
@@ -113,10 +128,19 @@ def with_dtype(model: Model) -> Model:
     )
 
 
+def class_of(name: str) -> Any:
+    """The class of the network called `name`; of one that was handed in, its wrapper.
+
+    Raises:
+      ConfigError: the network is unknown or cannot be imported.
+    """
+    network: Any = NETWORKS.find(name)
+    return getattr(network, "func", network)
+
+
 def _fields(name: str) -> set[str]:
     """Names of the fields of a network."""
-    network: Any = NETWORKS.find(name)
-    return {one.name for one in dataclasses.fields(getattr(network, "func", network))}
+    return {one.name for one in dataclasses.fields(class_of(name))}
 
 
 def build_classifier(
@@ -136,15 +160,17 @@ def build_classifier(
 
     Raises:
       ConfigError: the network is unknown or cannot be imported, lacks a field that is
-        set to something else than its default, or cannot be adapted to such images.
+        set to something else than its default, or what the network always has, or
+        cannot be adapted to such images.
     """
     network: Any = NETWORKS.find(name)
     own, defaults = _fields(name), schema.defaults(Model) | {"dtype": "float32"}
+    always = defaults | getattr(class_of(name), "ALWAYS", {})
     lacking = [
-        f"model.{key} = {value!r}: must be {defaults[key]!r} for the network"
+        f"model.{key} = {value!r}: must be {always[key]!r} for the network"
         f" {name!r}, which has no field {key!r}"
         for key, value in fields.items()
-        if key not in (*own, *_OPTIONAL) and value != defaults[key]
+        if key not in (*own, *_OPTIONAL) and value not in (defaults[key], always[key])
     ]
     if lacking:
         raise errors.ConfigError("\n".join(lacking))

@@ -1,4 +1,4 @@
-"""Normalisation: batch-norm with PyTorch's running statistics, and group-norm."""
+"""Normalisation: batch-norm with PyTorch's running statistics, group, layer."""
 
 import dataclasses
 import functools
@@ -86,7 +86,8 @@ class GroupNorm(nn.Module):
     """Normalise each sample over groups of channels (Wu and He, 2018).
 
     It has no state. Clients need no common statistics, so federated studies often
-    prefer it (Hsieh et al., 2020). `slope` is that of a leaky ReLU that follows.
+    prefer it (Hsieh et al., 2020). There are `groups` groups, or as many below that as
+    divide the channels. `slope` is that of a leaky ReLU that follows.
     """
 
     groups: int = 8
@@ -112,7 +113,7 @@ class GroupNorm(nn.Module):
         size = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (size,))
         bias = self.param("bias", nn.initializers.zeros, (size,))
-        groups = min(self.groups, size)
+        groups = max(n for n in range(1, self.groups + 1) if size % n == 0)
         dtype, x = x.dtype, x.astype(jnp.float32)
 
         def mean(x: Array) -> Array:
@@ -129,6 +130,15 @@ class GroupNorm(nn.Module):
         return activate(y, self.slope).astype(dtype)
 
 
+class LayerNorm(GroupNorm):
+    """Normalise each sample over all its channels and pixels (Ba et al., 2016).
+
+    It is group-norm of one group. In transformers each token is a sample.
+    """
+
+    groups: int = 1
+
+
 def cumulative(old: Array, new: Array, step: Array) -> Array:
     """The plain mean of a statistic over the batches 0, ..., `step`.
 
@@ -141,7 +151,7 @@ def cumulative(old: Array, new: Array, step: Array) -> Array:
     return old + (latest - old) / (step + 1)
 
 
-NORMS = {"batch": BatchNorm, "group": GroupNorm}
+NORMS = {"batch": BatchNorm, "group": GroupNorm, "layer": LayerNorm}
 
 
 def _latest(_: Any, value: Any) -> Any:

@@ -17,13 +17,11 @@ from mosaic_jax.run import checkpoint, store
 from mosaic_jax.run import summary as summaries
 from mosaic_jax.run.store import Record
 from mosaic_jax.run.summary import Summary
+from mosaic_jax.run.trained import FINAL
 from mosaic_jax.stages import sections
 from mosaic_jax.stages.sections import Section
 
 _log = logging.getLogger(__name__)
-
-# The model that is a study's answer.
-FINAL = "final"
 
 Groups = dict[str, list["SavedRun"]]
 

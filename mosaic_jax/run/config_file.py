@@ -55,7 +55,7 @@ def check_same_study(workdir: pathlib.Path, settings: Settings) -> None:
         return
     # As JSON represents them: tuples become lists.
     new = json.loads(json.dumps(schema.to_mapping(settings)))
-    ignored = {"data.dir"}
+    ignored = {"data.dir", "model.start"}
     defaults = schema.flat(Settings())
     for group in ("method", "seed", "data", "model"):
         before = flax.traverse_util.flatten_dict({group: old.get(group)}, sep=".")

@@ -76,7 +76,7 @@ def check_statistics(
         init = functools.partial(classifier.init, image_shape=info.image_shape)
         if jax.tree.leaves(jax.eval_shape(init, prng.root(0)).batch_stats):
             raise errors.ConfigError(
-                f"model.norm = {settings.model.norm!r}: must be 'group' for"
+                f"model.norm = {settings.model.norm!r}: must be 'group' or 'layer' for"
                 f" privacy.epsilon = {settings.privacy.epsilon}: the network {name!r}"
                 " keeps statistics of the images"
             )

@@ -272,8 +272,8 @@ def facts(experiments: Sequence[Experiment]) -> processes.Facts:
     """
     # Of the first study: if others differ between processes, so do their plans.
     study = schema.flat(experiments[0].settings)
-    # Images may lie elsewhere on another machine.
-    del study["data.dir"]
+    # Images and arrays may lie elsewhere on another machine.
+    del study["data.dir"], study["model.start"]
     data, plan, done, reused = {}, {}, {}, {}
     for number, experiment in enumerate(experiments):
         name = f"study {number}" if len(experiments) > 1 else "the study"

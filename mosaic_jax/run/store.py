@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_jax.core import errors, files, trees
-from mosaic_jax.core.types import Tree
+from mosaic_jax.core.types import Array, Tree
 from mosaic_jax.run import checkpoint
 
 _log = logging.getLogger(__name__)
@@ -94,17 +94,27 @@ class FinishedStage:
         """
         if not template:
             return {}
+        return trees.restore_into(dict(template), self.arrays(template))
+
+    def arrays(self, names: Collection[str]) -> dict[str, Array]:
+        """The arrays of artifacts by their path "ARTIFACT/...".
+
+        Args:
+          names: of the artifacts.
+
+        Raises:
+          CheckpointError: artifacts are damaged or missing.
+        """
         saved = checkpoint.Checkpoints(self.directory / ARTIFACTS, self.record.identity)
         latest = saved.latest()
         saved.close()
         if latest is None:
             raise errors.CheckpointError(f"{self.directory}: artifacts are damaged")
-        arrays = {
+        return {
             path: leaf
             for path, leaf in latest[1].items()
-            if path.partition("/")[0] in template
+            if path.partition("/")[0] in names
         }
-        return trees.restore_into(dict(template), arrays)
 
 
 def directory_of(root: pathlib.Path, name: str, fingerprint: str) -> pathlib.Path:

@@ -25,7 +25,7 @@ from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
-from mosaic_jax.run import callbacks, private
+from mosaic_jax.run import callbacks, private, start
 from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
@@ -59,6 +59,7 @@ class Study:
       sending: what becomes of uploads in rounds.
       callbacks: a user's code that is called while it runs.
       privacy: the noise of a private study; None: it is not private.
+      start: arrays by path in place of random ones of the server's network.
     """
 
     settings: Settings
@@ -70,6 +71,7 @@ class Study:
     sending: Sending = Sending()
     callbacks: tuple[Callback, ...] = ()
     privacy: Plan | None = None
+    start: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def classifier(self) -> Classifier:
@@ -118,6 +120,7 @@ class Study:
                 },
             ),
             privacy=self.privacy,
+            start=self.start if link.stage.makes_model else {},
         )
 
     def _of_sending(self) -> Iterator[tuple[str, str, schema.Group]]:
@@ -179,6 +182,8 @@ class Study:
             if self.privacy is not None:
                 # The noise of each stage depends on what all of them tell.
                 visible["privacy"] = dataclasses.asdict(self.privacy)
+            if self.start and link.stage.makes_model and not link.suffix:
+                visible["start"] = trees.digest(dict(self.start))
             if ends := callbacks.in_fingerprint(self.callbacks, link.name):
                 visible["callbacks"] = ends
             fingerprint = schema.digest(visible)[:16]
@@ -281,6 +286,7 @@ def build(
         settings=settings,
         data=data,
         privacy=plan,
+        start=start.load(settings.model, classifiers[settings.model.name], data.info),
         networks=classifiers,
         algorithm=algorithm,
         server=method,
@@ -537,7 +543,7 @@ def _check_mosaic(
         )
     weight = settings.generators.inversion_weight
     for name, classifier in classifiers.items():
-        if weight and ":" in name and not classifier.sows_moments(info.image_shape):
+        if weight and not classifier.sows_moments(info.image_shape):
             raise errors.ConfigError(
                 f"generators.inversion_weight = {weight}: must be 0 for the network"
                 f" {name!r}, which has no batch-norm of mosaic_jax.nn.norm to match"

@@ -53,6 +53,8 @@ class Blueprint:
       sending: what becomes of uploads; of its parts those that the stage reads the
         settings of.
       privacy: the noise of a private study, see `Stage.releases`; None: it is not.
+      start: arrays by path in place of random ones of the server's network, for stages
+        that make it.
     """
 
     settings: View
@@ -66,6 +68,7 @@ class Blueprint:
     trains_every_round: bool = False
     sending: Sending = Sending()
     privacy: Plan | None = None
+    start: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def mechanism(self) -> Mechanism | None:
@@ -117,7 +120,8 @@ class Blueprint:
         if len(self.networks) == 1:
             return self
         data = federated.of_clients(self.data, self.members(name))
-        return dataclasses.replace(self, data=data, name=name)
+        start = self.start if name == next(iter(self.networks)) else {}
+        return dataclasses.replace(self, data=data, name=name, start=start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +155,7 @@ class Context(Blueprint):
             clients=self.clients.replace(client=client),
             axis=self.axis.of(len(members)),
             name=name,
+            start=self.start if name == next(iter(self.networks)) else {},
         )
 
 
@@ -200,6 +205,8 @@ class Stage(schema.Group):
     # It tells the server no more of the clients' images than what was sent before, or
     # only measures; see `releases`.
     tells_nothing: ClassVar[bool] = False
+    # It makes the first model, which starts from `model.start`.
+    makes_model: ClassVar[bool] = False
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """Names of the artifacts that `run` takes as keyword arguments."""

@@ -113,10 +113,10 @@ class Generators(Stage):
             )
         if self.discriminator == "classifier":
             yield from self._problems_of_classifier()
-        if study.model.norm == "group" and self.inversion_weight > 0:
+        if study.model.norm != "batch" and self.inversion_weight > 0:
             yield (
-                f"generators.inversion_weight = {self.inversion_weight}: must be 0"
-                " for model.norm = 'group', which has no statistics to match"
+                f"generators.inversion_weight = {self.inversion_weight}: must be 0 for"
+                f" model.norm = {study.model.norm!r}, which has no statistics to match"
             )
 
     def _problems_of_classifier(self) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Stage 1: federated rounds from a random global model."""
+"""Stage 1: federated rounds from a global model that is random, or was trained."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from clu import parameter_overview
 
-from mosaic_jax.core import prng, programs, schema
+from mosaic_jax.core import prng, programs, schema, trees
 from mosaic_jax.core.steps import Run
 from mosaic_jax.fl import privacy
 from mosaic_jax.fl.accounting import Release
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Init(federation.FederatedStage):
-    """Stage 1: federated rounds from a random global model."""
+    """Stage 1: federated rounds from a random global model, or from `model.start`."""
 
     name = "init"
+    makes_model = True
 
     method: str = schema.component(
         ALGORITHMS, default="fedavg", meaning="federated algorithm of every round"
@@ -63,6 +64,7 @@ class Init(federation.FederatedStage):
         key = prng.named(context.key, "model")
         init = programs.jit(context.classifier.init, static_argnums=1)
         model = init(key, context.data.info.image_shape)
+        model = trees.replaced(model, context.start)
         outcome = yield from run_rounds.train(
             context, self.name, model, self.rounds, context.settings.local, first=0
         )

@@ -69,7 +69,7 @@ class PrototypeRounds(Stage):
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """The state after the rounds."""
         initial = functools.partial(_initial_state, blueprint)
-        return {STATE: jax.eval_shape(initial, jax.eval_shape(prng.root, 0))}
+        return {STATE: jax.eval_shape(initial, jax.eval_shape(prng.root, 0), {})}
 
     def flops(self, blueprint: Blueprint) -> float:
         """FLOPs of all rounds, with their evaluations."""
@@ -104,7 +104,7 @@ class PrototypeRounds(Stage):
             state = artifacts[STATE]
         else:
             initial = programs.jit(functools.partial(_initial_state, context))
-            state = initial(prng.root(context.settings.seed))
+            state = initial(prng.root(context.settings.seed), context.start)
         if on_host:
             state = state.replace(client=jax.device_get(state.client))
         chunk = (_chunk_on_host if on_host else _chunk)(context, program)
@@ -136,9 +136,13 @@ class PrototypeRounds(Stage):
 
 @dataclasses.dataclass(frozen=True)
 class FirstPrototypeRounds(PrototypeRounds):
-    """Rounds from random models of the clients, in the place of init."""
+    """Rounds from random models of the clients, in the place of init.
+
+    Those with the server's network have what `model.start` says.
+    """
 
     name = "init"
+    makes_model = True
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """Nothing."""
@@ -155,7 +159,7 @@ class FirstPrototypeRounds(PrototypeRounds):
         # Those of the server's network, as where each network is a federation.
         first = context.for_network(context.name)
         initial = programs.jit(functools.partial(_initial_model, context, context.name))
-        model = initial(prng.root(context.settings.seed))
+        model = initial(prng.root(context.settings.seed), context.start)
         key = federation.rounds_key(context.settings)
         outcome.results.update(run_rounds.shared_digests(first, model, key))
         outcome.results["num_parameters"] = int(
@@ -215,22 +219,33 @@ def _shape(blueprint: Blueprint) -> tuple[int, int]:
     return info.num_classes, common_features(networks, info.image_shape)
 
 
-def _initial_model(blueprint: Blueprint, name: str, root: jax.Array) -> ModelState:
-    """The model that clients with network `name` start from; `root` is the study's key.
+def _initial_model(
+    blueprint: Blueprint, name: str, root: jax.Array, start: Mapping[str, Array]
+) -> ModelState:
+    """The model that clients with one network start from.
 
     It is that of a study in which each network is a federation of its own.
+
+    Args:
+      blueprint: of the stage.
+      name: of the network.
+      root: the study's key.
+      start: arrays of the server's network in place of random ones.
     """
-    suffix = "" if name == next(iter(blueprint.networks)) else f"@{name}"
-    key = prng.named(prng.named(root, f"init{suffix}"), "model")
-    return blueprint.networks[name].init(key, blueprint.data.info.image_shape)
+    first = name == next(iter(blueprint.networks))
+    key = prng.named(prng.named(root, "init" if first else f"init@{name}"), "model")
+    model = blueprint.networks[name].init(key, blueprint.data.info.image_shape)
+    return trees.replaced(model, start if first else {})
 
 
-def _initial_state(blueprint: Blueprint, root: jax.Array) -> FederationState:
-    """The state before the first round of the study, whose key is `root`."""
+def _initial_state(
+    blueprint: Blueprint, root: jax.Array, start: Mapping[str, Array]
+) -> FederationState:
+    """The state before the first round; arguments as of `_initial_model`."""
     names = list(blueprint.networks)
     return initial_state(
         _algorithm(blueprint),
-        [_initial_model(blueprint, name, root) for name in names],
+        [_initial_model(blueprint, name, root, start) for name in names],
         [len(blueprint.members(name)) for name in names],
         _shape(blueprint),
         prng.named(root, "init"),

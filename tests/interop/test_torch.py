@@ -2,17 +2,21 @@
 
 import functools
 
+import flax.traverse_util
 import jax
 import numpy as np
 import optax
 import pytest
 
-from mosaic_jax.core import errors
+from mosaic_jax.core import errors, tensor_files
 from mosaic_jax.core.types import Batch, ModelState
 from mosaic_jax.fl import training
 from mosaic_jax.interop import torch as interop
-from mosaic_jax.nn import losses
+from mosaic_jax.nn import losses, state_dicts
 from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.nn.lenet import FedAvgCNN, LeNet5
+from mosaic_jax.nn.mobilenet import MobileNetV2
+from mosaic_jax.nn.vit import ViT
 from tests import golden
 
 
@@ -150,14 +154,50 @@ def test_bad_state_dicts_are_named():
         interop.load("vgg", state)
 
 
-def test_pth_files_are_read_without_pickle(tmp_path):
-    torch = pytest.importorskip("torch", reason="reading .pth files needs torch")
+def test_files_are_read_as_mappings_are(tmp_path):
     state = golden.state_dict("discriminator", 13)
-    path = tmp_path / "d.pth"
-    torch.save({name: torch.tensor(array) for name, array in state.items()}, path)
-    _, variables = interop.load("discriminator", path)
+    tensor_files.write(tmp_path / "d.safetensors", state)
+    _, variables = interop.load("discriminator", tmp_path / "d.safetensors")
     _, expected = interop.load("discriminator", state)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
+
+
+# Small forms of networks, as torchvision and timm write them down.
+SMALL = {
+    "mobilenetv2": (
+        MobileNetV2(10, 16, stages=((1, 16, 1, 1), (6, 24, 2, 2))),
+        41,
+    ),
+    "vit": (ViT(10, 4, depth=2), 42),
+    "lenet5": (LeNet5(10), 43),
+    "fedavg_cnn": (FedAvgCNN(10, 4), 44),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_other_networks_answer_as_those_of_torch(name):
+    module, seed = SMALL[name]
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False)
+    )
+    flat = flax.traverse_util.flatten_dict(dict(shapes))
+    state = golden.state_dict(name, seed)
+    variables = flax.traverse_util.unflatten_dict(
+        {
+            entry.path: entry.to_jax(state[entry.name], flat[entry.path].shape)
+            for entry in state_dicts.layouts(name, flat)[0]
+        }
+    )
+    image = golden.images(8)
+    close(answer(module, variables, image), golden.OUTPUTS[f"{name}/eval_logits"])
+    if name == "mobilenetv2":
+        train = functools.partial(module.apply, train=True, mutable=["batch_stats"])
+        logits, _ = jax.jit(train)(variables, image)
+        close(logits, golden.OUTPUTS[f"{name}/train_logits"], rtol=1e-3)
+    saved = interop.save(name, variables)
+    assert saved.keys() == state.keys()
+    for entry in state:
+        np.testing.assert_array_equal(saved[entry], state[entry])
 
 
 def test_parameter_counts():

@@ -74,8 +74,8 @@ class PartialTraining(Algorithm):
                 f"model.rate = {model.rate}: must be 1 for {method}: budgets say what"
                 " clients hold"
             )
-        own = networks.NETWORKS.find(model.name) if ":" in model.name else None
-        missing = [name for name in NEEDED if own and not hasattr(own, name)]
+        network = networks.class_of(model.name)
+        missing = [name for name in NEEDED if not hasattr(network, name)]
         if missing:
             yield (
                 f"model.name = {model.name!r}: must have {', '.join(missing)}, as"
