@@ -40,6 +40,7 @@ class Study:
         partition: Any = None,
         metrics: Any = None,
         callbacks: Sequence[Callback] = (),
+        reuse_from: Sequence[str | pathlib.Path] = (),
     ) -> None:
         """Put the study together, and check all that can be checked before it runs.
 
@@ -64,6 +65,8 @@ class Study:
             of names of `mosaic_jax.metrics.SHIPPED`, functions of logits [N, K] and
             labels [N], and classes of `clu.metrics`; or a mapping from names to these.
           callbacks: called while the study runs, see `Callback`.
+          reuse_from: other run directories, whose finished stages are taken over where
+            they would be the same.
 
         Raises:
           ConfigError: settings or objects are wrong or contradict each other, or
@@ -95,7 +98,10 @@ class Study:
             self.workdir = pathlib.Path(workdir)
             files.check_folder("workdir", self.workdir)
             self._experiment = Experiment(
-                self.settings, self.workdir, callbacks=callbacks
+                self.settings,
+                self.workdir,
+                reuse_from=reuse_from,
+                callbacks=callbacks,
             )
         self._model = None if isinstance(model, str) else model
         num_classes = self._experiment.data.info.num_classes

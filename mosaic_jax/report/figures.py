@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-import matplotlib.style
 import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
@@ -16,7 +15,6 @@ from matplotlib.figure import Figure
 
 from mosaic_jax.core import files
 
-matplotlib.use("Agg")
 # Okabe and Ito's palette stays apart for colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Drawn in these; on a page they follow its theme, by the names of its style sheet.
@@ -47,10 +45,11 @@ MOST_POINTS = 200
 HATCHES = ("", "//", "..", "xx")
 
 
-# Figures are made and drawn in one process that draws nothing else.
-matplotlib.style.use(STYLE)
+# Around what draws: a user's own figures, in the same notebook, keep theirs.
+_styled = matplotlib.rc_context(STYLE)
 
 
+@_styled
 def new(height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
     """An empty figure, as wide as a column of a page."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -61,6 +60,7 @@ def new(height: float = 3.4, width: float = WIDTH) -> tuple[Figure, Axes]:
 SUFFIXES = (".pdf", ".png", ".svg")
 
 
+@_styled
 def save(figure: Figure, path: pathlib.Path) -> None:
     """Write a picture of the kind that the name's end says, whole or not at all."""
     buffer = io.BytesIO()
@@ -69,6 +69,7 @@ def save(figure: Figure, path: pathlib.Path) -> None:
     files.write_bytes(path, buffer.getvalue())
 
 
+@_styled
 def svg(figure: Figure, label: str) -> Markup:
     """Inline SVG whose ink follows the page, read out as `label`."""
     buffer = io.StringIO()
@@ -112,6 +113,7 @@ def _line_style(i: int) -> dict[str, Any]:
     }
 
 
+@_styled
 def heat(
     values: np.ndarray,
     *,
@@ -174,6 +176,7 @@ def _shades(*, signed: bool) -> ListedColormap:
     return ListedColormap(np.concatenate([rgb, np.abs(strength)[:, None]], axis=1))
 
 
+@_styled
 def label_counts(label_count: np.ndarray) -> Figure:
     """Images per client and class, [C, K]; many clients are sorted by main class."""
     ylabel = "client"
@@ -192,6 +195,7 @@ def label_counts(label_count: np.ndarray) -> Figure:
     return figure
 
 
+@_styled
 def sizes(size: np.ndarray) -> Figure:
     """How many clients hold how many images, [C]."""
     figure, axes = new(2.6)
@@ -200,6 +204,7 @@ def sizes(size: np.ndarray) -> Figure:
     return figure
 
 
+@_styled
 def curves(
     lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
     *,
@@ -232,6 +237,7 @@ def curves(
     return figure
 
 
+@_styled
 def bars(values: Mapping[str, Mapping[str, float]]) -> Figure:
     """A bar per name, {"mean", "spread"} accuracies, with whiskers."""
     figure, axes = new(0.9 + 0.34 * len(values))
@@ -250,6 +256,7 @@ def bars(values: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
+@_styled
 def per_class(accuracy: Mapping[str, np.ndarray]) -> Figure:
     """Accuracy within each class [K]: bars, or lines over many sorted classes."""
     num_classes = len(next(iter(accuracy.values())))
@@ -276,6 +283,7 @@ def per_class(accuracy: Mapping[str, np.ndarray]) -> Figure:
     return figure
 
 
+@_styled
 def classes(accuracy: Mapping[str, np.ndarray]) -> Figure:
     """Accuracy of each name within each class [K], as a map."""
     return heat(
@@ -288,6 +296,7 @@ def classes(accuracy: Mapping[str, np.ndarray]) -> Figure:
     )
 
 
+@_styled
 def rates(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     """Accuracy {"mean", "spread"} by rate, for each name."""
     figure, axes = new(3.8)
@@ -308,6 +317,7 @@ def rates(accuracy: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
     return figure
 
 
+@_styled
 def progress(lines: Mapping[str, Sequence[float]], step: Sequence[float]) -> Figure:
     """What a training loop measured.
 
@@ -329,6 +339,7 @@ def progress(lines: Mapping[str, Sequence[float]], step: Sequence[float]) -> Fig
     return figure
 
 
+@_styled
 def shares(
     parts: Mapping[str, Mapping[str, float]], *, xlabel: str, fmt: str = ".0f"
 ) -> Figure:
@@ -365,6 +376,7 @@ def shares(
     return figure
 
 
+@_styled
 def scatter(
     x: Sequence[float], y: Sequence[float], *, xlabel: str, ylabel: str, level: float
 ) -> Figure:
@@ -389,6 +401,7 @@ def scatter(
     return figure
 
 
+@_styled
 def strips(columns: Mapping[str, Sequence[np.ndarray]], names: Sequence[str]) -> Figure:
     """Rows of images, one column beside the other.
 

@@ -54,8 +54,10 @@ def config(**changes):
 
 
 def study(workdir, **given):
-    given = {"model": Net(), "algorithm": Mine(3.0), "data": mj.data.arrays(*images())}
-    return mj.Study(config(), workdir, **given)
+    objects = {"model": Net(), "algorithm": Mine(3.0)}
+    return mj.Study(
+        config(), workdir, data=mj.data.arrays(*images()), **objects | given
+    )
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +137,13 @@ def test_a_run_is_loaded_with_its_network(finished):
             mj.load(finished.workdir, model=other).models["final"]
 
 
-def test_the_same_study_is_not_run_again(finished, monkeypatch):
+def test_the_same_study_is_not_run_again(finished, tmp_path, monkeypatch):
     again = study(finished.workdir)
     stages = "mosaic_jax.run.runner.run_stage"
     monkeypatch.setattr(stages, lambda *_: pytest.fail("a stage runs again"))
     assert again.run().summary.stages == finished.summary.stages
+    other = study(tmp_path / "other", reuse_from=[finished.workdir])
+    assert other.run().summary.stages == finished.summary.stages
 
 
 def test_what_the_fingerprint_sees(tmp_path):
