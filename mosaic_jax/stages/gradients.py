@@ -1,6 +1,7 @@
 """Gradient inversion of what single clients would send after one local step."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -98,8 +99,8 @@ def invert(
 
         return repeat(body, state, first, end)
 
-    sent = programs.jit(_gradients, static_argnums=0)(
-        context, model, client, image, label, prng.named(context.key, "privacy")
+    sent = programs.jit(functools.partial(_gradients, context))(
+        model, client, image, label, prng.named(context.key, "privacy")
     )
     guess = jax.random.uniform(
         prng.named(context.key, f"guess{suffix}"), image.shape, minval=-1, maxval=1

@@ -274,8 +274,10 @@ class _Attack:
         def distance(generator: ModelState, key: jax.Array, image: Array) -> Array:
             z = jax.random.normal(key, (count, model_gan.latent_dim))
             drawn = augment.to_signed(augment.to_uint8(model_gan.sample(generator, z)))
-            flat = [x.reshape(len(x), -1) for x in (augment.to_signed(image), drawn)]
-            return measures.nearest(*flat, jnp.ones(count, bool))[0]
+            asked, drawn = (
+                x.reshape(len(x), -1) for x in (augment.to_signed(image), drawn)
+            )
+            return measures.nearest(asked, drawn, jnp.ones(count, bool))[0]
 
         return [
             Scores(
