@@ -6,6 +6,7 @@ found in `fl/accounting.py`; docs/privacy.md says what is covered.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,11 +31,12 @@ _AT_ONCE_CPU, _AT_ONCE, _MOST_BYTES = 8, 64, 2**28
 class Privacy(schema.Group):
     """Differential privacy of each image towards those who see what clients send."""
 
-    epsilon: float = schema.between(
-        0,
-        100,
-        default=0.0,
-        meaning="> 0: most that all a client sends tells of one image; 0: not private",
+    epsilon: float = schema.field(
+        0.0,
+        "in [0, 100], or inf",
+        lambda x: 0 <= x <= 100,
+        "> 0: most that all a client sends tells of one image; 0, or inf: not private",
+        stands_for={math.inf: 0.0},
     )
     delta: float = schema.field(
         1e-5,

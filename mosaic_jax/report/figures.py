@@ -205,6 +205,7 @@ def curves(
     *,
     xlabel: str,
     marks: Mapping[str, float] | None = None,
+    logarithmic: bool = False,
 ) -> Figure:
     """Accuracy of each name as a line, with a band where there are several seeds.
 
@@ -213,6 +214,7 @@ def curves(
         deviation on either side of the mean.
       xlabel: what a place is.
       marks: accuracies by name, drawn as horizontal lines.
+      logarithmic: whether the axis of places is; then each has its tick.
     """
     figure, axes = new(3.8)
     for i, (name, (place, values)) in enumerate(lines.items()):
@@ -227,6 +229,11 @@ def curves(
         colour, style = COLOURS[i % len(COLOURS)], ("--", ":", "-.")[i % 3]
         axes.axhline(value, linestyle=style, label=name, color=colour)
     axes.set(xlabel=xlabel)
+    if logarithmic:
+        ticks = np.unique(np.concatenate([place for place, _ in lines.values()]))
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
     _accuracy_axis(axes)
     _legend(figure, axes)
     return figure

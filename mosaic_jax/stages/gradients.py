@@ -76,7 +76,8 @@ def invert(
     numbers = np.asarray(clients_of_network.number).tolist()
     places = np.array([numbers.index(one) for one, _, _ in chosen])
     client = trees.take(clients_of_network, places)
-    classifier, tx = context.classifier, optax.adam(config.inversion_rate)
+    rate = optax.cosine_decay_schedule(config.inversion_rate, config.inversion_steps)
+    classifier, tx = context.classifier, optax.adam(rate)
 
     def chunk(args: Tree, state: Tree, first: Array, end: Array) -> Tree:
         model, label, sent = args

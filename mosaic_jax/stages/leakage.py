@@ -87,10 +87,10 @@ class Leakage(Stage):
         1, 8, default=1, meaning="that a gradient is of"
     )
     inversion_rate: float = schema.above(
-        0, default=0.1, meaning="Adam's learning rate on the images' pixels"
+        0, default=0.1, meaning="Adam's first learning rate on pixels in [-1, 1]"
     )
     inversion_smooth: float = schema.at_least(
-        0, default=1e-2, meaning="weight of the images' total variation"
+        0, default=1e-3, meaning="weight of the images' total variation"
     )
 
     def problems(self, study: "Settings") -> Iterator[str]:
