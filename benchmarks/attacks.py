@@ -31,7 +31,7 @@ from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.summary import Summary
 
 EPSILON = 8.0
-COMMON = {"log.tensorboard": False, "evaluation.every": 40}
+COMMON = {"evaluation.every": 40}
 CANARIES = COMMON | {
     "model.name": "mlp",
     "init.rounds": 10,

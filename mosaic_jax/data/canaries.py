@@ -41,14 +41,15 @@ def draw(
     Args:
       count: M, of each client.
       num_clients: C.
-      image_shape: (H, W, D), sides that are multiples of 4.
+      image_shape: (H, W, D).
       num_classes: K, from which labels are drawn evenly.
       seed: of the study.
     """
     np_rng = np.random.default_rng([seed, *b"canaries"])
     height, width, depth = image_shape
     tiles = np_rng.integers(0, 256, (num_clients, count, _TILES, _TILES, depth))
-    image = tiles.repeat(height // _TILES, axis=2).repeat(width // _TILES, axis=3)
+    row, column = (np.arange(n) * _TILES // n for n in (height, width))
+    image = tiles[:, :, row][:, :, :, column]
     label = np_rng.integers(0, num_classes, (num_clients, count))
     inside = np_rng.random((num_clients, count)) < 0.5
     return Canaries(image.astype(np.uint8), label.astype(np.int32), inside)
