@@ -14,8 +14,9 @@ from mosaic_jax.core.types import ClientModels, Generators, ModelState, Prototyp
 from mosaic_jax.fl import gan as gan_module
 from mosaic_jax.fl import membership
 from mosaic_jax.run import runner, settings
-from mosaic_jax.stages import candidates, leakage_section, shadows
+from mosaic_jax.stages import attacker, candidates, leakage_section, shadows
 from mosaic_jax.stages.candidates import Candidates, Scores
+from mosaic_jax.stages.leakage import Leakage
 from tests import running, tiny
 
 FIELDS = {
@@ -185,8 +186,6 @@ class Bank:
 
 
 def test_a_generator_that_copies_is_found(context, monkeypatch):
-    from mosaic_jax.stages import leakage
-
     monkeypatch.setattr(gan_module, "build", lambda *_: Bank())
     images = candidates.every_image(context)
     asked = [candidates.of_client(context, images, i, 64) for i in range(2)]
@@ -197,8 +196,8 @@ def test_a_generator_that_copies_is_found(context, monkeypatch):
     bank = jnp.asarray(np.stack(banks), jnp.float32) / 127.5 - 1
     places = list(enumerate(asked))
     length = max(len(one.row) for one in asked)
-    config = leakage.Leakage(generated=512)
-    attack = leakage._Attack(config, context, images, places, length, "")
+    config = Leakage(generated=512)
+    attack = attacker.Attacker(config, context, images, places, length, "")
     alive = np.array([True, False])
     scores = attack.on_generators(Generators(ModelState({"bank": bank}, {}), alive))
     assert [one.of.client for one in scores] == [0]  # the other one collapsed
@@ -209,8 +208,6 @@ def test_a_generator_that_copies_is_found(context, monkeypatch):
 
 def test_prototypes_of_one_image_are_found(context, asked):
     """A client whose prototypes are the logits of its very images."""
-    from mosaic_jax.stages import leakage
-
     images, found = asked
     one, network = found[0], context.classifier
     init = jax.jit(network.init, static_argnums=1)
@@ -233,8 +230,8 @@ def test_prototypes_of_one_image_are_found(context, asked):
         evaluation=context.settings.evaluation,
         prototypes=types.SimpleNamespace(space="expert"),
     )
-    attack = leakage._Attack(
-        leakage.Leakage(),
+    attack = attacker.Attacker(
+        Leakage(),
         dataclasses.replace(context, settings=shown),
         images,
         [(0, one)],
