@@ -77,6 +77,8 @@ def test_infinity_is_no_privacy_and_nothing_else(tmp_path, capsys):
     """In a grid and as a setting; other fields say what they allow."""
     found = sweep.parse(CONFIG, ["privacy.epsilon=1,inf"], 1, tmp_path)
     assert list(found.cells) == ["privacy.epsilon=1.0", "privacy.epsilon=inf"]
+    for cell in found.cells.values():
+        cell["prototypes"]["clusters"] = 1
     studies = [settings.from_mapping(cell) for cell in found.cells.values()]
     assert [study.privacy.epsilon for study in studies] == [1.0, 0.0]
     told = one_line(
