@@ -15,6 +15,7 @@ import ast
 import contextlib
 import dataclasses
 import itertools
+import math
 import pathlib
 import shlex
 import sys
@@ -113,6 +114,8 @@ def _value(field: str, word: str, default: Any) -> Any:
                 return type(default)(value)
         if isinstance(value, float) and isinstance(default, float):
             return value
+        if word == "inf" and isinstance(default, float):
+            return math.inf  # few fields have a meaning for it
     must_be = TYPES.get(type(default), f"of type {type(default).__name__}")
     raise errors.ConfigError(f"--grid: {field} = {word[:40]!r}: must be {must_be}")
 

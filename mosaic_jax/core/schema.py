@@ -34,7 +34,13 @@ class Allowed:
 _ANYTHING = Allowed("any", lambda _: True)
 
 
-def field(default: Any, phrase: str, test: Callable[[Any], bool], meaning: str) -> Any:
+def field(
+    default: Any,
+    phrase: str,
+    test: Callable[[Any], bool],
+    meaning: str,
+    stands_for: Mapping[float, Any] | None = None,
+) -> Any:
     """A field of a component.
 
     Args:
@@ -42,11 +48,15 @@ def field(default: Any, phrase: str, test: Callable[[Any], bool], meaning: str) 
       phrase: the allowed values, as they follow "must be" in an error message.
       test: tells whether a value of the field's type is allowed.
       meaning: for `mosaic list fields`, in a few words.
+      stands_for: numbers that may be given in place of others, which take their place
+        before they are tested.
     """
-    allowed = Allowed(phrase, test)
-    return dataclasses.field(
-        default=default, metadata={"allowed": allowed, "meaning": meaning}
-    )
+    metadata = {
+        "allowed": Allowed(phrase, test),
+        "meaning": meaning,
+        "stands_for": stands_for or {},
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def at_least(low: float, default: float, meaning: str = "") -> Any:
@@ -331,7 +341,10 @@ def _build(cls: type, mapping: Any, path: str, problems: list[str]) -> Any:
             given = mapping.get(name, {})
             values[name] = _build(group, given, f"{path}{name}.", problems)
         elif name in mapping:
-            value = values[name] = _converted(kind, mapping[name])
+            value = _converted(kind, mapping[name])
+            if isinstance(value, float):
+                value = one.metadata.get("stands_for", {}).get(value, value)
+            values[name] = value
             if wrong := _problem(allowed_of(one), kind, value):
                 problems.append(f"{path}{name} = {value!r}: must be {wrong}")
     return None if problems else cls(**values)

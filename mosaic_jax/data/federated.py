@@ -11,6 +11,7 @@ import numpy as np
 from mosaic_jax.core import errors, files, schema, trees
 from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
 from mosaic_jax.data import augment, partition, shifts, sources
+from mosaic_jax.data.canaries import Canaries
 from mosaic_jax.data.dataset import Arrays, Info, absent, pointless
 
 _log = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class StudyData:
         split.
       attackers: numbers of the clients that attack the study, whose images may have
         false labels.
+      canaries: planted among the clients' images, see `planted`; None: there are none.
     """
 
     info: Info
@@ -159,6 +161,7 @@ class StudyData:
     sha256: str
     content_sha256: str
     attackers: tuple[int, ...] = ()
+    canaries: Canaries | None = None
 
 
 def load(config: Data, seed: int) -> StudyData:
@@ -359,6 +362,49 @@ def attacked(
         label_count=count,
         content_sha256=content,
         attackers=tuple(attackers.tolist()),
+    )
+
+
+def planted(data: StudyData, canaries: Canaries) -> StudyData:
+    """`data` whose clients train on their canaries that are `inside`, too.
+
+    The images of all canaries come behind the others, those of client 0 first; so their
+    number is the same for every seed.
+
+    Args:
+      data: of a study; returned as it is if it has canaries already.
+      canaries: of its clients.
+    """
+    if data.canaries is not None:
+        return data
+    images, count = data.clients.images, canaries.label.size
+    image = canaries.image.reshape(count, *canaries.image.shape[2:])
+    number = len(images.label) + np.arange(count).reshape(canaries.label.shape)
+    parts = [
+        np.concatenate([part, number[i][canaries.inside[i]]])
+        for i, part in enumerate(data.parts)
+    ]
+    label = np.concatenate([images.label, canaries.label.reshape(-1)])
+    train = LabelledImages(np.concatenate([images.image, image]), label)
+    label_count = partition.label_counts(label, parts, data.info.num_classes)
+    planted = trees.digest({"image": image, "label": canaries.label})
+    sha256 = partition.digest(parts)
+    content = {"data": data.content_sha256, "canaries": planted, "split": sha256}
+    return dataclasses.replace(
+        data,
+        clients=FederatedDataset(
+            images=train,
+            client=data.clients.client.replace(
+                index=_padded(parts).astype(np.int32),
+                size=np.array([len(part) for part in parts], np.int32),
+                label_count=label_count.astype(np.int32),
+            ),
+        ),
+        parts=parts,
+        label_count=label_count,
+        sha256=sha256,
+        content_sha256=schema.digest(content),
+        canaries=canaries,
     )
 
 

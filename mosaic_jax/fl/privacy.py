@@ -6,6 +6,7 @@ found in `fl/accounting.py`; docs/privacy.md says what is covered.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -31,11 +32,12 @@ _AT_ONCE_CPU, _AT_ONCE, _MOST_BYTES = 8, 64, 2**28
 class Privacy(schema.Group):
     """Differential privacy of each image, or of each client as a whole."""
 
-    epsilon: float = schema.between(
-        0,
-        100,
-        default=0.0,
-        meaning="> 0: most that is told of one image, or client; 0: not private",
+    epsilon: float = schema.field(
+        0.0,
+        "in [0, 100], or inf",
+        lambda x: 0 <= x <= 100,
+        "> 0: most that is told of one image, or client; 0, or inf: not private",
+        stands_for={math.inf: 0.0},
     )
     unit: str = schema.one_of(
         ("image", "client"),

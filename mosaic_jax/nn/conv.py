@@ -132,10 +132,30 @@ def _linear_bwd(transposed: bool, geometry: Geometry, saved: tuple, g: jax.Array
     a, kernel = saved
     x, y = (g, a) if transposed else (a, g)
     on_a = _linear(not transposed, geometry, g, kernel)
-    return on_a, _op(_on_kernel, geometry)(x, y)
+    return on_a, _product_of(geometry, x, y)
 
 
 _linear.defvjp(_linear_fwd, _linear_bwd)
+
+
+# With a gradient of its own, which is made of the other two maps, gradients have
+# gradients: gradient inversion needs them.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product_of(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    return _op(_on_kernel, geometry)(x, g)
+
+
+def _product_of_fwd(geometry: Geometry, x: jax.Array, g: jax.Array):
+    return _product_of(geometry, x, g), (x, g)
+
+
+def _product_of_bwd(geometry: Geometry, saved: tuple, kernel: jax.Array):
+    x, g = saved
+    on_x = _linear(True, geometry, g, kernel)
+    return on_x, _linear(False, geometry, x, kernel)
+
+
+_product_of.defvjp(_product_of_fwd, _product_of_bwd)
 
 
 @functools.cache

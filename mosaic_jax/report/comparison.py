@@ -14,7 +14,7 @@ from markupsafe import Markup
 from mosaic_jax import server
 from mosaic_jax.core import files, registry, schema
 from mosaic_jax.fl import algorithms
-from mosaic_jax.report import figures, glossary, html, ranking
+from mosaic_jax.report import figures, glossary, html, privacy, ranking
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, Groups, SavedRun
 from mosaic_jax.run.settings import NEUTRAL
@@ -175,6 +175,7 @@ def write(
         "Ranking": ranking.ranking(groups) if len(groups) > 1 else Markup(),
         "Accuracy": _accuracy(groups, rows, folder),
         "Classes": _classes(groups, folder),
+        "Privacy": privacy.trade_off(groups, folder),
         "Costs": _costs(groups, folder),
         "Equal terms": _terms(terms) if terms else Markup(),
         "Differences in settings": _differences(groups),

@@ -19,7 +19,7 @@ from mosaic_jax.core import files
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Drawn in these; on a page they follow its theme, by the names of its style sheet.
 INK, LINES = "#1b1b1c", "#8c8c8d"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": LINES,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
@@ -210,6 +210,7 @@ def curves(
     *,
     xlabel: str,
     marks: Mapping[str, float] | None = None,
+    logarithmic: bool = False,
 ) -> Figure:
     """Accuracy of each name as a line, with a band where there are several seeds.
 
@@ -218,6 +219,7 @@ def curves(
         deviation on either side of the mean.
       xlabel: what a place is.
       marks: accuracies by name, drawn as horizontal lines.
+      logarithmic: whether the axis of places is; then each has its tick.
     """
     figure, axes = new(3.8)
     for i, (name, (place, values)) in enumerate(lines.items()):
@@ -232,6 +234,11 @@ def curves(
         colour, style = COLOURS[i % len(COLOURS)], ("--", ":", "-.")[i % 3]
         axes.axhline(value, linestyle=style, label=name, color=colour)
     axes.set(xlabel=xlabel)
+    if logarithmic:
+        ticks = np.unique(np.concatenate([place for place, _ in lines.values()]))
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+        axes.set_xticks([], minor=True)
     _accuracy_axis(axes)
     _legend(figure, axes)
     return figure

@@ -13,7 +13,7 @@ import numpy as np
 from markupsafe import Markup
 
 from mosaic_jax.core import files
-from mosaic_jax.report import blocks, figures, glossary, headline, html, runs
+from mosaic_jax.report import blocks, figures, glossary, headline, html, privacy, runs
 from mosaic_jax.report.headline import OWN
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, SavedRun
@@ -109,7 +109,7 @@ def _accuracy(run: SavedRun, folder: FigureFolder) -> Markup:
     ]
     table = html.table(["model", *accuracies], rows, "Accuracy of every model")
     drawn = html.side_by_side(*_curves(run, folder), *_rates(run, folder))
-    return html.cards(_cards(run)) + drawn + table + _headline(run)
+    return html.cards(_cards(run)) + privacy.told(run) + drawn + table + _headline(run)
 
 
 def _training(run: SavedRun, folder: FigureFolder) -> Markup:

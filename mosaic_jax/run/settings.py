@@ -31,6 +31,7 @@ from mosaic_jax.stages.experts import Experts
 from mosaic_jax.stages.finetune import Finetune
 from mosaic_jax.stages.generators import Generators
 from mosaic_jax.stages.init import Init
+from mosaic_jax.stages.leakage import Leakage
 from mosaic_jax.stages.meta import Meta
 from mosaic_jax.stages.prototype_rounds import PrototypeRounds, stages_of
 from mosaic_jax.stages.prototypes import Prototypes
@@ -191,6 +192,7 @@ class Settings(schema.Group):
     distill: Distill = dataclasses.field(default_factory=Distill)
     finetune: Finetune = dataclasses.field(default_factory=Finetune)
     audit: Audit = dataclasses.field(default_factory=Audit)
+    leakage: Leakage = dataclasses.field(default_factory=Leakage)
     compat: Compat = dataclasses.field(default_factory=Compat)
     evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
     compute: Compute = dataclasses.field(default_factory=Compute)

@@ -14,7 +14,7 @@ from clu import parameter_overview
 from mosaic_jax import server, stages
 from mosaic_jax.core import errors, prng, provenance, registry, schema, trees
 from mosaic_jax.core.types import Tree
-from mosaic_jax.data import federated
+from mosaic_jax.data import canaries, federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
@@ -268,7 +268,7 @@ def build(
     if settings.privacy.epsilon:
         private.check(settings, algorithm, chain)
     data = data or federated.load(settings.data, settings.seed)
-    data = _attacked(data, settings)
+    data = _planted(_attacked(data, settings), settings)
     classifiers = build_networks(settings, data.info)
     if settings.method == "mosaic":
         _check_mosaic(settings, data.info, classifiers)
@@ -331,6 +331,20 @@ def _attacked(data: StudyData, settings: Settings) -> StudyData:
     key, count = rounds.rounds_key(settings), data.clients.num_clients
     drawn = attacks.drawn(key, count, settings.attack.number(count))
     return federated.attacked(data, np.asarray(drawn), attack.labels)
+
+
+def _planted(data: StudyData, settings: Settings) -> StudyData:
+    """The data as they are where canaries are planted."""
+    if not settings.leakage.canaries:
+        return data
+    drawn = canaries.draw(
+        settings.leakage.canaries,
+        data.clients.num_clients,
+        data.info.image_shape,
+        data.info.num_classes,
+        settings.seed,
+    )
+    return federated.planted(data, drawn)
 
 
 def build_networks(settings: Settings, info: Info) -> dict[str, Classifier]:

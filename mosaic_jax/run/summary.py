@@ -51,6 +51,12 @@ class Summary:
         of each payload by itself, [C]; and what is private, in words. {}: the study is
         not private.
       attackers: numbers of the clients that attack.
+      leakage: of attacks on what clients send, a row for each "payload", "attack" and
+        "client", None for all together: "auc" and, by false-positive rate,
+        "tpr_at_fpr", each {"value", "low", "high"} or None where there is nothing to
+        tell it by; numbers of "members", "others" and "canaries"; "epsilon_claimed",
+        "epsilon_lower", which canaries bound it by, and "epsilon_reach", the most that
+        so many could.
     """
 
     method: str
@@ -77,6 +83,7 @@ class Summary:
     config_sha256: str
     privacy: dict[str, Any] = dataclasses.field(default_factory=dict)
     attackers: list[int] = dataclasses.field(default_factory=list)
+    leakage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def accuracies(self) -> dict[str, Accuracies]:
@@ -153,6 +160,9 @@ def build(
             for client in record.results.get("collapsed_clients", [])
         ),
         attackers=list(data.attackers),
+        leakage=[
+            row for record in records for row in record.results.get("leakage", [])
+        ],
         rounds=settings.total_rounds - _left_out(records),
         distilled_kept=any(
             record.results.get("last_rounds", {}).get("undone", False)

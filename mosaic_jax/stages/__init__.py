@@ -44,7 +44,7 @@ def _federated(study: "Settings") -> list[Link]:
         rounds.append(study.server)
     if study.finetune.rounds:
         rounds.append(study.finetune)
-    return _for_each_network(rounds, study.networks[:1])
+    return _for_each_network(rounds, study.networks[:1]) + _attacks(study)
 
 
 def _mosaic(study: "Settings") -> list[Link]:
@@ -62,7 +62,11 @@ def _mosaic(study: "Settings") -> list[Link]:
         links += _for_each_network([study.finetune], names[:1])
     if study.audit.images:
         links += [Link(Reference()), Link(study.audit)]
-    return links
+    return links + _attacks(study)
+
+
+def _attacks(study: "Settings") -> list[Link]:
+    return [Link(study.leakage)] if study.leakage.images else []
 
 
 def _with_generators(study: "Settings") -> list[Stage]:

@@ -10,6 +10,7 @@ import pytest
 from mosaic_jax.cli import claims, launch, sweep
 from mosaic_jax.core import errors
 from mosaic_jax.report import comparison, runs
+from mosaic_jax.run import settings
 from tests import tiny
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny_config.py")
@@ -70,6 +71,20 @@ def test_grid_values_of_no_kind(tmp_path, capsys, field, value):
     told = one_line(capsys, lambda: sweep.main(arguments))
     assert told.startswith("error: --grid") and len(told) < 500
     assert not (tmp_path / "x").exists()
+
+
+def test_infinity_is_no_privacy_and_nothing_else(tmp_path, capsys):
+    """In a grid and as a setting; other fields say what they allow."""
+    found = sweep.parse(CONFIG, ["privacy.epsilon=1,inf"], 1, tmp_path)
+    assert list(found.cells) == ["privacy.epsilon=1.0", "privacy.epsilon=inf"]
+    for cell in found.cells.values():
+        cell["prototypes"]["clusters"] = 1
+    studies = [settings.from_mapping(cell) for cell in found.cells.values()]
+    assert [study.privacy.epsilon for study in studies] == [1.0, 0.0]
+    told = one_line(
+        capsys, lambda: sweep.main(["--config", CONFIG, "--grid=data.alpha=inf"])
+    )
+    assert told == "error: data.alpha = inf: must be finite\n"
 
 
 @pytest.mark.parametrize("inside", ["", "cell"])

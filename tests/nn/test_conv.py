@@ -171,3 +171,21 @@ def test_forms_that_waste_flops_are_not_counted():
 
     conv.convolve(x, kernel, 1, 1)
     assert counted("auto") == counted("dense")
+
+
+@pytest.mark.parametrize("lowering", ["auto", "patches"])
+def test_gradients_have_gradients(lowering):
+    """As gradient inversion takes them, here of the length of the gradients."""
+
+    def seconds(convolve):
+        def loss(x, kernel):
+            return jnp.sum(jnp.tanh(convolve(x, kernel)))
+
+        def length(x, kernel):
+            return sum(jnp.sum(g**2) for g in jax.grad(loss, (0, 1))(x, kernel))
+
+        return jax.jit(jax.vmap(jax.grad(length, (0, 1))))
+
+    x, kernel, _ = arrays(3, 2, 1, 6)
+    found = seconds(lambda x, k: conv.convolve(x, k, 2, 1, lowering))(x, kernel)
+    close(found, seconds(lambda x, k: plain(x, k, 2, 1))(x, kernel))

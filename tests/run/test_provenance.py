@@ -94,6 +94,19 @@ CASES = {
     ),
     "audit.images": ({"audit.images": 4}, 8),
     "audit.reference_steps": ({"audit.images": 4}, 3),
+    "leakage.images": ({"leakage.images": 4}, 8),
+    **{
+        f"leakage.{name}": ({"leakage.images": 4}, new)
+        for name, new in {
+            "shadows": 2,
+            "generated": 8,
+            "canaries": 2,
+            "inversion_steps": 2,
+            "inversion_images": 2,
+            "inversion_rate": 0.2,
+            "inversion_smooth": 0.2,
+        }.items()
+    },
 }
 
 
