@@ -18,6 +18,8 @@ Size = tuple[int, int]
 # Sides of the squares that images of other sizes become unless a study says otherwise:
 # those that generators draw.
 SIDES = (16, 32, 64)
+# Of images that a study may ask for.
+LEAST_SIDE, MOST_SIDE = 4, 1024
 # A confusion matrix has this number squared of entries.
 MOST_CLASSES = 10_000
 # Limits of how many images, and how many numbers in them, are converted at once.
@@ -227,6 +229,15 @@ def pointless(train_count: np.ndarray, test_count: np.ndarray) -> str:
 def _classes(which: np.ndarray, num_classes: int) -> str:
     names = ", ".join(map(str, which[:10])) + (", ..." if len(which) > 10 else "")
     return f"{len(which)} of {num_classes} classes ({names})"
+
+
+def is_size(found: Any) -> bool:
+    """Whether `found` is a height and a width that images may have."""
+    return (
+        isinstance(found, tuple | list)
+        and len(found) == 2
+        and all(type(one) is int and LEAST_SIDE <= one <= MOST_SIDE for one in found)
+    )
 
 
 def resize(image: np.ndarray, size: Size) -> np.ndarray:

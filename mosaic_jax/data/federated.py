@@ -12,18 +12,17 @@ from mosaic_jax.core import errors, files, schema, trees
 from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages
 from mosaic_jax.data import augment, partition, shifts, sources
 from mosaic_jax.data.canaries import Canaries
-from mosaic_jax.data.dataset import Arrays, Info, absent, pointless
+from mosaic_jax.data.dataset import (
+    LEAST_SIDE,
+    MOST_SIDE,
+    Arrays,
+    Info,
+    absent,
+    is_size,
+    pointless,
+)
 
 _log = logging.getLogger(__name__)
-
-
-# Of images, in pixels.
-LEAST_SIDE, MOST_SIDE = 4, 1024
-
-
-def _is_size(value: tuple) -> bool:
-    sides = all(type(one) is int and LEAST_SIDE <= one <= MOST_SIDE for one in value)
-    return sides and len(value) in (0, 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Data(schema.Group):
     size: tuple = schema.field(
         (),
         f"() or a height and a width of {LEAST_SIDE}..{MOST_SIDE} pixels",
-        _is_size,
+        lambda value: not value or is_size(value),
         "of images; (): as they are, or squares of 16, 32 or 64 where they may be any",
     )
     column: str = schema.anything(

@@ -36,6 +36,7 @@ def arrays(
     Raises:
       DataError: images or labels are of another type, range or shape.
     """
+    _check_size(size)
     if (x_test is None) != (y_test is None):
         raise errors.DataError("x_test, y_test: must both be given or neither")
     image = dataset.from_user(x_train, "x_train", size)
@@ -63,6 +64,7 @@ def folder(path: str | pathlib.Path, *, size: Size | None = None) -> Arrays:
     Raises:
       DataError: it is not such a folder, or a file in it is not an image.
     """
+    _check_size(size)
     return own.folder(pathlib.Path(path).expanduser(), size=size)
 
 
@@ -79,6 +81,7 @@ def npz(
     Raises:
       DataError: there is no such file, or an array is missing or of another type.
     """
+    _check_size(size)
     return own.npz(pathlib.Path(path).expanduser(), size=size, column=column)
 
 
@@ -100,6 +103,7 @@ def tfds(
     Raises:
       DataError: it is not prepared, or no set of images with one class each.
     """
+    _check_size(size)
     where = pathlib.Path(directory).expanduser()
     return prepared.read_any(where, name, size=size, column=column)
 
@@ -123,8 +127,22 @@ def hf(
       ConfigError: `datasets` is not installed.
       DataError: there is no such data set, or no images with one class each.
     """
+    _check_size(size)
     where = pathlib.Path(directory).expanduser()
     return hub.read_any(where, name, size=size, column=column)
+
+
+def _check_size(size: Any) -> None:
+    """Check that images may be resized so.
+
+    Raises:
+      DataError: `size` is neither None nor a height and a width.
+    """
+    if size is not None and not dataset.is_size(size):
+        raise errors.DataError(
+            f"size = {size!r}: must be None, or a height and a width of"
+            f" {dataset.LEAST_SIDE}..{dataset.MOST_SIDE} pixels"
+        )
 
 
 def _labels(label: Any, count: int, name: str) -> np.ndarray:

@@ -187,8 +187,15 @@ def plan_of_clients(
         epsilon = spent(noise, config.delta, uses)
     else:
         neighbours, moved = "a client, for another", 2.0
-        noise = _noise_of_drawn(config, num_clients, participants, rounds)
-        epsilon = spent_of_drawn(noise, config.delta, num_clients, participants, rounds)
+        # Without what the draw adds, which may be less than its bound takes.
+        noise = noise_multiplier(config.epsilon, config.delta, uses)
+        epsilon = spent(noise, config.delta, uses)
+        drawn = _noise_of_drawn(config, num_clients, participants, rounds)
+        if drawn < noise:
+            noise = drawn
+            epsilon = spent_of_drawn(
+                noise, config.delta, num_clients, participants, rounds
+            )
     count_noise = (
         client_privacy.COUNT_NOISE * participants if config.clip_quantile else 0.0
     )

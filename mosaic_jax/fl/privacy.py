@@ -89,6 +89,16 @@ class Privacy(schema.Group):
         """What clients do with their images that is not accounted for."""
         if self.of_images:
             yield from self._problems_of_images(study)
+            if self.clip_quantile:
+                yield (
+                    f"privacy.clip_quantile = {self.clip_quantile}: must be 0 for"
+                    " privacy.unit = 'image'"
+                )
+            if self.noised_by != "server":
+                yield (
+                    f"privacy.noised_by = {self.noised_by!r}: must be 'server' for"
+                    " privacy.unit = 'image', where each client adds its noise"
+                )
         if self.of_clients:
             yield from self._problems_of_clients(study)
 

@@ -32,6 +32,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if not self.size and x.shape[1] != x.shape[2]:
+            raise ValueError("must be squares, as its dense layers take the whole map")
         size = self.size or x.shape[1]
         shape = (size, size, x.shape[-1], self.features)
         kernel = self.param("kernel", fan_in_uniform, shape).astype(x.dtype)

@@ -43,6 +43,8 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        if x.shape[1] % self.patch or x.shape[2] % self.patch:
+            raise ValueError(f"sides must be multiples of {self.patch}, the patch")
         side, depth = self.patch, x.shape[-1]
         init = nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (side, side, depth, self.dim))

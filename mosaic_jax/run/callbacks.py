@@ -68,7 +68,8 @@ class Callback:
         A run that goes on from a checkpoint calls it again for the last round before.
 
         Returns:
-          True to end the stage with the model that it has; it counts where `may_stop`.
+          True to end the stage with the model that it has; an error where `may_stop`
+          does not say so.
         """
 
     # What trackers need. Of several processes, only the first calls these.
@@ -171,6 +172,10 @@ def check(
         or a stage whose last round must be known before, or waits for the accuracy on
         validation images where there are none.
     """
+    if isinstance(callbacks, Callback):
+        raise errors.ConfigError(
+            f"callbacks: {type(callbacks).__name__}: must be a list of callbacks"
+        )
     for one in callbacks:
         if not isinstance(one, Callback):
             raise errors.ConfigError(

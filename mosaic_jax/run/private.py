@@ -49,11 +49,17 @@ def _check_stages(settings: Settings, chain: Sequence[Link], told: str) -> None:
     found = []
     for stage in {link.stage.name: link.stage for link in chain}.values():
         own = {"releases", "tells_nothing"} & set(vars(type(stage)))
-        unknown = stage.releases(settings, np.ones(1, int)) is None
-        if unknown or (provenance.is_users(type(stage)) and not own):
+        tells = stage.releases(settings, np.ones(1, int))
+        is_users = provenance.is_users(type(stage))
+        if tells is None or (is_users and not own):
             found.append(
                 f"stage {stage.name!r}: must say by `releases` or `tells_nothing` what"
                 f" it tells of images {told}"
+            )
+        elif settings.privacy.of_clients and tells and is_users:
+            found.append(
+                f"stage {stage.name!r}: must tell nothing of images for privacy.unit ="
+                " 'client', where models of rounds alone are hidden"
             )
     if found:
         raise errors.ConfigError("\n".join(found))

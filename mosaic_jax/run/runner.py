@@ -24,6 +24,7 @@ from mosaic_jax.run import (
     memory,
     processes,
     pulse,
+    start,
     store,
     trackers,
     tracking,
@@ -76,9 +77,14 @@ class Experiment:
         for path in self.reuse_from:
             if not (path / "stages").is_dir():
                 raise errors.ConfigError(f"--reuse_from = {path}: no run directory")
-        self._trackers = trackers.named(settings.log.trackers)
         config_file.check_same_study(self.workdir, settings)
-        self.study = studies.build(settings, data, callbacks)
+        if start.is_of_run(settings.model.start, self.workdir):
+            raise errors.ConfigError(
+                f"model.start = {settings.model.start!r}: must be another run than"
+                f" --workdir = {self.workdir}, which it would change"
+            )
+        named = trackers.named(settings.log.trackers)
+        self.study = studies.build(settings, data, (*named, *callbacks))
         known = [link.name for link in self.study.chain]
         if settings.profile and settings.profile not in known:
             raise errors.ConfigError(
@@ -160,7 +166,7 @@ class Experiment:
             environment.wait_for_all("start")
             tracker = tracking.Tracker(
                 self.workdir,
-                callbacks=(*self._trackers, *self.study.callbacks),
+                callbacks=self.study.callbacks,
                 settings=schema.flat(self.settings),
                 writes=environment.is_primary(),
             )

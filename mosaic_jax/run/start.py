@@ -56,6 +56,13 @@ def load(model: Model, classifier: Classifier, info: Info) -> dict[str, np.ndarr
     flat: Any = flax.traverse_util.flatten_dict(initial.variables)
     shapes = {path: leaf.shape for path, leaf in flat.items()}
     table = _table(model.name, shapes, arrays)
+    torch = any(entry.kind != "same" for entry in table)
+    if model.name == "mlp" and torch and info.channels > 1:
+        raise errors.ConfigError(
+            f"{told}: must be a run, or have arrays by this library's own names, for"
+            " the network 'mlp' and colour images: PyTorch has their pixels in another"
+            " order"
+        )
     head = classifier.head_paths(info.image_shape)
     found, anew, problems = _fitted(table, shapes, arrays, head)
     if problems:
@@ -73,6 +80,15 @@ def load(model: Model, classifier: Classifier, info: Info) -> dict[str, np.ndarr
         )
     _log.info("%s: the network %r starts from it", told, model.name)
     return found
+
+
+def is_of_run(start: str, workdir: pathlib.Path) -> bool:
+    """Whether `model.start` names a model of the run directory `workdir`."""
+    places = {
+        pathlib.Path(start).resolve(),
+        pathlib.Path(start.rpartition(":")[0]).resolve(),
+    }
+    return bool(start) and workdir.is_dir() and workdir.resolve() in places
 
 
 def _read(start: str) -> dict[str, np.ndarray]:

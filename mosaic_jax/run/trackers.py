@@ -113,7 +113,7 @@ class MLflow(Callback):
         Raises:
           ConfigError: it is not installed.
         """
-        self._mlflow = _package("mlflow", "mlflow-skinny")
+        self._mlflow = _package("mlflow", "mlflow")
 
     def on_study_start(
         self, workdir: pathlib.Path, settings: Mapping[str, Any]
@@ -230,9 +230,21 @@ def named(names: Sequence[str]) -> tuple[Callback, ...]:
     """The callbacks that the settings name, for one run.
 
     Raises:
-      ConfigError: a name is unknown, or a package is not installed.
+      ConfigError: a name is unknown, a package is not installed, or a user's tracker
+        cannot be made.
     """
-    return tuple(TRACKERS.find(name)() for name in names)
+    found = []
+    for name in names:
+        tracker = TRACKERS.find(name)
+        try:
+            found.append(tracker())
+        except errors.MosaicError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            raise errors.ConfigError(
+                f"log.trackers: {name}: {type(error).__name__}: {errors.reason(error)}"
+            ) from error
+    return tuple(found)
 
 
 def _package(name: str, to_install: str) -> Any:

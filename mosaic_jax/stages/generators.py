@@ -113,7 +113,8 @@ class Generators(Stage):
             )
         if self.discriminator == "classifier":
             yield from self._problems_of_classifier()
-        if study.model.norm != "batch" and self.inversion_weight > 0:
+        used = study.method == "mosaic" and self.inversion_weight > 0
+        if study.model.norm != "batch" and used:
             yield (
                 f"generators.inversion_weight = {self.inversion_weight}: must be 0 for"
                 f" model.norm = {study.model.norm!r}, which has no statistics to match"

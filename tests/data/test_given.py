@@ -232,6 +232,14 @@ def test_sizes_and_groups_of_what_is_given(tmp_path):
     told = r"groups of int64, shape \(3,\): must be integers or text \[20\], one for"
     with pytest.raises(errors.DataError, match=told):
         data.arrays(image, label, groups=[1, 2, 3])
+    for size in (28, "28", (28.0, 20.0), (28,), (0, 20), (3, 3), (2000, 20)):
+        with pytest.raises(errors.DataError, match="must be None, or a height and a w"):
+            data.arrays(image, label, size=size)
+    np.savez(path, x_train=image, y_train=label, writer=np.arange(3))
+    with pytest.raises(
+        errors.DataError, match=r"'writer': of shape \(3,\) in .*own.npz"
+    ):
+        data.npz(path, column="writer")
     told = "data.column = 'writer': must be '' for data.name = 'digits', which has no"
     with pytest.raises(errors.DataError, match=told):
         sources.load("digits", tmp_path, column="writer")

@@ -12,12 +12,14 @@ from scipy import stats
 
 from mosaic_jax.core import errors, prng, trees
 from mosaic_jax.fl import accounting, algorithms, parallel
+from mosaic_jax.fl.accounting import Release
 from mosaic_jax.fl.client_privacy import ClientMechanism
 from mosaic_jax.fl.privacy import Privacy
 from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.nn.mlp import MLP
 from mosaic_jax.run import settings, study
+from mosaic_jax.stages.base import Stage
 from mosaic_jax.stages.host_rounds import HostRounds
 from tests import tiny
 
@@ -59,6 +61,10 @@ def test_some_clients_in_every_round_need_less():
     accountant.compose(dp_accounting.SelfComposedDpEvent(drawn, 30))
     assert accountant.get_epsilon(DELTA) == pytest.approx(4.0, rel=0.01)
     assert found.of_clients.noise < 2 * planned().of_clients.noise
+    # Of 19 of 20 the draw hides next to nothing, and its bound takes more than that.
+    most = planned(participants=19)
+    assert most.of_clients.noise == pytest.approx(2 * planned().of_clients.noise)
+    assert most.epsilon[0] <= 4.0
 
 
 @pytest.mark.parametrize(
@@ -253,6 +259,10 @@ def test_clients_in_host_memory_draw_the_same_noise():
         ),
         ({"init__method": "fedrolex"}, "privacy.unit = 'client': must be 'image' for"),
         (
+            {"privacy__unit": "image", "privacy__clip_quantile": 0.5},
+            "privacy.clip_quantile = 0.5: must be 0 for privacy.unit = 'image'",
+        ),
+        (
             {"privacy__noised_by": "client", "privacy__clip_quantile": 0.5},
             "privacy.clip_quantile = 0.5: must be 0 for privacy.noised_by = 'client'",
         ),
@@ -269,7 +279,7 @@ def test_what_settings_refuse(changes, told):
     [
         (
             {"model__name": "resnet18"},
-            "model.norm = 'batch': must be 'group' for priva",
+            "model.norm = 'batch': must be 'group' or 'layer'",
         ),
         (
             {"init__method": "fednova"},
@@ -295,3 +305,21 @@ def test_a_private_study_needs_no_noise_on_images():
         tiny.config(model__name="mlp", method="federated").to_dict()
     )
     assert study.build(plain).sending.private is None
+
+
+@dataclasses.dataclass(frozen=True)
+class Tells(Stage):
+    """A stage that tells of images, whose noise is none of the rounds'."""
+
+    name = "tells"
+    after = "init"
+
+    def releases(self, study, sizes):
+        return (Release("histograms", np.ones_like(sizes)),)
+
+
+def test_stages_that_tell_of_clients_are_refused():
+    fields = {"method": "federated", "privacy__epsilon": 8.0, "privacy__unit": "client"}
+    fields |= {"model__name": "mlp", "stages": (f"{__name__}:Tells",)}
+    with pytest.raises(errors.ConfigError, match="stage 'tells': must tell nothing of"):
+        study.build(tiny.study(**fields))

@@ -244,3 +244,19 @@ def test_state_dicts_name_every_array_once(name):
             array = np.asarray(flat[entry.path])
             there = entry.to_torch(array)
             np.testing.assert_array_equal(entry.to_jax(there, array.shape), array)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "told"),
+    [
+        ("lenet5", (28, 40, 1), "must be squares, as its dense layers take the whole"),
+        ("fedavg_cnn", (40, 28, 1), "must be squares, as its dense layers take the wh"),
+        ("vit", (30, 32, 1), "sides must be multiples of 4, the patch"),
+    ],
+)
+def test_images_that_a_network_does_not_take(name, shape, told):
+    network = networks.build_classifier(name, 10, shape, width=8)
+    with pytest.raises(ValueError, match=told):
+        jax.eval_shape(
+            lambda: network.init(jax.random.key(0), jnp.zeros((1, *shape)), train=False)
+        )

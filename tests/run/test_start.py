@@ -9,7 +9,7 @@ import pytest
 
 import mosaic_jax as mj
 from mosaic_jax.core import errors, prng, tensor_files, trees
-from mosaic_jax.run import study
+from mosaic_jax.run import runner, study
 from mosaic_jax.stages import prototype_rounds
 from tests import golden, tiny
 
@@ -165,3 +165,19 @@ def test_a_run_starts_from_another(tmp_path):
     )
     with pytest.raises(errors.ConfigError, match="has no model 'distilled'"):
         build(f"{tmp_path}/first:distilled")
+
+
+def test_a_run_does_not_start_from_itself(tmp_path):
+    for name in (tmp_path, f"{tmp_path}:init"):
+        settings = tiny.study(**FIELDS | {"model__start": str(name)})
+        with pytest.raises(errors.ConfigError, match="must be another run than"):
+            runner.Experiment(settings, tmp_path)
+
+
+def test_pixels_in_another_order_are_refused(saved):
+    """A layer over all pixels of a colour image."""
+    label = np.arange(40) % 10
+    data = mj.data.arrays(np.zeros((40, 16, 16, 3), np.uint8), label)
+    config = tiny.config(**FIELDS | {"model__start": str(PTH), "data__validation": 0.0})
+    with pytest.raises(errors.ConfigError, match="colour images: PyTorch has their pi"):
+        mj.Study(config, data=data, partition="iid")

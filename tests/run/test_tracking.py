@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -157,6 +158,33 @@ def test_what_is_not_installed_is_said_at_once(name, tmp_path, monkeypatch):
     )
     with pytest.raises(errors.ConfigError, match=f"needs the package {name}: pip in"):
         runner.Experiment(tiny.study(log__trackers=(name,)), tmp_path)
+
+
+class Whole(Callback):
+    """A tracker of one's own, which is a callback like any other."""
+
+    told: ClassVar[list[str]] = []
+
+    def on_stage_start(self, stage):
+        self.told.append(f"{stage} starts")
+
+    def on_record(self, stage, loop, step, metrics):
+        self.told.append(f"{stage} {loop} {step}")
+
+
+class Broken(Callback):
+    def __init__(self):
+        raise KeyError("key")
+
+
+def test_a_tracker_of_ones_own(tmp_path):
+    fields = {"method": "federated", "init__rounds": 1, "model__name": "mlp"}
+    fields["log__trackers"] = (f"{__name__}:Whole",)
+    runner.Experiment(tiny.study(**fields), tmp_path).run()
+    assert Whole.told == ["init starts", "init round 1"]
+    told = "log.trackers: .*:Broken: KeyError: 'key'"
+    with pytest.raises(errors.ConfigError, match=told):
+        trackers.named([f"{__name__}:Broken"])
 
 
 def test_the_wrong_names_of_trackers():
