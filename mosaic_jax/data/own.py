@@ -100,10 +100,11 @@ def npz(path: pathlib.Path, *, size: Size | None = None, column: str = "") -> Ar
             if name not in headers:
                 raise errors.DataError(f"{path}: has no array {name}")
         _check(path, headers[f"x_{part}"], headers[f"y_{part}"])
-    if column in headers and headers[column].shape != headers["x_train"].shape[:1]:
+    wanted = headers["x_train"].shape[:1]
+    if column in headers and headers[column].shape != wanted:
         raise errors.DataError(
-            f"data.column = {column!r}: of shape {headers[column].shape} in {path}: must"
-            f" be {list(headers['x_train'].shape[:1])}, one for each training image"
+            f"data.column = {column!r}: of shape {headers[column].shape} in {path}:"
+            f" must be {list(wanted)}, one for each training image"
         )
     names = [f"{kind}_{part}" for part in parts for kind in "xy"]
     found = formats.read_npz(path, [*names, *([column] if column else [])])
