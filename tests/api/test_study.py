@@ -305,7 +305,7 @@ def test_rectangles_of_a_column_of_writers(tmp_path):
     expected = result.models["final"].predict(tall)
     np.testing.assert_array_equal(loaded.models["final"].predict(tall), expected)
     told = "images of 32 x 16 pixels: must be squares of 16, 32, 64 pixels, which gen"
-    for server in ("dense", "dfrd", "fedftg", "coboosting", "feddf"):
+    for server in ("fedftg", "feddf"):
         with pytest.raises(errors.ConfigError, match=told):
             mj.Study(config(), tmp_path / "no", data=given, server=server)
     with pytest.raises(errors.ConfigError, match=told):

@@ -60,7 +60,10 @@ def count(name, num_classes, shape, **fields):
 
 def test_there_is_one_of_each_kind():
     others = set(networks.NETWORKS) - set(SMALL)
-    assert others == set(resnet.DEPTHS) - {"resnet18"}
+    # Other tests add depths of their own.
+    assert others == {name for name in resnet.DEPTHS if name[-1].isdigit()} - {
+        "resnet18"
+    }
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ import functools
 import importlib
 import inspect
 import json
+import pathlib
+import shutil
 import sys
 
 import numpy as np
@@ -17,7 +19,7 @@ from mosaic_jax.fl.compression import COMPRESSORS
 from mosaic_jax.nn import norm, resnet
 from mosaic_jax.run import runner, settings
 from mosaic_jax.stages.base import Link, Stage
-from tests import tiny
+from tests import golden, tiny
 
 EVERY_ROUND = {"method": "federated", "server.method": "fedftg"}
 ONCE = {"method": "federated", "server.method": "dense", "server.when": "once"}
@@ -93,6 +95,8 @@ CASES = {
         2,
     ),
     "audit.images": ({"audit.images": 4}, 8),
+    "data.size": ({}, (32, 32)),
+    "log.trackers": ({}, ("tensorboard",)),
     "audit.reference_steps": ({"audit.images": 4}, 3),
     "leakage.images": ({"leakage.images": 4}, 8),
     **{
@@ -107,6 +111,19 @@ CASES = {
             "inversion_smooth": 0.2,
         }.items()
     },
+}
+
+
+# A study in which these are private, and their clip follows the norms.
+WHOLE_CLIENTS = {
+    "method": "federated",
+    "finetune.rounds": 0,
+    "model.name": "mlp",
+    "data.num_clients": 100,
+    "data.split": "iid",
+    "privacy.epsilon": 50.0,
+    "privacy.unit": "client",
+    "privacy.clip_quantile": 0.5,
 }
 
 
@@ -206,6 +223,11 @@ def files_of(folder):
             folder / f"{number}.npz",
             x_train=np_rng.randint(0, 256, (400, 16, 16)).astype(np.uint8),
             y_train=np.arange(400) % 10,
+            writer=np.arange(400) % 3,
+            city=np.arange(400) // 3 % 3,
+        )
+        shutil.copy(
+            pathlib.Path(golden.__file__).parent / "mlp.pth", folder / f"{number}.pth"
         )
     return folder
 
@@ -214,7 +236,8 @@ def files_of(folder):
 def test_every_setting_counts_or_cannot_change_a_result(
     name, tmp_path, tmp_path_factory
 ):
-    others, new = ({}, None) if name.startswith("data.") else case(name)
+    special = name.startswith(("data.", "privacy.")) or name == "model.start"
+    others, new = ({}, None) if special else case(name)
     if name.startswith("privacy."):
         # Of a study that clients' noise, prototypes among it, is part of.
         others = {
@@ -223,7 +246,15 @@ def test_every_setting_counts_or_cannot_change_a_result(
             "generators.inversion_weight": 0.0,
             "prototypes.clusters": 1,
         }
-        new = {"epsilon": 4.0, "delta": 1e-6}.get(name.removeprefix("privacy."), 0.5)
+        field = name.removeprefix("privacy.")
+        new = {"epsilon": 4.0, "delta": 1e-6, "unit": "client"}.get(field, 0.5)
+        if field in ("unit", "noised_by", "clip_quantile", "clip_rate"):
+            others = WHOLE_CLIENTS
+            new = {"noised_by": "client", "unit": "image", "clip_quantile": 0.4}.get(
+                field, 0.5
+            )
+            if field in ("unit", "noised_by"):
+                others = WHOLE_CLIENTS | {"privacy.clip_quantile": 0.0}
     if name == "data.split_file":
         folder = files_of(tmp_path_factory.getbasetemp())
         others = {"data.split": "file", name: str(folder / "0.json")}
@@ -232,8 +263,18 @@ def test_every_setting_counts_or_cannot_change_a_result(
         folder = files_of(tmp_path_factory.getbasetemp())
         new = str(folder / "0.npz") if name == "data.dir" else "npz"
         others = {} if name == "data.dir" else {"data.dir": str(folder / "0.npz")}
+    elif name == "data.column":
+        folder = files_of(tmp_path_factory.getbasetemp())
+        others = {"data.name": "npz", "data.dir": str(folder / "0.npz")}
+        others |= {"data.split": "by_column", "data.column": "writer"}
+        new = "city"
     elif name.startswith("data."):
         others, new = case(name)
+    elif name == "model.start":
+        folder = files_of(tmp_path_factory.getbasetemp())
+        others = {"method": "federated", "model.name": "mlp", "model.width": 4}
+        others |= {"finetune.rounds": 0, name: str(folder / "0.pth")}
+        new = str(folder / "1.pth")
     before = plan(tmp_path, others)
     assert before == plan(tmp_path, others)
     changed = before != plan(tmp_path, others | {name: new})

@@ -26,7 +26,7 @@ RATE = 0.1
 class Info:
     """What a GAN must know of a data set."""
 
-    image_size = 16
+    image_shape = (16, 16, 1)
     channels = 1
 
 
