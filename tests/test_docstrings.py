@@ -25,6 +25,7 @@ HOOKS = {
         "fl/algorithms/base.py",
         "fl/algorithms/partial.py",
         "fl/algorithms/prototypical.py",
+        "run/callbacks.py",
     )
 }
 INHERITED = set().union(*HOOKS.values()) | {"__call__", "features", "head", "setup"}

@@ -268,6 +268,11 @@ def fit(images: Sequence[np.ndarray], size: Size, channels: int) -> np.ndarray:
 
     Grey images are repeated over the channels.
 
+    Args:
+      images: of any sizes.
+      size: height and width of the result.
+      channels: D of the result.
+
     Raises:
       DataError: there are no images, or they are not uint8.
     """

@@ -58,7 +58,12 @@ class AdaptedNnx(Adapted):
 def build(
     network: nnx.bridge.ToLinen, num_classes: int, image_shape: tuple[int, int, int]
 ) -> AdaptedNnx:
-    """The network for images of `image_shape` (H, W, D) of `num_classes` classes.
+    """The network, adapted to the images of a study.
+
+    Args:
+      network: the user's.
+      num_classes: K.
+      image_shape: (H, W, D) of the images.
 
     Raises:
       ConfigError: it cannot be applied to such images, has no head to be found, or has
@@ -133,7 +138,7 @@ def _call(
 
     Args:
       network: it takes images, and `train` and `mask` if it names them. It is put into
-        training or evaluation mode, as `nnx.Module.train` and `eval` do.
+        training or evaluation mode, as by its methods `train` and `eval`.
       x: normalised images [B, H, W, D].
       train: whether batch-norm uses the moments of the batch.
       mask: [B] bool, images that count in them; nnx's batch-norm gets it even where the
@@ -142,7 +147,10 @@ def _call(
       stop_at: the layer that lies there returns what it is given; (): none does.
       between: what is done in place of each layer's call; None: as above.
     """
-    network.train() if train else network.eval()
+    running = not train
+    network.set_attributes(
+        deterministic=running, use_running_average=running, raise_if_not_found=False
+    )
     parts = dict(nnx.iter_modules(network))
     head = parts[stop_at] if stop_at else None
 

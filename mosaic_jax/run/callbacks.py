@@ -102,7 +102,13 @@ class Callback:
     def on_parameters(
         self, stage: str, model: str, parameters: Mapping[str, Array]
     ) -> None:
-        """After a stage made a model: its parameters by name."""
+        """After a stage made a model.
+
+        Args:
+          stage: name of the stage.
+          model: name of the model.
+          parameters: of the model by name.
+        """
 
     def on_study_end(self, results: Mapping[str, float]) -> None:
         """When a run ends.

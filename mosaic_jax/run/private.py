@@ -30,14 +30,13 @@ def check(settings: Settings, algorithm: Algorithm, chain: Sequence[Link]) -> No
       ConfigError: something is not; one line for each.
     """
     told = f"for privacy.epsilon = {settings.privacy.epsilon}"
-    _check_stages(settings, chain, told)
-    if settings.privacy.of_clients:
-        return
-    if "per_image" not in vars(type(algorithm)) or not algorithm.per_image:
+    says_so = "per_image" in vars(type(algorithm)) and algorithm.per_image
+    if settings.privacy.of_images and not says_so:
         raise errors.ConfigError(
             f"init.method = {settings.init.method!r}: must be one that says `per_image`"
             f" {told}, as its clients tell of images by more than gradients"
         )
+    _check_stages(settings, chain, told)
 
 
 def _check_stages(settings: Settings, chain: Sequence[Link], told: str) -> None:

@@ -125,7 +125,13 @@ class Tracker:
     def parameters(
         self, stage: str, model: str, parameters: Mapping[str, Array]
     ) -> None:
-        """Show the parameters, by name, of a model that a stage made."""
+        """Show the parameters of a model that a stage made.
+
+        Args:
+          stage: name of the stage.
+          model: name of the model.
+          parameters: of the model by name.
+        """
         self._tell("on_parameters", stage, model, parameters)
 
     def results(self, numbers: Mapping[str, float]) -> None:
