@@ -147,7 +147,7 @@ def settings_of(name: str, seed: int, rounds: int, algorithm: mj.Algorithm) -> S
     config.init.rounds, config.finetune.rounds = rounds, 0
     config.init.clients_per_round = IN_ROUND
     config.evaluation.every = CHECKED
-    config.log.tensorboard = False
+    config.log.trackers = ()
     return mj.Study(config, algorithm=algorithm).settings
 
 
