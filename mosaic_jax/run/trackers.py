@@ -58,37 +58,34 @@ class TensorBoard(Callback):
         self._writer.close()
 
 
-class WandB(Callback):
-    """A run of Weights & Biases; one that goes on is the same run there.
+class _LikeWandB(Callback):
+    """A program with the interface of `wandb`, in the package `package`."""
 
-    WANDB_MODE=offline keeps it on this machine.
-    """
+    package = ""
 
     def __init__(self, **given: Any) -> None:
         """Check that the package is there.
 
         Args:
-          given: further arguments of `wandb.init`.
+          given: further arguments of its `init`.
 
         Raises:
           ConfigError: it is not installed.
         """
         self._given = given
-        self._wandb = _package("wandb", "wandb")
+        self._program = _package(self.package, self.package)
+
+    def fields(
+        self, workdir: pathlib.Path, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Arguments of `init` by which a run that goes on is the same run there."""
+        raise NotImplementedError
 
     def on_study_start(
         self, workdir: pathlib.Path, settings: Mapping[str, Any]
     ) -> None:
-        ours = {
-            "project": PROJECT,
-            "dir": str(workdir),
-            "id": _identity(workdir),
-            "name": workdir.name,
-            "resume": "allow",
-            "config": dict(settings),
-            "reinit": "create_new",
-        }
-        self._run = self._wandb.init(**ours | self._given)
+        ours = {"project": PROJECT, "resume": "allow"} | self.fields(workdir, settings)
+        self._run = self._program.init(**ours | self._given)
 
     def on_record(
         self, stage: str, loop: str, step: int, metrics: Mapping[str, float]
@@ -97,11 +94,30 @@ class WandB(Callback):
 
     def on_pictures(self, stage: str, pictures: Mapping[str, np.ndarray]) -> None:
         for name, picture in pictures.items():
-            self._run.log({f"{stage}/{name}": self._wandb.Image(picture)})
+            self._run.log({f"{stage}/{name}": self._program.Image(picture)})
 
     def on_study_end(self, results: Mapping[str, float]) -> None:
-        self._run.summary.update(dict(results))
+        if results:
+            self._run.log(dict(results))
         self._run.finish()
+
+
+class WandB(_LikeWandB):
+    """A run of Weights & Biases; WANDB_MODE=offline keeps it on this machine."""
+
+    package = "wandb"
+
+    def fields(
+        self, workdir: pathlib.Path, settings: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Runs are told apart by their identities."""
+        return {
+            "dir": str(workdir),
+            "id": _identity(workdir),
+            "name": workdir.name,
+            "config": dict(settings),
+            "reinit": "create_new",
+        }
 
 
 class MLflow(Callback):
@@ -132,10 +148,14 @@ class MLflow(Callback):
             run = client.create_run(number, tags=tags, run_name=workdir.name)
             self._run = run.info.run_id
         known = client.get_run(self._run).data.params
-        for name, value in settings.items():
-            # A parameter is set once, and no longer than this.
-            if name not in known:
-                client.log_param(self._run, name, str(value)[:500])
+        # A parameter is set once, and no longer than this; so many go in one message.
+        new = [
+            self._mlflow.entities.Param(name, str(value)[:500])
+            for name, value in settings.items()
+            if name not in known
+        ]
+        for first in range(0, len(new), 100):
+            client.log_batch(self._run, params=new[first : first + 100])
 
     def on_record(
         self, stage: str, loop: str, step: int, metrics: Mapping[str, float]
@@ -154,49 +174,22 @@ class MLflow(Callback):
         self._client.set_terminated(self._run, "FINISHED" if results else "KILLED")
 
 
-class Trackio(Callback):
-    """A run of Trackio, on this machine; one that goes on is the same run there."""
+class Trackio(_LikeWandB):
+    """A run of Trackio, on this machine unless `space_id` says otherwise."""
 
-    def __init__(self, **given: Any) -> None:
-        """Check that the package is there.
+    package = "trackio"
 
-        Args:
-          given: further arguments of `trackio.init`, such as `space_id`.
-
-        Raises:
-          ConfigError: it is not installed.
-        """
-        self._given = given
-        self._trackio = _package("trackio", "trackio")
-
-    def on_study_start(
+    def fields(
         self, workdir: pathlib.Path, settings: Mapping[str, Any]
-    ) -> None:
-        ours = {
-            "project": PROJECT,
-            # Runs are told apart by their names.
+    ) -> dict[str, Any]:
+        """Runs are told apart by their names."""
+        return {
             "name": f"{workdir.name}-{_identity(workdir)[:8]}",
-            "resume": "allow",
             "config": _simple(settings),
             "embed": False,
             "auto_log_cpu": False,
             "auto_log_gpu": False,
         }
-        self._run = self._trackio.init(**ours | self._given)
-
-    def on_record(
-        self, stage: str, loop: str, step: int, metrics: Mapping[str, float]
-    ) -> None:
-        self._run.log(_named(stage, metrics) | {f"{stage}/{loop}": step})
-
-    def on_pictures(self, stage: str, pictures: Mapping[str, np.ndarray]) -> None:
-        for name, picture in pictures.items():
-            self._run.log({f"{stage}/{name}": self._trackio.Image(picture)})
-
-    def on_study_end(self, results: Mapping[str, float]) -> None:
-        if results:
-            self._run.log(dict(results))
-        self._run.finish()
 
 
 def _is_tracker(found: Any) -> bool:
