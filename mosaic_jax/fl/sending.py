@@ -116,6 +116,10 @@ class Sending:
         sent = uploads.parameters(algorithm.reference(model))
         return trees.broadcast(jax.tree.map(jnp.zeros_like, sent), count)
 
+    def first_clip(self) -> Tree:
+        """The longest update that counts in full at first, []; () without one."""
+        return () if self.private is None else jnp.float32(self.private.clip)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sender(ClientProgram):

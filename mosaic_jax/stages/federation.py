@@ -34,8 +34,10 @@ def state_shapes(blueprint: Blueprint) -> ServerState:
 
     def state(model: ModelState, key: jax.Array) -> ServerState:
         algorithm = blueprint.algorithm
-        error = blueprint.sending.no_error(algorithm, model, count)
-        initial = initial_state(algorithm, model, count).replace(error=error)
+        initial = initial_state(algorithm, model, count).replace(
+            error=blueprint.sending.no_error(algorithm, model, count),
+            clip=blueprint.sending.first_clip(),
+        )
         if not blueprint.trains_every_round:
             return initial
         return initial.replace(training=blueprint.server.init(task, model, key))
@@ -189,13 +191,10 @@ def sends_label_counts(study: "Settings") -> bool:
 
 def round_state(state: ServerState) -> Tree:
     """The artifact "round_state": what later rounds need besides the global model."""
-    return {
-        "server": state.server,
-        "client": state.client,
-        "last_round": state.last_round,
-        "training": state.training,
-        "error": state.error,
-    }
+    # Clients' models are an artifact of their own, the anchor is each stage's.
+    aside = {"model", "client_model", "anchor"}
+    names = [field.name for field in dataclasses.fields(state)]
+    return {name: getattr(state, name) for name in names if name not in aside}
 
 
 @dataclasses.dataclass(frozen=True)

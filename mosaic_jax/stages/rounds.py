@@ -103,13 +103,12 @@ class Rounds:
         state = initial_state(self.algorithm, model, count)
         near = () if self.anchor is None else model
         error = self.sending.no_error(self.algorithm, model, count)
-        private = self.sending.private
         return state.replace(
             client_model=kept,
             training=training,
             anchor=near,
             error=error,
-            clip=() if private is None else jnp.float32(private.clip),
+            clip=self.sending.first_clip(),
         )
 
     def run(

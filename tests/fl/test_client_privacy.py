@@ -19,6 +19,7 @@ from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.nn.mlp import MLP
 from mosaic_jax.run import settings, study
+from mosaic_jax.run.runner import Experiment
 from mosaic_jax.stages.base import Stage
 from mosaic_jax.stages.host_rounds import HostRounds
 from tests import tiny
@@ -232,6 +233,30 @@ def test_clients_in_host_memory_draw_the_same_noise():
     tiny.close(found.model, on_device.model)
     tiny.close(found.clip, on_device.clip)
     assert found.clip != 0.1
+
+
+def test_the_clip_goes_on_from_stage_to_stage(tmp_path):
+    """It is part of what the rounds of one stage hand on to those of the next."""
+    fields = {
+        "method": "federated",
+        "model__name": "mlp",
+        "data__num_clients": 60,
+        "data__split": "iid",
+        "init__rounds": 2,
+        "warmup__rounds": 1,
+        "privacy__epsilon": 50.0,
+        "privacy__unit": "client",
+        "privacy__clip_quantile": 0.9,
+    }
+    work = Experiment(tiny.study(**fields), tmp_path)
+    work.run()
+    clips = [
+        float(one.artifacts(work.study.template(link))["round_state"]["clip"])
+        for (link, _), one in zip(work.plan(), work.finished(), strict=True)
+    ]
+    assert len(set(clips)) == len(clips) == 2 and 1.0 not in clips
+    # Three rounds move it by no more than three steps, all the same way.
+    assert np.log(clips[1]) == pytest.approx(1.5 * np.log(clips[0]), rel=0.2)
 
 
 @pytest.mark.parametrize(
