@@ -29,7 +29,7 @@ ROUNDS = 3
 def rounds(work: Experiment) -> Callable[[], Any]:
     """A call that runs them from the start."""
     steps = work.start(work.study.chain[0], {}).send(None)
-    compiled = jax.jit(steps.chunk).lower(steps.args, steps.state, 0, ROUNDS).compile()
+    compiled = jax.jit(steps.window).lower(steps.args, steps.state, 0, ROUNDS).compile()
     return lambda: jax.block_until_ready(compiled(steps.args, steps.state, 0, ROUNDS))
 
 

@@ -53,7 +53,7 @@ def probe(run: Run, num_steps: int) -> tuple[Any, dict[str, dict[str, Any]]]:
         except StopIteration as end:
             return end.value, rows
         few = max(1, min(num_steps, steps.num_steps // 2))
-        chunk = jax.jit(steps.chunk, donate_argnums=1)
+        chunk = jax.jit(steps.window, donate_argnums=1)
         state = jax.tree.map(jnp.copy, steps.state)
         state, _ = jax.block_until_ready(chunk(steps.args, state, 0, few))
         start = time.perf_counter()

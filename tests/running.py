@@ -8,6 +8,7 @@ import numpy as np
 
 from mosaic_jax.core import trees
 from mosaic_jax.run import checkpoint
+from mosaic_jax.run.running import Running
 
 
 def drive(run):
@@ -22,10 +23,9 @@ def drive(run):
         state = jax.tree.map(
             lambda x: np.array(x) if isinstance(x, np.ndarray) else x, steps.state
         )
-        chunk = steps.chunk if steps.on_host else jax.jit(steps.chunk)
+        window = steps.window if steps.work.on_host else jax.jit(steps.window)
         for first in range(0, steps.num_steps, steps.every):
-            end = min(first + steps.every, steps.num_steps)
-            state, _ = chunk(steps.args, state, first, end)
+            state, _ = window(steps.args, state, first, steps.window_end(first))
 
 
 def link_of(work, name):
@@ -79,25 +79,37 @@ def check_templates(work):
         assert set(trees.flatten(restored)) == set(expected)
 
 
-def stop_after(work, chunks):
-    """Break the run off as a kill would, after some chunks were saved."""
+def stop_after(work, windows):
+    """Break the run off as a kill would, after some windows were saved."""
+    save, count = Running.save, 0
 
-    class Killed(Exception):
-        pass
-
-    save, count = checkpoint.Checkpoints.save, 0
-
-    def counted(self, *args):
+    def counted(self):
         nonlocal count
-        save(self, *args)
-        count += 1
-        if count == chunks:
+        save(self)
+        count += self.step == self.steps.window_end(self.step - 1)
+        if count == windows:
             raise Killed
 
-    checkpoint.Checkpoints.save = counted
+    Running.save = counted
     try:
         with contextlib.suppress(Killed):
             work.run()
     finally:
-        checkpoint.Checkpoints.save = save
-    assert count == chunks
+        Running.save = save
+    assert count == windows
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at(monkeypatch, step):
+    """With `monkeypatch`, the process dies once a checkpoint of `step` is written."""
+    save = checkpoint.Checkpoints.save
+
+    def watched(self, at, *args):
+        save(self, at, *args)
+        if at == step:
+            raise Killed
+
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)

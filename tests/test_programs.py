@@ -14,7 +14,7 @@ from mosaic_jax.core import errors, files
 from mosaic_jax.data import partition, sources
 from mosaic_jax.report import figures
 from mosaic_jax.run import programs, tracking
-from mosaic_jax.run.loop import Interruption
+from mosaic_jax.run.interruption import Interruption
 from tests import tiny
 
 DEEP = "[" * 100_000

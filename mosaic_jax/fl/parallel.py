@@ -36,8 +36,8 @@ _EXPERTS_AT_ONCE = 16
 
 # function(*entries, *shared, *placed) -> (results of a client, summands)
 ClientFunction = Callable[..., tuple[Tree, Tree]]
-# function(state, first, count, *entries, *shared, *placed) -> (state, summed metrics)
-StepsFunction = Callable[..., tuple[Tree, Tree]]
+# function(state, first, count, *entries, *shared, *placed) -> state
+StepsFunction = Callable[..., Tree]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ClientAxis:
         pieces: schedule.Pieces,
         shared: Tree = (),
         placed: Tree = (),
-    ) -> tuple[Tree, Tree]:
+    ) -> Tree:
         """Run the steps of the clients in some pieces of a schedule.
 
         Args:
@@ -140,10 +140,10 @@ class ClientAxis:
           placed: a sequence of results of `place`; each device passes its own part.
 
         Returns:
-          The new state, leaves [C, ...], and metrics summed over clients and pieces.
+          The new state, leaves [C, ...].
         """
         run = functools.partial(_run_pieces, function)
-        return self._run(run, (state, args), shared, (pieces, placed))
+        return self._run(run, (state, args), shared, (pieces, placed))[0]
 
     def plan(self, steps: np.ndarray, every: int) -> schedule.Plan:
         """A schedule of unequal numbers of `steps` [C], in windows of `every`."""
@@ -294,35 +294,29 @@ def _run_groups(
 def _run_pieces(
     function: StepsFunction, args: Tree, shared: Tree, placed: Tree
 ) -> tuple[Tree, Tree]:
-    """Run one device's pieces [1, S, ...] on its clients' state [slots, ...]."""
+    """Run one device's pieces [1, S, ...] on its clients' state [slots, ...].
+
+    The second result, which would be summed over devices, is empty.
+    """
     (state, rest), (pieces, placed) = args, placed
     client, first, count = pieces.client[0], pieces.first[0], pieces.count[0]
 
-    # Traced once for its shapes and for the loop.
-    @functools.partial(jax.jit, inline=True)
-    def work(i: Array, args: Tree) -> tuple[Tree, Tree]:
-        """Run piece `i` on all lanes: their new states and summed metrics."""
-        lanes, lane_rest = trees.take(args, jnp.maximum(client[i], 0))
-        lanes, metrics = _batched(
+    def piece(i: Array, state: Tree) -> Tree:
+        """Run piece `i` on all lanes."""
+        lanes, lane_rest = trees.take((state, rest), jnp.maximum(client[i], 0))
+        lanes = _batched(
             lambda lane, begin, rest: function(
                 lane, begin, count[i], *rest, *shared, *placed
             )
         )(lanes, first[i], lane_rest)
-        return lanes, _sum(metrics, client[i] >= 0)
-
-    def piece(i: Array, carry: Tree) -> Tree:
-        state, total = carry
-        lanes, metrics = work(i, (state, rest))
         # The state of an idle lane gets an index past the end, so it is dropped.
         who = client[i]
         row = jnp.where(who >= 0, who, len(jax.tree.leaves(state)[0]))
-        state = jax.tree.map(
+        return jax.tree.map(
             lambda all_, new: all_.at[row].set(new, mode="drop"), state, lanes
         )
-        return state, trees.add(total, metrics)
 
-    zero = trees.zeros(jax.eval_shape(work, 0, args)[1])
-    return jax.lax.fori_loop(0, len(count), piece, (state, zero))
+    return jax.lax.fori_loop(0, len(count), piece, state), ()
 
 
 def _batched(function: Callable[..., Tree]) -> Callable[..., Tree]:

@@ -8,8 +8,10 @@ rule of McNaughton (1959), which is optimal if work may be interrupted.
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from mosaic_jax.core import trees
 from mosaic_jax.core.types import Array, Struct
 
 
@@ -20,11 +22,30 @@ class Pieces(Struct):
       client: [S, L] int32, client on each lane; -1: the lane is idle.
       first: [S, L] int32, the first of the client's steps.
       count: [S] int32, number of steps.
+      begin: [S] int32, time of the first step.
     """
 
     client: Array
     first: Array
     count: Array
+    begin: Array
+
+
+def within(pieces: Pieces, first: Array, end: Array) -> Pieces:
+    """What is done of some pieces in a part of their window; may be no steps.
+
+    Args:
+      pieces: of a window.
+      first: [] int32, time at which the part begins.
+      end: [] int32, time at which it is over.
+    """
+    skipped = jnp.clip(first - pieces.begin, 0, pieces.count)
+    stop = jnp.clip(end - pieces.begin, 0, pieces.count)
+    return pieces.replace(
+        first=pieces.first + skipped[..., None],
+        count=stop - skipped,
+        begin=pieces.begin + skipped,
+    )
 
 
 def num_lanes(steps: np.ndarray, at_once: int) -> int:
@@ -46,6 +67,7 @@ class DevicePlan:
     Attributes:
       length: of the time axis.
       processed: number of steps that are computed, those of idle lanes included.
+      parts: [5, P] int, of `_wrap_around`: what makes the schedule.
       capacity: largest number of pieces in a window.
     """
 
@@ -63,8 +85,8 @@ class DevicePlan:
         self.length = longest if lanes == 1 else max(longest, -(-total // lanes))
         # A single lane is never idle.
         self.processed = total if lanes == 1 else lanes * self.length
-        self._parts = _wrap_around(self._steps, max(self.length, 1))
-        _, _, start, _, count = self._parts
+        self.parts = _wrap_around(self._steps, max(self.length, 1))
+        _, _, start, _, count = self.parts
         self._edges = np.unique(np.concatenate([start, start + count]))
         self.capacity = len(self._steps)
         if lanes > 1:
@@ -76,17 +98,18 @@ class DevicePlan:
         if self._lanes == 1:
             who = np.flatnonzero(self._steps > first)
             count = np.minimum(self._steps[who], end) - first
-            return _pieces(who[:, None], np.full((len(who), 1), first), count)
+            begin = np.full(len(who), first)
+            return _pieces(who[:, None], begin[:, None], count, begin)
         inside = self._edges[(self._edges > first) & (self._edges < end)]
         edges = np.unique([first, *inside, end])
         begin, size = edges[:-1], np.diff(edges)
         who = np.full((len(begin), self._lanes), -1)
         at = np.zeros((len(begin), self._lanes))
-        for lane, client, start, step, count in self._parts.T:
+        for lane, client, start, step, count in self.parts.T:
             rows = (begin >= start) & (begin < start + count)
             who[rows, lane] = client
             at[rows, lane] = step + begin[rows] - start
-        return _pieces(who, at, size)
+        return _pieces(who, at, size, begin)
 
 
 def _wrap_around(steps: np.ndarray, span: int) -> np.ndarray:
@@ -110,8 +133,8 @@ def _wrap_around(steps: np.ndarray, span: int) -> np.ndarray:
     return np.array(parts, int).reshape(-1, 5).T
 
 
-def _pieces(client: np.ndarray, first: np.ndarray, count: np.ndarray) -> Pieces:
-    return Pieces(*(array.astype(np.int32) for array in (client, first, count)))
+def _pieces(*fields: np.ndarray) -> Pieces:
+    return Pieces(*(array.astype(np.int32) for array in fields))
 
 
 def stack(devices: list[Pieces], capacity: int) -> Pieces:
@@ -125,6 +148,7 @@ def stack(devices: list[Pieces], capacity: int) -> Pieces:
         client=np.stack([filled(one.client, -1) for one in devices]),
         first=np.stack([filled(one.first, 0) for one in devices]),
         count=np.stack([filled(one.count, 0) for one in devices]),
+        begin=np.stack([filled(one.begin, 0) for one in devices]),
     )
 
 
@@ -161,6 +185,16 @@ class Plan:
         starts = range(0, self.length, self.every)
         windows = [self.pieces(t, min(t + self.every, self.length)) for t in starts]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *windows)
+
+    @property
+    def layout(self) -> str:
+        """Digest of how many steps each client has done at each time.
+
+        On single lanes that is the time itself, on any number of devices.
+        """
+        if self.lanes == 1:
+            return "one lane"
+        return trees.digest({str(i): one.parts for i, one in enumerate(self.devices)})
 
     @property
     def processed(self) -> int:

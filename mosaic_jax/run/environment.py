@@ -36,12 +36,15 @@ def wait_for_all(point: str) -> None:
             multihost_utils.sync_global_devices(point)
 
 
-def highest(value: int) -> int:
-    """The largest `value` over all processes; all must call this."""
+def highest(*values: int) -> list[int]:
+    """The largest of each value over all processes; all must call this."""
     if jax.process_count() == 1:
-        return value
+        return list(values)
     with Stopwatch.waits():
-        return int(multihost_utils.process_allgather(np.array(value)).max())
+        # As bytes: devices would cut integers of 64 bits off.
+        mine = np.array(values, np.int64).view(np.uint8)
+        found = np.array(multihost_utils.process_allgather(mine))
+        return found.view(np.int64).max(axis=0).tolist()
 
 
 @contextlib.contextmanager

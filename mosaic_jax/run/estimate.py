@@ -22,9 +22,9 @@ from mosaic_jax.stages.base import Link, Outcome
 
 _log = logging.getLogger(__name__)
 
-# Seconds that a timed chunk should take, where the loop has enough steps.
+# Seconds that a timed window should take, where the loop has enough steps.
 SECONDS = 2.0
-# At most this many steps in a chunk: longer ones would not be more exact.
+# At most this many steps in a window: longer ones would not be more exact.
 WINDOW = 5
 
 
@@ -72,7 +72,7 @@ def estimate(study: Experiment) -> list[Cost]:
 
 
 def _for_trial(study: Settings) -> Settings:
-    """The settings with short chunks."""
+    """The settings with short windows."""
     return dataclasses.replace(
         study,
         profile="",
@@ -119,31 +119,30 @@ def _try_stage(
 
 def _time_loop(steps: Steps) -> tuple[dict[str, float], Tree]:
     """The cost of a whole loop, from its first steps, and the state after those."""
-    chunk = steps.chunk
-    if not steps.on_host:
-        chunk = jax.jit(chunk, donate_argnums=1)
-    state, step = jax.tree.map(jnp.copy, steps.state), 0
+    window = steps.window
+    if not steps.work.on_host:
+        window = jax.jit(window, donate_argnums=1)
+    state = jax.tree.map(jnp.copy, steps.state)
 
     def time_steps(count: int) -> float:
-        nonlocal state, step
+        nonlocal state
         begin = time.perf_counter()
-        state, _ = jax.block_until_ready(chunk(steps.args, state, step, step + count))
-        step += count
+        state, _ = jax.block_until_ready(window(steps.args, state, 0, count))
         return time.perf_counter() - begin
 
     with Stopwatch() as watch:
         first = time_steps(1)
     alone = time_steps(1)
     more = min(max(round(SECONDS / alone), 1), steps.every, steps.num_steps)
-    per_step, chunk_seconds = alone, 0.0
+    per_step, around = alone, 0.0
     if more > 1:
-        # A chunk has a constant part as well, such as an evaluation.
+        # A window has a constant part as well, such as an evaluation.
         together = time_steps(more)
         per_step = max((together - alone) / (more - 1), 0.0)
-        chunk_seconds = max(alone - per_step, 0.0)
-    chunks = math.ceil(steps.num_steps / steps.every)
+        around = max(alone - per_step, 0.0)
+    windows = math.ceil(steps.num_steps / steps.every)
     tracing = max(first - watch.compiling - alone, 0.0)
-    seconds = steps.num_steps * per_step + chunks * chunk_seconds + tracing
+    seconds = steps.num_steps * per_step + windows * around + tracing
     result = {
         "steps": steps.num_steps,
         "seconds": seconds,

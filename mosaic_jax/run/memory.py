@@ -35,7 +35,8 @@ def clients_at_once(study: Study) -> int:
     if free is None:
         return 0
     # The least over all processes, which must run the same program.
-    free = -environment.highest(-free) - uploads_bytes(study)
+    (least,) = environment.highest(-free)
+    free = -least - uploads_bytes(study)
     needed = [classifier_bytes(config, info, classifier)]
     stages = {link.stage.name for link in study.chain}
     if "generators" in stages:
@@ -98,7 +99,8 @@ def state_on_host(study: Study) -> bool:
     kept = trees.num_bytes(jax.eval_shape(states, model))
     if config.method == "mosaic" or config.trains_once:
         kept += trees.num_bytes(model)
-    free = -environment.highest(-free)
+    (least,) = environment.highest(-free)
+    free = -least
     return study.data.clients.num_clients * kept > STATE_SHARE * free
 
 

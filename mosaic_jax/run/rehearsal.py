@@ -123,12 +123,12 @@ class _Recorder:
     def loop(self, steps: Steps) -> None:
         """Take down a loop."""
         chunks = math.ceil(steps.num_steps / steps.every)
-        if steps.on_host:
+        if steps.work.on_host:
             self._times = chunks
-            steps.chunk(steps.args, steps.state, 0, steps.every)
+            steps.window(steps.args, steps.state, 0, steps.every)
             self._times = 1
             return
-        program = jax.jit(steps.chunk, donate_argnums=1)
+        program = jax.jit(steps.window, donate_argnums=1)
         args = steps.args, steps.state, np.asarray(0, np.int32), np.asarray(1, np.int32)
         seen = self._examine(program, args, {}, f"{self._stage} {steps.name}")
         path = _path(seen.loop)

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from mosaic_jax.core import errors, provenance, schema
+from mosaic_jax.core.errors import Interrupted
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated
@@ -31,7 +32,8 @@ from mosaic_jax.run import (
 )
 from mosaic_jax.run import study as studies
 from mosaic_jax.run.callbacks import Callback
-from mosaic_jax.run.loop import Interrupted, Interruption, run_stage
+from mosaic_jax.run.interruption import Interruption
+from mosaic_jax.run.loop import run_stage
 from mosaic_jax.run.placement import Placement
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.stopwatch import Stopwatch
@@ -204,8 +206,8 @@ def run_together(experiments: Sequence[Experiment]) -> list[Summary]:
                 for run, planned in zip(runs, stages, strict=True)
                 if not run.load(planned)
             ]
-            if missing and (signum := environment.highest(interruption.signum)):
-                raise Interrupted(signum)
+            if missing and any(signum := environment.highest(interruption.signum)):
+                raise Interrupted(*signum)
             if missing:
                 _compute(missing, progress, interruption)
             progress.finished(stages[0][0].name, reused=not missing)

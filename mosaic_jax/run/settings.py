@@ -123,11 +123,15 @@ def _are_trackers(names: tuple) -> bool:
 class Log(schema.Group):
     """Checkpoints, progress and trackers; changes no result."""
 
-    every_steps: int = schema.at_least(
-        1, default=50, meaning="steps between log lines, and the unit of resuming"
-    )
+    every_steps: int = schema.at_least(1, default=50, meaning="steps between log lines")
     checkpoint_seconds: float = schema.at_least(
         0, default=60.0, meaning="least time between checkpoints within a stage"
+    )
+    grace_seconds: float = schema.above(
+        0,
+        default=10.0,
+        meaning="after a signal to stop, in which the state is saved: about so long, or"
+        " one step",
     )
     trackers: tuple = schema.field(
         ("tensorboard",),

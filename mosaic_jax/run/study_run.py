@@ -11,7 +11,8 @@ from mosaic_jax.core import errors, trees
 from mosaic_jax.core.types import ModelState, Tree
 from mosaic_jax.run import callbacks as called
 from mosaic_jax.run import environment, store, summary, tracking
-from mosaic_jax.run.loop import Interruption, Loop
+from mosaic_jax.run.interruption import Interruption
+from mosaic_jax.run.running import Loop
 from mosaic_jax.run.stopwatch import Stopwatch, TimeSheet
 from mosaic_jax.run.store import FinishedStage, Record
 from mosaic_jax.run.study import Planned
@@ -89,6 +90,7 @@ class StudyRun:
             progress=progress,
             interruption=interruption,
             checkpoint_seconds=settings.log.checkpoint_seconds,
+            grace_seconds=settings.log.grace_seconds,
             place=self.experiment.placement.axis.replicate,
             identity=self.study.identity(*planned),
             time_sheet=TimeSheet(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from mosaic_jax.core import flops, prng, programs, trees
-from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import Array, Generators, ModelState, Teacher, Tree
 from mosaic_jax.fl import gan
 from mosaic_jax.server.base import Task
@@ -158,15 +158,9 @@ def _draw_pool(
 ) -> Run:
     """The pool, as a loop of its own."""
 
-    def chunk(
-        args: Tree, pool: Pool, first: Array, end: Array
-    ) -> tuple[Pool, dict[str, Array]]:
+    def step(args: Tree, pool: Pool, number: Array) -> tuple[Pool, Metrics]:
         teachers, key = args
-
-        def body(number: Array, pool: Pool) -> tuple[Pool, dict[str, Array]]:
-            return method.fill(pool, teachers, prng.at(key, number), number), {}
-
-        return repeat(body, pool, first, end)
+        return method.fill(pool, teachers, prng.at(key, number), number), {}
 
     info, shape = context.data.info, (method.num_clients, config.pool)
     blank = Pool(
@@ -175,7 +169,7 @@ def _draw_pool(
     )
     pool = yield Steps(
         "pool",
-        chunk,
+        Repeated(step),
         (teachers, prng.named(context.key, "pool")),
         blank,
         config.pool_steps,

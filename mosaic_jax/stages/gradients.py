@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from mosaic_jax.core import prng, programs, trees
-from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.fl import inversion, parallel, training
@@ -79,7 +79,8 @@ def invert(
     rate = optax.cosine_decay_schedule(config.inversion_rate, config.inversion_steps)
     classifier, tx = context.classifier, optax.adam(rate)
 
-    def chunk(args: Tree, state: Tree, first: Array, end: Array) -> Tree:
+    def step(args: Tree, state: Tree, number: Array) -> tuple[Tree, Metrics]:
+        del number
         model, label, sent = args
 
         def one(entry: Tree) -> Tree:
@@ -91,14 +92,10 @@ def invert(
             update, opt_state = tx.update(jnp.sign(slope), opt_state)
             return jnp.clip(guess + update, -1, 1), opt_state, loss
 
-        def body(step: Array, state: Tree) -> Tree:
-            del step
-            *state, loss = parallel.expert_map(
-                lambda *entry: one(entry), *state, label, sent
-            )
-            return tuple(state), {"distance": jnp.mean(loss)}
-
-        return repeat(body, state, first, end)
+        *state, loss = parallel.expert_map(
+            lambda *entry: one(entry), *state, label, sent
+        )
+        return tuple(state), {"distance": jnp.mean(loss)}
 
     sent = programs.jit(functools.partial(_gradients, context))(
         model, client, image, label, prng.named(context.key, "privacy")
@@ -108,7 +105,7 @@ def invert(
     )
     found, _ = yield Steps(
         f"inversion{suffix}",
-        chunk,
+        Repeated(step),
         (model, label, sent),
         (guess, jax.vmap(tx.init)(guess)),
         config.inversion_steps,

@@ -1,5 +1,6 @@
 """Training of all clients on their own data, outside of federated rounds."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core import prng, programs, steps, trees
-from mosaic_jax.core.steps import DIVERGED_CLIENT, Run, Steps
+from mosaic_jax.core.steps import DIVERGED_CLIENT, Metrics, Run, Steps, Work
 from mosaic_jax.core.types import Array, Batch, Client, LabelledImages, ModelState, Tree
-from mosaic_jax.fl import training
+from mosaic_jax.fl import schedule, training
+from mosaic_jax.fl.parallel import ClientAxis
 from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.stages.base import Context
 
@@ -54,34 +56,84 @@ def run_steps(
     Returns:
       The state of the clients after their last steps, leaves [C, ...].
     """
-    data, axis = context.clients, context.axis
-    every = context.settings.log.every_steps
+    axis, every = context.axis, context.settings.log.every_steps
     plan = axis.plan(num_steps, every)
+    state = yield Steps(
+        name,
+        OwnSteps(axis, step, every, batch_size, augmentation, context.mechanism),
+        (context.clients, each, shared, key, axis.replicate(plan.windows())),
+        state,
+        plan.length,
+        every=every,
+        samples_per_step=batch_size * int(num_steps.sum()) // plan.length,
+        # Clients of another seed have other numbers of images, and so of steps.
+        together=False,
+        layout=plan.layout,
+        pictures=pictures,
+    )
+    return state
 
-    def chunk(args, state, first, end):
-        del end  # a window has the number of its steps
-        data, each, shared, key, windows = args
-        pieces = trees.take(windows, first // every)
 
-        client_steps = functools.partial(
-            _steps_of_client,
-            step,
-            key,
-            length=every,
-            batch_size=batch_size,
-            augmentation=augmentation,
-            mechanism=context.mechanism,
+@dataclasses.dataclass(frozen=True)
+class OwnSteps(Work):
+    """Steps of every client, each its own number of them, by a schedule.
+
+    A window's tally is each client's own, so that its metrics do not depend on the
+    order in which clients take turns.
+
+    Attributes:
+      axis: where clients run.
+      step: a step of one client.
+      every: steps in a window.
+      batch_size: images in a step.
+      augmentation: of the images, a name of `augment.AUGMENTATIONS`.
+      mechanism: of a private study, else None.
+    """
+
+    axis: ClientAxis
+    step: LocalStep
+    every: int
+    batch_size: int
+    augmentation: str
+    mechanism: Mechanism | None
+
+    def empty(self, args: Tree, state: Tree) -> Tree:
+        """See `Work`: sums of metrics [C] by name, and numbers of steps [C]."""
+        data, each, shared, key, _ = args
+        count = self.axis.num_clients
+
+        def metrics(state: Tree, *further: Tree) -> Metrics:
+            zero = jnp.zeros((), jnp.int32)
+            return self._steps(key, zero, zero, *further)(zero, state)[1]
+
+        one = jax.tree.map(
+            lambda leaf: trees.shape(leaf.shape[1:], leaf.dtype),
+            (state, data.client, each),
         )
-        state, total = axis.advance(
-            client_steps,
-            state,
+        found = jax.eval_shape(metrics, *one, shared, data.images)
+        sums = {
+            name: np.zeros((count, *leaf.shape), leaf.dtype)
+            for name, leaf in found.items()
+        }
+        return sums, np.zeros(count, np.int32)
+
+    def run(
+        self, args: Tree, state: Tree, tally: Tree, first: Array, end: Array
+    ) -> tuple[Tree, Tree, Metrics]:
+        """See `Work`."""
+        data, each, shared, key, windows = args
+        pieces = schedule.within(trees.take(windows, first // self.every), first, end)
+        state, tally = self.axis.advance(
+            functools.partial(self._advance, key),
+            (state, tally),
             data.client,
             each,
             pieces=pieces,
             shared=(shared,),
             placed=(data.images,),
         )
-        done = jnp.sum(jnp.where(pieces.client >= 0, pieces.count[..., None], 0))
+        sums, count = tally
+        total, done = jax.tree.map(jnp.sum, sums), jnp.sum(count)
         # A client that has stopped by itself has no part in the other metrics.
         active = total.get(ACTIVE, done)
         metrics = {
@@ -90,65 +142,56 @@ def run_steps(
         }
         finite = jax.vmap(trees.all_finite)(state)
         worst = jnp.where(jnp.all(finite), -1, data.client.number[jnp.argmin(finite)])
-        return state, metrics | {DIVERGED_CLIENT: worst.astype(jnp.int32)}
+        return state, tally, metrics | {DIVERGED_CLIENT: worst.astype(jnp.int32)}
 
-    windows = plan.windows()
-    state = yield Steps(
-        name,
-        chunk,
-        (data, each, shared, key, axis.replicate(windows)),
-        state,
-        plan.length,
-        every=every,
-        samples_per_step=batch_size * int(num_steps.sum()) // plan.length,
-        # Clients of another seed have other numbers of images, and so of steps.
-        together=False,
-        layout=trees.digest(windows),
-        pictures=pictures,
-    )
-    return state
+    def _advance(
+        self,
+        key: jax.Array,
+        carry: Tree,
+        first: Array,
+        count: Array,
+        client: Client,
+        each: Tree,
+        shared: Tree,
+        images: LabelledImages,
+    ) -> Tree:
+        """State and tally of one client after its steps `first` to + `count` - 1."""
+        step_at = self._steps(key, first, count, client, each, shared, images)
 
+        def body(j: Array, carry: Tree) -> Tree:
+            state, (sums, done) = carry
+            state, metrics = step_at(j, state)
+            return state, (trees.add(sums, metrics), done + 1)
 
-def _steps_of_client(
-    step: LocalStep,
-    key: jax.Array,
-    state: Tree,
-    first: Array,
-    count: Array,
-    client: Client,
-    each: Tree,
-    shared: Tree,
-    images: LabelledImages,
-    *,
-    length: int,
-    batch_size: int,
-    augmentation: str,
-    mechanism: Mechanism | None,
-) -> tuple[Tree, dict[str, Array]]:
-    """Steps `first` to `first` + `count` - 1 of one client; sums of their metrics."""
-    batch_at = training.client_batches(
-        client,
-        images,
-        first,
-        length,
-        key=key,
-        batch_size=batch_size,
-        augmentation=augmentation,
-        count=count,
-        mechanism=mechanism,
-    )
+        return steps.train(0, count, body, carry)
 
-    def step_at(j: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
-        return step(state, first + j, batch_at(j), client, each, shared, key)
+    def _steps(
+        self,
+        key: jax.Array,
+        first: Array,
+        count: Array,
+        client: Client,
+        each: Tree,
+        shared: Tree,
+        images: LabelledImages,
+    ) -> Callable[[Array, Tree], tuple[Tree, Metrics]]:
+        """From j and a client's state to state and metrics after step `first` + j."""
+        batch_at = training.client_batches(
+            client,
+            images,
+            first,
+            self.every,
+            key=key,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            count=count,
+            mechanism=self.mechanism,
+        )
 
-    def body(j: Array, carry: Tree) -> Tree:
-        state, metrics = step_at(j, carry[0])
-        return state, trees.add(carry[1], metrics)
+        def step_at(j: Array, state: Tree) -> tuple[Tree, Metrics]:
+            return self.step(state, first + j, batch_at(j), client, each, shared, key)
 
-    zero = trees.zeros(
-        jax.eval_shape(lambda state: step_at(jnp.int32(0), state)[1], state)
-    )
-    return steps.train(0, count, body, (state, zero))
+        return step_at
 
 
 def train(

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from mosaic_jax.core import prng, programs, schema, trees
-from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import (
     Array,
     Experts,
@@ -290,18 +290,14 @@ def _train_head(
             )
         return MetaState(params, ema_params, opt_state), loss
 
-    def chunk(args: Tree, state: MetaState, first: Array, end: Array) -> Tree:
+    def one(args: Tree, state: MetaState, step: Array) -> tuple[MetaState, Metrics]:
         prototypes, key = args
-
-        def body(step: Array, state: MetaState) -> Tree:
-            state, loss = train_step(prototypes, key, step, state)
-            return state, {"loss": loss}
-
-        return repeat(body, state, first, end)
+        state, loss = train_step(prototypes, key, step, state)
+        return state, {"loss": loss}
 
     state = yield Steps(
         "head",
-        chunk,
+        Repeated(one),
         (context.axis.replicate(prototypes), context.key),
         MetaState(params=params, ema_params=params, opt_state=tx.init(params)),
         config.steps,

@@ -16,7 +16,16 @@ from clu import parameter_overview
 
 from mosaic_jax.core import flops, prng, programs, trees
 from mosaic_jax.core.schema import View
-from mosaic_jax.core.steps import DIVERGED_STEP, ROUND, Chunk, Run, Steps, repeat
+from mosaic_jax.core.steps import (
+    ROUND,
+    Metrics,
+    OnHost,
+    Repeated,
+    Run,
+    Step,
+    Steps,
+    Work,
+)
 from mosaic_jax.core.types import (
     Array,
     LabelledImages,
@@ -26,7 +35,7 @@ from mosaic_jax.core.types import (
 from mosaic_jax.fl import workload
 from mosaic_jax.fl.algorithms.prototypical import Prototypical
 from mosaic_jax.fl.training import Local
-from mosaic_jax.stages import federation, own_models, run_rounds
+from mosaic_jax.stages import federation, own_models, prototype_host, run_rounds
 from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage
 from mosaic_jax.stages.prototype_federation import (
     ANSWERS,
@@ -35,7 +44,7 @@ from mosaic_jax.stages.prototype_federation import (
     common_features,
     initial_state,
 )
-from mosaic_jax.stages.prototype_host import OnHost, batches
+from mosaic_jax.stages.prototype_host import batches
 
 if TYPE_CHECKING:
     from mosaic_jax.run.settings import Settings
@@ -97,7 +106,7 @@ class PrototypeRounds(Stage):
     def run(self, context: Context, **artifacts: Tree) -> Run:
         """Run the rounds, and measure the clients' models."""
         first, rounds, local = self.part(context.settings)
-        program, on_host = _build(context, local), context.state_on_host
+        program = _build(context, local)
         # That of all rounds of the study, whichever stage they belong to.
         key = federation.rounds_key(context.settings)
         if STATE in artifacts:
@@ -105,22 +114,23 @@ class PrototypeRounds(Stage):
         else:
             initial = programs.jit(functools.partial(_initial_state, context))
             state = initial(prng.root(context.settings.seed), context.start)
-        if on_host:
+        work: Work = Repeated(_round(program), mean=False)
+        if context.state_on_host:
             state = state.replace(client=jax.device_get(state.client))
-        chunk = (_chunk_on_host if on_host else _chunk)(context, program)
+            work = OnHost(_round_on_host(program))
         shares = _shares(context)
         count = program.clients_in_round
         sizes = context.data.clients.client.size
         images = workload.mean_steps(local, sizes) * local.batch_size
         steps = Steps(
             ROUND,
-            chunk,
+            work,
             (context.clients, context.held_out, shares, key, jnp.asarray(first)),
             state,
             rounds,
             every=context.settings.evaluation.every,
             samples_per_step=round(count * images),
-            on_host=on_host,
+            measure=_measure(context, program),
         )
         state = yield steps
         traffic = steps.done * program.round_bytes(context.data.clients.client)
@@ -333,43 +343,47 @@ def _means(found: Accuracies, last_round: Array) -> dict[str, Array]:
     }
 
 
-def _chunk(context: Context, program: PrototypeFederation) -> Chunk:
-    """Some rounds and an evaluation, one program; metrics are of the last round."""
+def _round(program: PrototypeFederation) -> Step:
+    """A round as a step of a loop."""
 
-    def chunk(
-        args: Tree, state: FederationState, first: Array, end: Array
-    ) -> tuple[FederationState, dict[str, Array]]:
-        data, held_out, shares, key, offset = args
+    def step(
+        args: Tree, state: FederationState, number: Array
+    ) -> tuple[FederationState, Metrics]:
+        data, _, _, key, offset = args
+        state, loss, metrics = program.run(data, key, state, offset + number)
+        return state, {"loss": jnp.mean(loss), **metrics}
 
-        def body(number: Array, state: FederationState) -> Tree:
-            state, loss, metrics = program.run(data, key, state, offset + number)
-            return state, {"loss": jnp.mean(loss), **metrics}
-
-        state, metrics = repeat(body, state, first, end, mean=False)
-        found = _of_each(context, program, program.accuracies, state, shares, held_out)
-        return state, metrics | _means(found, state.last_round)
-
-    return chunk
+    return step
 
 
-def _chunk_on_host(context: Context, program: PrototypeFederation) -> Chunk:
-    """`_chunk` for studies whose clients' models do not fit on the devices."""
-    on_host = OnHost(program)
-    accuracies = _compiled_accuracies(program)
+def _round_on_host(program: PrototypeFederation) -> Step:
+    """`_round` for studies whose clients' models do not fit on the devices."""
+    on_host = prototype_host.OnHost(program)
 
-    def chunk(
-        args: Tree, state: FederationState, first: int, end: int
-    ) -> tuple[FederationState, dict[str, Array]]:
-        data, held_out, shares, key, offset = args
-        for number in range(first, end):
-            state, loss, metrics = on_host.run(data, key, state, int(offset) + number)
-            if not np.isfinite(loss).all():
-                metrics[DIVERGED_STEP] = np.asarray(number)
-                break
+    def step(
+        args: Tree, state: FederationState, number: int
+    ) -> tuple[FederationState, Metrics]:
+        data, _, _, key, offset = args
+        state, loss, metrics = on_host.run(data, key, state, int(offset) + number)
+        return state, {"loss": loss.mean(), **metrics}
+
+    return step
+
+
+def _measure(
+    context: Context, program: PrototypeFederation
+) -> Callable[[Tree, Tree], Metrics]:
+    """Mean accuracies of the clients' models at the end of a window of rounds."""
+    accuracies = program.accuracies
+    if context.state_on_host:
+        accuracies = _compiled_accuracies(program)
+
+    def measure(args: Tree, state: FederationState) -> Metrics:
+        _, held_out, shares, _, _ = args
         found = _of_each(context, program, accuracies, state, shares, held_out)
-        return state, {"loss": loss.mean(), **metrics} | _means(found, state.last_round)
+        return _means(found, state.last_round)
 
-    return chunk
+    return measure
 
 
 def _compiled_accuracies(program: PrototypeFederation) -> Callable[..., Accuracies]:

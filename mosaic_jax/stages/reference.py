@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from mosaic_jax.core import flops, prng, programs
-from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import Array, ModelState, StudentState, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.nn import losses
@@ -65,36 +65,34 @@ def _train_reference(context: Context) -> Run:
     held = np.sort(np.concatenate(context.data.parts))
     augmentation = context.data.info.augmentation
 
-    def chunk(args: Tree, state: StudentState, first: Array, end: Array) -> Tree:
+    def one(
+        args: Tree, state: StudentState, step: Array
+    ) -> tuple[StudentState, Metrics]:
         images, rows, key = args
+        at = prng.at(prng.named(key, "step"), step)
+        chosen = rows[jax.random.randint(at, (BATCH_SIZE,), 0, len(rows))]
+        image = augment.augment(
+            augmentation,
+            prng.named(at, "augment"),
+            augment.to_signed(images.image[chosen]),
+        )
 
-        def body(step: Array, state: StudentState) -> Tree:
-            at = prng.at(prng.named(key, "step"), step)
-            chosen = rows[jax.random.randint(at, (BATCH_SIZE,), 0, len(rows))]
-            image = augment.augment(
-                augmentation,
-                prng.named(at, "augment"),
-                augment.to_signed(images.image[chosen]),
-            )
+        def objective(params: Tree) -> tuple[Array, Tree]:
+            model = state.model.replace(params=params)
+            logits, batch_stats = classifier.train_logits(model, image)
+            return losses.cross_entropy(logits, images.label[chosen]), batch_stats
 
-            def objective(params: Tree) -> tuple[Array, Tree]:
-                model = state.model.replace(params=params)
-                logits, batch_stats = classifier.train_logits(model, image)
-                return losses.cross_entropy(logits, images.label[chosen]), batch_stats
-
-            (loss, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(
-                state.model.params
-            )
-            update, opt_state = tx.update(gradient, state.opt_state, state.model.params)
-            params = optax.apply_updates(state.model.params, update)
-            new = StudentState(ModelState(params, batch_stats), opt_state)
-            return new, {"loss": loss}
-
-        return repeat(body, state, first, end)
+        (loss, batch_stats), gradient = jax.value_and_grad(objective, has_aux=True)(
+            state.model.params
+        )
+        update, opt_state = tx.update(gradient, state.opt_state, state.model.params)
+        params = optax.apply_updates(state.model.params, update)
+        new = StudentState(ModelState(params, batch_stats), opt_state)
+        return new, {"loss": loss}
 
     state = yield Steps(
         "reference",
-        chunk,
+        Repeated(one),
         (context.axis.replicate(data.images), jnp.asarray(held), context.key),
         StudentState(model=model, opt_state=tx.init(model.params)),
         context.settings.audit.reference_steps,

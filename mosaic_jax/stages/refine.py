@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from mosaic_jax.core import flops, prng, trees
-from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import Array, Generators, Teacher, Tree
 from mosaic_jax.fl import gan
 from mosaic_jax.server import refinement
@@ -76,29 +76,23 @@ def _refine(
     )
     share = seen.share.astype(np.float32)
 
-    def chunk(args: Tree, state: Tree, first: Array, end: Array) -> Tree:
+    def one(args: Tree, state: Tree, row: Array) -> tuple[Tree, Metrics]:
         teacher, uploaded, share, number, key = args
-
-        def body(row: Array, state: Tree) -> Tree:
-            refined, loss = refinement.refine(
-                config,
-                ensemble,
-                model_gan,
-                teacher,
-                trees.take(uploaded, row),
-                share[row],
-                prng.at(key, number[row]),
-            )
-            state = jax.tree.map(
-                lambda all_, one: all_.at[row].set(one), state, refined
-            )
-            return state, {"loss": loss}
-
-        return repeat(body, state, first, end)
+        refined, loss = refinement.refine(
+            config,
+            ensemble,
+            model_gan,
+            teacher,
+            trees.take(uploaded, row),
+            share[row],
+            prng.at(key, number[row]),
+        )
+        state = jax.tree.map(lambda all_, new: all_.at[row].set(new), state, refined)
+        return state, {"loss": loss}
 
     refined = yield Steps(
         "generator",
-        chunk,
+        Repeated(one),
         (teacher, uploaded.model, share, client.number, context.key),
         uploaded.model,
         len(share),

@@ -2,13 +2,22 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core import prng, programs, trees
-from mosaic_jax.core.steps import DIVERGED_STEP, ROUND, Chunk, Run, Steps, repeat
+from mosaic_jax.core.steps import (
+    ROUND,
+    Metrics,
+    OnHost,
+    Repeated,
+    Run,
+    Step,
+    Steps,
+)
 from mosaic_jax.core.types import (
     Array,
     Client,
@@ -82,20 +91,22 @@ def train(
     if context.state_on_host:
         kept = {name: jax.device_get(getattr(state, name)) for name in IN_HOST}
         state = state.replace(**kept)
-    make_chunk = _chunk_on_host if context.state_on_host else _chunk
+        work = OnHost(_round_on_host(program, gatherer))
+    else:
+        work = Repeated(_round(program, gatherer), mean=False)
     sizes = context.data.clients.client.size
     images = workload.mean_steps(local, sizes) * local.batch_size
     steps = Steps(
         ROUND,
-        make_chunk(context, program, gatherer),
+        work,
         (context.clients, context.held_out, key, jnp.asarray(first)),
         (state, gatherer.empty() if gatherer else ()),
         rounds,
         every=settings.evaluation.every,
         samples_per_step=round(program.clients_in_round * images),
+        measure=_measure(context, program),
         # Private batches have rows by each seed's own clients.
         together=context.mechanism is None,
-        on_host=context.state_on_host,
     )
     state, room = yield steps
     up, down = traffic(context, program, steps.done, first=first)
@@ -284,81 +295,66 @@ def shared_digests(
     }
 
 
-def _chunk(context: Context, program: Rounds, gatherer: Gathering | None) -> Chunk:
-    """Some rounds and an evaluation, one program; metrics are of the last round.
+def _round(program: Rounds, gatherer: Gathering | None) -> Step:
+    """A round as a step of a loop.
 
     Its state is that of the rounds and the room for what is gathered, () for nothing.
     The number of the stage's first round is an argument, so that stages of rounds share
     one compiled program.
     """
 
-    def chunk(
-        args: Tree, state: Tree, first: Array, end: Array
-    ) -> tuple[Tree, dict[str, Array]]:
-        data, held_out, key, offset = args
+    def step(args: Tree, state: Tree, number: Array) -> tuple[Tree, Metrics]:
+        data, _, key, offset = args
+        state, room = state
+        if gatherer:
+            model, now = state.model, offset + number
+            room = gatherer.add(room, data, key, model, now, number)
+        state, loss, metrics = program.run(data, key, state, offset + number)
+        return (state, room), _with_loss(program, jnp.mean(loss), metrics)
 
-        def body(number: Array, state: Tree) -> Tree:
-            state, room = state
-            if gatherer:
-                model, now = state.model, offset + number
-                room = gatherer.add(room, data, key, model, now, number)
-            state, loss, metrics = program.run(data, key, state, offset + number)
-            return (state, room), {"loss": jnp.mean(loss), **metrics}
-
-        state, metrics = repeat(body, state, first, end, mean=False)
-        metrics = _without_loss(program, metrics)
-        model = program.usable(data, key, state[0].model)
-        return state, metrics | _accuracies(context, model, held_out)
-
-    return chunk
+    return step
 
 
-def _chunk_on_host(
-    context: Context, program: Rounds, gatherer: Gathering | None
-) -> Chunk:
-    """`_chunk` for studies whose clients' states do not fit on the devices."""
+def _round_on_host(program: Rounds, gatherer: Gathering | None) -> Step:
+    """`_round` for studies whose clients' states do not fit on the devices."""
     on_host = HostRounds(program)
     add = programs.jit(gatherer.add, donate_argnums=0) if gatherer else None
 
-    @programs.jit
+    def step(args: Tree, state: Tree, number: int) -> tuple[Tree, Metrics]:
+        data, _, key, offset = args
+        state, room = state
+        now = int(offset) + number
+        if add:
+            room = add(room, data, key, state.model, now, number)
+        state, loss, metrics = on_host.run(data, key, state, now)
+        return (state, room), _with_loss(program, loss.mean(), metrics)
+
+    return step
+
+
+def _with_loss(program: Rounds, loss: Array, metrics: Metrics) -> Metrics:
+    """Metrics of a round; in private studies clients keep their losses."""
+    return metrics if program.is_private else {"loss": loss, **metrics}
+
+
+def _measure(context: Context, program: Rounds) -> Callable[[Tree, Tree], Metrics]:
+    """Accuracies of the global model at the end of a window of rounds."""
+
     def evaluate(
         data: Tree, key: jax.Array, model: ModelState, held_out: Tree
-    ) -> dict[str, Array]:
+    ) -> Metrics:
         model = program.usable(data, key, model)
-        return _accuracies(context, model, held_out)
+        return accuracies(
+            lambda x: context.classifier.logits(model, x),
+            held_out,
+            context.settings.evaluation.batch_size,
+        )
 
-    def chunk(
-        args: Tree, state: Tree, first: int, end: int
-    ) -> tuple[Tree, dict[str, Array]]:
-        data, held_out, key, offset = args
-        state, room = state
-        for number in range(first, end):
-            if add:
-                now = int(offset) + number
-                room = add(room, data, key, state.model, now, number)
-            state, loss, metrics = on_host.run(data, key, state, int(offset) + number)
-            if not np.isfinite(loss).all():
-                metrics[DIVERGED_STEP] = np.asarray(number)
-                break
-        accuracy = evaluate(data, key, state.model, held_out)
-        metrics = _without_loss(program, {"loss": loss.mean(), **metrics})
-        return (state, room), metrics | accuracy
+    if context.state_on_host:
+        evaluate = programs.jit(evaluate)
 
-    return chunk
+    def measure(args: Tree, state: Tree) -> Metrics:
+        data, held_out, key, _ = args
+        return evaluate(data, key, state[0].model, held_out)
 
-
-def _without_loss(program: Rounds, metrics: dict[str, Array]) -> dict[str, Array]:
-    """The metrics; in private studies, whose clients keep their losses, without one."""
-    if not program.is_private:
-        return metrics
-    return {name: value for name, value in metrics.items() if name != "loss"}
-
-
-def _accuracies(
-    context: Context, model: ModelState, held_out: Tree
-) -> dict[str, Array]:
-    return accuracies(
-        lambda x: context.classifier.logits(model, x),
-        held_out,
-        context.settings.evaluation.batch_size,
-    )
+    return measure

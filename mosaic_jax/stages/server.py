@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from mosaic_jax.core import prng, schema, trees
-from mosaic_jax.core.steps import Run, Steps, repeat
+from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import (
     Array,
     ClientModels,
@@ -192,31 +192,25 @@ def train(
       rounds: number of rounds.
       key: random key of the rounds.
       samples: images that the student sees in a round, for the progress bar.
-      mean: whether metrics are means over the rounds of a chunk; otherwise they are
+      mean: whether metrics are means over the rounds of a window; otherwise they are
         those of its last round.
 
     Returns:
       The trained model.
     """
 
-    def chunk(
-        args: Tree, state: Tree, first: Array, end: Array
-    ) -> tuple[Tree, dict[str, Array]]:
+    def step(args: Tree, state: Tree, number: Array) -> tuple[Tree, Metrics]:
         teachers, key = args
-
-        def body(number: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
-            training, model = state
-            training, model, metrics = method.train(
-                task, training, model, teachers, prng.at(key, number), number
-            )
-            return (training, model), metrics
-
-        return repeat(body, state, first, end, mean=mean)
+        training, model = state
+        training, model, metrics = method.train(
+            task, training, model, teachers, prng.at(key, number), number
+        )
+        return (training, model), metrics
 
     start = method.init(task, model, prng.named(context.key, "server"))
     _, model = yield Steps(
         name,
-        chunk,
+        Repeated(step, mean=mean),
         (teachers, key),
         (start, model),
         rounds,

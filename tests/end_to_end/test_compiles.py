@@ -1,4 +1,4 @@
-"""Each loop of a study is traced once and compiled once, whatever its chunks."""
+"""Each loop of a study is traced once and compiled once, whatever its windows."""
 
 import collections
 import contextlib
@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import pytest
 
 from mosaic_jax import server
+from mosaic_jax.core.steps import ROUND
 from mosaic_jax.run import methods, runner, settings, tracking
 from tests import running, tiny
 
-# Three chunks of each loop, the last one shorter.
-CHUNKS = {
+# Three windows of each loop, the last one shorter.
+WINDOWS = {
     "init__rounds": 5,
     "finetune__rounds": 5,
     "evaluation__every": 2,
@@ -47,49 +48,48 @@ def counted(monkeypatch):
     """
     found = collections.Counter()
     asked = collections.Counter()
-    chunks = collections.Counter()
+    windows = collections.Counter()
 
     def listen(event, duration, fun_name="", **_):
         kind = event.rpartition("/")[2]
         if kind in EVENTS:
             found[kind, fun_name.removeprefix("jit(").removesuffix(")")] += 1
 
-    current = ""
-    begin, update = tracking.Progress.begin, tracking.Progress.update
+    begin, record = tracking.Progress.begin, tracking.Tracker.record
 
     def begins(self, stage, name, *args):
-        nonlocal current
         asked[name] += 1
-        current = name
         begin(self, stage, name, *args)
 
-    def updates(self, *args):
-        chunks[current] += 1
-        return update(self, *args)
+    def records(self, stage, name, *args):
+        windows[name] += 1
+        record(self, stage, name, *args)
 
     jax.monitoring.register_event_duration_secs_listener(listen)
     monkeypatch.setattr(tracking.Progress, "begin", begins)
-    monkeypatch.setattr(tracking.Progress, "update", updates)
+    monkeypatch.setattr(tracking.Tracker, "record", records)
     try:
-        yield found, asked, chunks
+        yield found, asked, windows
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def study(method, **changes):
-    config = tiny.config(**CHUNKS | changes).to_dict()
+    config = tiny.config(**WINDOWS | changes).to_dict()
     of_method = config["methods"].get(method, {})
     of_method |= {name: value for name, value in SMALL.items() if name in of_method}
     return methods.with_method(settings.from_mapping(config), method)
 
 
 def check(counts, *, each=3):
-    found, asked, chunks = counts
+    found, asked, windows = counts
     assert asked
     for name, count in asked.items():
-        assert chunks[name] == each * count, name
+        assert windows[name] == each * count, name
+        measured = f"{name}_measure"
         for kind in EVENTS:
             assert found[kind, name] == count, (kind, name)
+            assert found[kind, measured] == (name == ROUND) * count, (kind, name)
 
 
 @pytest.fixture
@@ -102,12 +102,12 @@ def loops(monkeypatch):
         if options.get("donate_argnames") != "states":
             return program
 
-        def call(args, states, *window):
+        def call(args, states, *others):
             if not compiled:
-                compiled["program"] = program.lower(args, states, *window).compile()
+                compiled["program"] = program.lower(args, states, *others).compile()
                 donated = len(jax.tree.leaves(states))
                 found[function.__name__] = compiled["program"].as_text(), donated
-            return compiled["program"](args, states, *window)
+            return compiled["program"](args, states, *others)
 
         return call
 
@@ -206,8 +206,8 @@ def test_a_resumed_run_compiles_once_more(monkeypatch, tmp_path):
 
 def test_rounds_with_states_in_host_memory(monkeypatch, tmp_path):
     config = study("fedbn", **ROUNDS_ONLY, compute__client_state="host")
-    with counted(monkeypatch) as (found, asked, chunks):
+    with counted(monkeypatch) as (found, asked, windows):
         runner.Experiment(config, tmp_path).run()
-    assert (asked, chunks) == ({"round": 1}, {"round": 3})
+    assert (asked, windows) == ({"round": 1}, {"round": 3})
     for name in ("run_clients", "finish", "participants", "evaluate"):
         assert found["backend_compile_duration", name] == 1, name

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax.core import errors, trees
-from mosaic_jax.core.steps import DIVERGED_STEP, repeat
+from mosaic_jax.core.steps import DIVERGED_CLIENT, DIVERGED_STEP, Repeated
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.client_program import LocalSGD
 from mosaic_jax.fl.holdings import WholeNetwork
@@ -104,30 +104,46 @@ def test_every_loop_is_watched(finished, tmp_path, changes, expected):
         study.run()
 
 
+def repeat(step, state, first, end):
+    """State and metrics after the steps of a window."""
+    work = Repeated(step)
+    state, _, metrics = work.run((), state, work.empty((), state), first, end)
+    return state, metrics
+
+
 def test_the_step_is_the_first_that_is_not_finite():
-    def body(step, state):
-        state = state + jnp.where(step == 5, jnp.inf, 1.0)
+    def step(args, state, number):
+        state = state + jnp.where(number == 5, jnp.inf, 1.0)
         return state, {"loss": state}
 
-    _, metrics = repeat(body, jnp.zeros(()), 0, 10)
+    _, metrics = repeat(step, jnp.zeros(()), 0, 10)
     assert int(metrics[DIVERGED_STEP]) == 5
-    _, metrics = repeat(body, jnp.zeros(()), 0, 5)
+    _, metrics = repeat(step, jnp.zeros(()), 0, 5)
     assert int(metrics[DIVERGED_STEP]) == -1
     assert float(metrics["loss"]) == np.mean([1, 2, 3, 4, 5])
 
 
-def test_a_state_that_no_metric_shows_is_seen_at_the_end_of_the_chunk():
-    def body(step, state):
-        return state * jnp.where(step == 2, jnp.nan, 1.0), {"loss": jnp.zeros(())}
+def test_a_client_that_a_step_names_is_enough():
+    def step(args, state, number):
+        client = jnp.where(number >= 3, number + 4, -1)
+        return state, {DIVERGED_CLIENT: client}
 
-    _, metrics = repeat(body, jnp.ones(()), 0, 6)
+    _, metrics = repeat(step, jnp.zeros(()), 0, 6)
+    assert (int(metrics[DIVERGED_STEP]), int(metrics[DIVERGED_CLIENT])) == (3, 7)
+
+
+def test_a_state_that_no_metric_shows_is_seen_at_the_end_of_the_part():
+    def step(args, state, number):
+        return state * jnp.where(number == 2, jnp.nan, 1.0), {"loss": jnp.zeros(())}
+
+    _, metrics = repeat(step, jnp.ones(()), 0, 6)
     assert int(metrics[DIVERGED_STEP]) == 5
 
 
 def test_a_loop_may_have_no_metrics():
-    state, metrics = repeat(lambda step, state: (state + step, {}), 1, 0, 4)
+    state, metrics = repeat(lambda args, state, step: (state + step, {}), 1, 0, 4)
     assert state == 7
-    assert int(metrics.pop(DIVERGED_STEP)) == -1
+    assert {int(metrics.pop(name)) for name in (DIVERGED_STEP, DIVERGED_CLIENT)} == {-1}
     assert not metrics
 
 

@@ -123,12 +123,16 @@ def test_short_windows_reserve_few_pieces():
 
 def test_stacked_pieces_are_filled_up():
     one = schedule.Pieces(
-        client=np.array([[4, 5]]), first=np.array([[6, 7]]), count=np.array([8])
+        client=np.array([[4, 5]]),
+        first=np.array([[6, 7]]),
+        count=np.array([8]),
+        begin=np.array([3]),
     )
     other = schedule.Pieces(
         client=np.array([[0, -1], [1, 2]]),
         first=np.array([[3, 0], [1, 1]]),
         count=np.array([2, 9]),
+        begin=np.array([5, 7]),
     )
     found = schedule.stack([one, other], 3)
     nobody = [-1, -1]
@@ -139,3 +143,4 @@ def test_stacked_pieces_are_filled_up():
         found.first, [[[6, 7], [0, 0], [0, 0]], [[3, 0], [1, 1], [0, 0]]]
     )
     np.testing.assert_array_equal(found.count, [[8, 0, 0], [2, 9, 0]])
+    np.testing.assert_array_equal(found.begin, [[3, 0, 0], [5, 7, 0]])

@@ -5,65 +5,31 @@ import logging
 import os
 import signal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mosaic_jax.core import errors, files
-from mosaic_jax.core.steps import Steps, repeat
-from mosaic_jax.run import checkpoint, store, tracking
+from mosaic_jax.core.steps import OnHost, Repeated, Steps
+from mosaic_jax.run import checkpoint, store
 from mosaic_jax.run import loop as loop_module
-from mosaic_jax.run.loop import Interruption, Loop, run_stage
-from mosaic_jax.run.stopwatch import Stopwatch, TimeSheet
+from mosaic_jax.run.interruption import Interruption
+from mosaic_jax.run.loop import run_stage
+from tests import running
 
 NUM_STEPS, EVERY = 7, 2
 
 
-@pytest.fixture
-def loop_of():
-    """`loop_of(folder)`: the loop of a stage "count" of one seed, in its own folder."""
-    with Stopwatch() as watch:
-
-        def make(folder, *, seed=0, interruption=None):
-            folder.mkdir(exist_ok=True)
-            identity = {"stage": "count", "seed": seed}
-            return Loop(
-                stage="count",
-                seed=seed,
-                directory=folder / "checkpoints",
-                tracker=tracking.Tracker(folder, settings={}),
-                progress=tracking.Progress([folder], {"count": 1.0}, writes=True),
-                interruption=interruption or Interruption(),
-                checkpoint_seconds=0.0,
-                place=lambda tree: jax.tree.map(jnp.asarray, tree),
-                identity=identity,
-                time_sheet=TimeSheet(
-                    folder / "time.json",
-                    watch,
-                    identity=identity,
-                    share=1,
-                    writes=True,
-                ),
-            )
-
-        yield make
-
-
-def body(step, state):
-    return state * 0.5 + step, {"loss": state}
-
-
-def counting(start, *, on_chunk=lambda first: None, **changes):
+def counting(start, *, on_trace=lambda number: None, **changes):
     """A stage of one loop; it hands on the loop's last state."""
 
-    def chunk(args, state, first, end):
-        on_chunk(first)
-        return repeat(lambda step, state: body(step, state), state + args, first, end)
+    def step(args, state, number):
+        on_trace(number)
+        return state * 0.5 + number + args, {"loss": state}
 
     steps = Steps(
         name="add",
-        chunk=chunk,
+        work=Repeated(step),
         args=jnp.zeros(()),
         state=jnp.asarray(start, jnp.float32),
         num_steps=NUM_STEPS,
@@ -84,28 +50,11 @@ def recorded(loop):
     return [row["step"] for row in loop.tracker.history("count", "add")]
 
 
-class Killed(Exception):
-    pass
-
-
-def kill_after(monkeypatch, saves):
-    """The process dies after some checkpoints."""
-    save, left = checkpoint.Checkpoints.save, [saves]
-
-    def counted(self, *args):
-        save(self, *args)
-        left[0] -= 1
-        if not left[0]:
-            raise Killed
-
-    monkeypatch.setattr(checkpoint.Checkpoints, "save", counted)
-
-
 def stopped(loop_of, folder, monkeypatch, **changes):
-    """A loop that was killed after its second chunk, at step 4."""
+    """A loop that was killed after its second window, at step 4."""
     with monkeypatch.context() as patch:
-        kill_after(patch, 2)
-        with pytest.raises(Killed):
+        running.kill_at(patch, 4)
+        with pytest.raises(running.Killed):
             run_stage([loop_of(folder)], [counting(3.0, **changes)])
 
 
@@ -148,7 +97,7 @@ def test_loops_that_are_alike_run_as_one_program(loop_of, tmp_path, monkeypatch)
     loops = [loop_of(tmp_path / str(seed), seed=seed) for seed in range(3)]
 
     def runs():
-        return [counting(float(seed), on_chunk=traced.append) for seed in range(3)]
+        return [counting(float(seed), on_trace=traced.append) for seed in range(3)]
 
     assert run_stage(loops, runs()) == [expected(0.0), expected(1.0), expected(2.0)]
     # Three stages of functions of their own: one is traced, for all of them.
@@ -164,14 +113,14 @@ def test_loops_that_are_not_run_apart(loop_of, tmp_path, other):
     traced = []
 
     def stage(changes):
-        def chunk(args, state, first, end):
+        def step(args, state, number):
             traced.append(1)
-            return repeat(lambda step, s: (s + 1, {}), state, first, end)
+            return state + 1, {}
 
         state = yield Steps(
             **{
                 "name": "add",
-                "chunk": chunk,
+                "work": Repeated(step),
                 "args": (),
                 "state": jnp.zeros(()),
                 "num_steps": NUM_STEPS,
@@ -191,20 +140,19 @@ def test_a_loop_on_the_host_keeps_its_arrays_there(loop_of, tmp_path):
     kinds = []
 
     def stage():
-        def chunk(args, state, first, end):
+        def step(args, state, number):
             kinds.append(type(state))
-            state += end - first
+            state += 1
             return state, {"loss": 0.0}
 
         state = yield Steps(
             "add",
-            chunk,
+            OnHost(step),
             (),
             np.zeros(2),
             NUM_STEPS,
             every=EVERY,
             samples_per_step=1,
-            on_host=True,
         )
         return state.tolist()
 
@@ -214,16 +162,13 @@ def test_a_loop_on_the_host_keeps_its_arrays_there(loop_of, tmp_path):
 
 def test_what_is_not_finite_is_named_and_not_saved(loop_of, tmp_path):
     def stage():
-        def chunk(args, state, first, end):
-            def one(step, state):
-                state = state + jnp.where(step == 4, jnp.inf, 1.0)
-                return state, {"loss": state}
-
-            return repeat(one, state, first, end)
+        def step(args, state, number):
+            state = state + jnp.where(number == 4, jnp.inf, 1.0)
+            return state, {"loss": state}
 
         yield Steps(
             "add",
-            chunk,
+            Repeated(step),
             (),
             jnp.zeros(()),
             NUM_STEPS,
@@ -248,7 +193,7 @@ def test_a_signal_saves_the_state_and_stops(loop_of, tmp_path, caplog):
     assert stop.value.signum == signal.SIGTERM
     with caplog.at_level(logging.INFO, "mosaic_jax"):
         assert run_stage([loop_of(tmp_path)], [counting(3.0)]) == [expected(3.0)]
-    assert "resuming at step 2" in caplog.text
+    assert "resuming at step 1" in caplog.text
 
 
 def test_who_watches_sees_the_state(loop_of, tmp_path, monkeypatch):
@@ -261,6 +206,6 @@ def test_who_watches_sees_the_state(loop_of, tmp_path, monkeypatch):
 
     loop = loop_of(tmp_path)
     assert run_stage([loop], [counting(3.0, pictures=pictures)]) == [expected(3.0)]
-    assert len(seen) == 4 and seen[0] == 3.0  # before each chunk
+    assert len(seen) == 5 and seen[0] == 3.0  # before each call
     found = files.read_arrays(loop.directory / store.PICTURES)
-    assert found["now"].max() == 4
+    assert found["now"].max() == 5
