@@ -1,5 +1,6 @@
 """mosaic submit: what sbatch gets, and what becomes of a job that is told to stop."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -31,9 +32,11 @@ PROGRAMS = {
     """,
     "srun": """
         import os, pathlib, sys
-        words = sys.argv[1:]
-        while words[0].startswith("-"):
-            words = words[1 if words[0] == "--unbuffered" else 2 :]
+        words, job = sys.argv[2:], os.environ["SLURM_JOB_ID"]
+        for stream in (1, 2):  # --output FILE --error FILE
+            path = words[1].replace("%j", job).replace("%t", "0")
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+            words = words[2:]
         (pathlib.Path(os.environ["JOBS"]) / "pid").write_text(str(os.getpid()))
         os.execvp(words[0], words)
     """,
@@ -60,13 +63,24 @@ def slurm(tmp_path, monkeypatch):
     return jobs
 
 
-def start(jobs, number, task=None):
-    """The job, or one of an array, begins to run as on a node."""
-    one = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NUM_NODES": "1"}
-    if task is not None:
-        one |= {"SLURM_ARRAY_JOB_ID": str(number), "SLURM_ARRAY_TASK_ID": str(task)}
-    path = jobs / f"{number}.sh"
-    return subprocess.Popen(["bash", str(path)], env=os.environ | one)
+@pytest.fixture
+def start(slurm):
+    """A function that has a job begin to run, as on a node."""
+    started = []
+
+    def run(number):
+        one = {"SLURM_JOB_ID": str(number), "SLURM_JOB_NUM_NODES": "1"}
+        command = ["bash", str(slurm / f"{number}.sh")]
+        started.append(
+            subprocess.Popen(command, env=os.environ | one, start_new_session=True)
+        )
+        return started[-1]
+
+    yield run
+    for job in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
 
 
 def directives(path):
@@ -140,12 +154,12 @@ def test_a_command_that_fails_is_a_job_that_fails():
 
 
 @pytest.mark.slow
-def test_a_job_out_of_time_saves_its_state_and_goes_on(slurm, tmp_path):
+def test_a_job_out_of_time_saves_its_state_and_goes_on(slurm, start, tmp_path):
     workdir = tmp_path / "runs"
     words = ["run", "--config", CONFIG, "--workdir", str(workdir)]
     words += ["--config.finetune.rounds=100000", "--config.log.checkpoint_seconds=1e6"]
     assert submit.main(["--job", "timeout_min=60", *words]) == 0
-    job = start(slurm, 40)
+    job = start(40)
     saved = workdir / "stages" / "finetune"
     while not list(saved.glob("*/checkpoints")):
         assert job.poll() is None
@@ -157,10 +171,9 @@ def test_a_job_out_of_time_saves_its_state_and_goes_on(slurm, tmp_path):
     steps = [int(path.name) for path in saved.glob("*/checkpoints/*/[0-9]*")]
     assert max(steps) > 0
     # Queued again: it goes on from there.
-    job = start(slurm, 40)
-    log = workdir / "jobs" / "40" / "40_0_log.out"
-    resumed = f"resuming at step {max(steps)}"
-    while resumed not in log.read_text() + log.with_suffix(".err").read_text():
+    job = start(40)
+    log = workdir / "jobs" / "40" / "40_0_log.err"
+    while f"resuming at step {max(steps)}" not in log.read_text():
         assert job.poll() is None
         time.sleep(0.1)
     os.kill(int((slurm / "pid").read_text()), signal.SIGUSR2)
@@ -168,10 +181,10 @@ def test_a_job_out_of_time_saves_its_state_and_goes_on(slurm, tmp_path):
 
 
 @pytest.mark.slow
-def test_jobs_of_a_sweep_leave_its_table(slurm, tmp_path):
+def test_jobs_of_a_sweep_leave_its_table(slurm, start, tmp_path):
     workdir = tmp_path / "runs"
     words = ["sweep", "--config", CONFIG, "--workdir", str(workdir)]
     assert submit.main([*words, "--grid", "warmup.rounds=1,2"]) == 0
     for number in (40, 41, 42):
-        assert start(slurm, number).wait(120) == 0
+        assert start(number).wait(180) == 0
     assert len(json.loads((workdir / "sweep.json").read_text())["cells"]) == 2
