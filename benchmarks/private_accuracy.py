@@ -7,9 +7,9 @@ Settings are those of `benchmarks.accuracy` (split, rounds and steps of
 configs/NAME_mosaic.py) with what private images need: the `cnn` with group-norm, and
 one prototype a class. Epsilon `inf` is the same study without privacy. Nothing is tuned
 for any epsilon. Prints a table for each data set of test accuracy in per cent, mean and
-standard deviation over seeds, and keeps what it measured in
-benchmarks/results/private_accuracy.json: cells that stand there with the settings of
-today are not measured again.
+standard deviation over seeds, of those studies that came to an end, and keeps what it
+measured in benchmarks/results/private_accuracy.json: cells that stand there with the
+settings of today are not measured again.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks import accuracy, timing
 from mosaic_jax.cli import launch
-from mosaic_jax.core import schema
+from mosaic_jax.core import errors, schema
 from mosaic_jax.run import methods, settings
 from mosaic_jax.run.settings import Settings
 
@@ -58,7 +58,12 @@ def measure(key: dict[str, Any], root: pathlib.Path) -> None:
         if same and accuracy.is_of_today(cell, config):
             return
     folder = root / f"{key['name'].replace(':', '_')}_{key['seed']}_{key['epsilon']}"
-    cell = _plain(key) | accuracy.measure(config, key["method"], folder)
+    try:
+        found = accuracy.measure(config, key["method"], folder)
+    except errors.MosaicError as error:  # all generators are noise, for example
+        fields = {"settings": accuracy.read_fields(config), "test": {}}
+        found = fields | {"stopped": str(error), **timing.occasion()}
+    cell = _plain(key) | found
     timing.keep(PATH, cell, *KEY)
     print(json.dumps(cell), flush=True)
 
@@ -69,7 +74,10 @@ def _plain(key: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a row for each method and model, a column for each epsilon."""
+    """Markdown: a row for each method and model, a column for each epsilon.
+
+    The column "ended" has how many studies came to an end at each epsilon.
+    """
     rows = []
     for method in METHODS:
         for model in ("teacher", "final"):
@@ -86,7 +94,7 @@ def table(cells: Sequence[dict[str, Any]]) -> str:
                 means = [accuracy.mean_spread(values) for values in found]
                 seeds = ", ".join(str(len(values)) for values in found)
                 rows.append([f"{method}, {model}", seeds, *means])
-    return timing.table(["epsilon", "seeds", *map(str, EPSILONS)], rows)
+    return timing.table(["epsilon", "ended", *map(str, EPSILONS)], rows)
 
 
 def main() -> None:
