@@ -180,7 +180,7 @@ def table(cells: Sequence[Cell]) -> str:
     columns: dict[str, Callable[[list[Cell]], str]] = {
         "seeds": lambda row: ", ".join(str(cell["seed"]) for cell in row),
         **{
-            head: lambda row, model=model: _mean_spread(
+            head: lambda row, model=model: mean_spread(
                 [cell["test"][model] for cell in row if model in cell["test"]]
             )
             for model, head in MODELS.items()
@@ -205,7 +205,8 @@ def _place(method: str) -> tuple[int, str]:
     return known.index(name) if name in known else len(known), method
 
 
-def _mean_spread(values: Sequence[float]) -> str:
+def mean_spread(values: Sequence[float]) -> str:
+    """Mean and, of several values, standard deviation, in per cent; "" of none."""
     if not values:
         return ""
     mean = f"{100 * statistics.mean(values):.1f}"

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 import mosaic_jax
-from mosaic_jax.cli import main, sweep
+from mosaic_jax.cli import main, submit, sweep
 from mosaic_jax.cli import run as program
 from mosaic_jax.core import prng
 from mosaic_jax.data import sources
@@ -128,6 +128,10 @@ def program_of(words):
 def takes_program(module, words, tmp_path):
     if module == "mosaic_jax.cli.run":
         takes_settings(words)
+    elif module == "mosaic_jax.cli.submit":
+        args = submit.parser().parse_args(words)
+        assert dict(map(submit.parse_parameter, args.job))
+        takes_program(f"mosaic_jax.cli.{args.command}", args.words, tmp_path)
     elif module == "mosaic_jax.cli.sweep":
         takes_sweep(words, tmp_path)
     elif module != "pytest":

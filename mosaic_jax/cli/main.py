@@ -11,6 +11,7 @@ from mosaic_jax.run import programs
 COMMANDS = {
     "run": "run a study",
     "sweep": "run many studies of one configuration",
+    "submit": "submit either to Slurm",
     "show": "every field of a configuration, and which differ from the defaults",
     "watch": "watch a running study in the browser",
     "report": "draw the report of one run, or of several side by side",
@@ -19,7 +20,7 @@ COMMANDS = {
     "list": "what there is: data sets, methods, networks, configurations, fields",
 }
 # Commands that load JAX, and with it take seconds before they can say anything.
-SLOW = ("run", "sweep")
+SLOW = ("run", "sweep", "submit")
 _FIRST = """
 first steps:
   mosaic run --config digits_mosaic    a study that takes minutes on two cores

@@ -5,9 +5,8 @@ mosaic sweep --config digits_mosaic \
 
 Each cell of the grid is a study in a folder of the workdir. The same command goes on
 where it stopped, and several may share the work: each takes cells that no other works
-on. A cell that comes to no end stops no other, and the exit code is 3. With
---slurm FILE nothing runs: FILE, a shell script, submits the cells as array jobs, those
-that need another's stages after it.
+on. A cell that comes to no end stops no other, and the exit code is 3. `mosaic
+submit sweep` submits the cells to Slurm.
 """
 
 import argparse
@@ -17,7 +16,6 @@ import dataclasses
 import itertools
 import math
 import pathlib
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -221,36 +219,6 @@ def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
     return result
 
 
-def slurm_script(sweep: Sweep, command: Sequence[str], groups: list[list[str]]) -> str:
-    """A shell script that submits each wave of cells as an array job.
-
-    A wave begins when the one before has ended, also where a cell came to no end.
-
-    Args:
-      sweep: all cells.
-      command: that a job runs, with the cell's number after it.
-      groups: names of cells by wave, see `waves`.
-    """
-    numbers = {name: i for i, name in enumerate(sweep.cells)}
-    run = " ".join(shlex.quote(word) for word in command)
-    lines = [
-        "#!/usr/bin/env bash",
-        "# Submits the sweep: bash FILE [options of sbatch]",
-        "set -euo pipefail",
-        f"mkdir -p {shlex.quote(str(sweep.workdir))}",
-        'wait=""',
-    ]
-    for wave in groups:
-        array = ",".join(str(numbers[name]) for name in wave)
-        wrapped = shlex.quote(f"{run} --cell $SLURM_ARRAY_TASK_ID")
-        lines += [
-            f'id=$(sbatch --parsable --array={array} $wait "$@" --wrap {wrapped})',
-            'wait="--dependency=afterany:$id"',
-        ]
-    lines.append(f'sbatch $wait "$@" --wrap {shlex.quote(f"{run} --report")}')
-    return "\n".join(lines) + "\n"
-
-
 def run(sweep: Sweep, only: int | None = None) -> None:
     """Run all cells, or the one of number `only`; finished stages are found.
 
@@ -329,6 +297,13 @@ def _report(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: see `programs.exit_code`."""
+    args = parser().parse_args(arguments)
+    launch.prepare()
+    return programs.exit_code(lambda: _sweep(args))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Of the command line."""
     parser = programs.parser("sweep", __doc__)
     parser.add_argument("--config", required=True, help="as of mosaic run")
     parser.add_argument(
@@ -338,13 +313,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", type=pathlib.Path, default=pathlib.Path("runs/sweep")
     )
-    parser.add_argument("--slurm", type=pathlib.Path, help="write this script instead")
     parser.add_argument("--cell", type=int, help="run this cell only, from 0")
     parser.add_argument("--report", action="store_true", help="of what is there")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(given)
-    launch.prepare()
-    return programs.exit_code(lambda: _sweep(args, given))
+    return parser
 
 
 def parse(config: str, grid: Sequence[str], seeds: int, workdir: pathlib.Path) -> Sweep:
@@ -372,7 +343,7 @@ def parse(config: str, grid: Sequence[str], seeds: int, workdir: pathlib.Path) -
     return sweep
 
 
-def _sweep(args: argparse.Namespace, given: Sequence[str]) -> None:
+def _sweep(args: argparse.Namespace) -> None:
     sweep = parse(args.config, args.grid, args.seeds, args.workdir)
     if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
         raise errors.ConfigError(
@@ -380,25 +351,8 @@ def _sweep(args: argparse.Namespace, given: Sequence[str]) -> None:
         )
     if args.report:
         report(sweep)
-    elif args.slurm:
-        _write_slurm(sweep, args.slurm, given)
     else:
         run(sweep, args.cell)
-
-
-def _write_slurm(sweep: Sweep, path: pathlib.Path, given: Sequence[str]) -> None:
-    files.check_output("--slurm", path)
-    groups = waves(sweep.studies())
-    kept, skip = [], False
-    for word in given:
-        if not skip and not word.startswith("--slurm"):
-            kept.append(word)
-        skip = word == "--slurm"
-    command = [sys.executable, "-m", "mosaic_jax", "sweep", *kept]
-    files.write_bytes(path, slurm_script(sweep, command, groups).encode())
-    for i, wave in enumerate(groups):
-        print(f"wave {i}: {len(wave)} cells")
-    print(path)
 
 
 if __name__ == "__main__":

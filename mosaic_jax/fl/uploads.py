@@ -152,6 +152,6 @@ def problems(study: Any, told: str, instead: str) -> Iterator[str]:
 
 
 def _is_parameter(path: tuple, leaf: Array) -> bool:
-    told = jax.tree_util.keystr(path)
+    names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
     is_float = jnp.issubdtype(leaf.dtype, jnp.floating)
-    return is_float and leaf.ndim > 0 and "batch_stats" not in told
+    return is_float and leaf.ndim > 0 and "batch_stats" not in names

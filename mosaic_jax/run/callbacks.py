@@ -176,7 +176,7 @@ def check(
     Raises:
       ConfigError: one is no `Callback`, or may end a stage and is no frozen dataclass,
         or a stage whose last round must be known before, or waits for the accuracy on
-        validation images where there are none.
+        images that there are none of.
     """
     if isinstance(callbacks, Callback):
         raise errors.ConfigError(
@@ -195,10 +195,13 @@ def check(
                 )
             schema.check(type(one), vars(one), type(one).__name__)
             metric = one.metric if isinstance(one, EarlyStopping) else ""
-            if metric == "validation_accuracy" and "validation" not in held_out:
+            known = [f"{name}_accuracy" for name in held_out]
+            if metric.endswith("_accuracy") and metric not in known:
+                instead = schema.near(metric, ["loss", *known])
+                if metric == "validation_accuracy":
+                    instead = "must be another, or data.validation > 0"
                 raise errors.ConfigError(
-                    f"{type(one).__name__}.metric = {metric!r}: must be another, or"
-                    " data.validation > 0"
+                    f"{type(one).__name__}.metric = {metric!r}: {instead}"
                 )
         # Generators have the parts that their clients hold in the last of the rounds.
         if parts and "generators" in stages and one.may_stop("init"):

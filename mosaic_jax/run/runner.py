@@ -263,6 +263,9 @@ def _progress(experiments: Sequence[Experiment]) -> Iterator[tracking.Progress]:
     except errors.MosaicError as error:
         progress.stopped("failed", str(error))
         raise
+    except BaseException as error:  # a user's hook that exits, no memory, a fault
+        progress.stopped("failed", f"{type(error).__name__}: {errors.reason(error)}")
+        raise
 
 
 def _make_alike(experiments: Sequence[Experiment]) -> None:

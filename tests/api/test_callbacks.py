@@ -1,6 +1,7 @@
 """Callbacks: what they are told, and what they end."""
 
 import dataclasses
+import json
 import sys
 
 import numpy as np
@@ -161,11 +162,27 @@ class Mutable(mj.Callback):
             mj.EarlyStopping("acc"),
             r"round 2: EarlyStopping.metric = 'acc': known: loss",
         ),
+        (
+            mj.EarlyStopping("tst_accuracy"),
+            r"^EarlyStopping.metric = 'tst_accuracy': did you mean 'test_accuracy'",
+        ),
     ],
 )
 def test_callbacks_that_are_wrong(callback, told, tmp_path):
     with pytest.raises(errors.MosaicError, match=told):
         study(tmp_path / "run", callback).run()
+
+
+class Exits(mj.Callback):
+    def on_stage_start(self, stage):
+        raise SystemExit("enough")
+
+
+def test_a_run_that_a_callback_exits_counts_as_failed(tmp_path):
+    with pytest.raises(SystemExit):
+        study(tmp_path / "run", Exits()).run()
+    progress = json.loads((tmp_path / "run" / "progress.json").read_text())
+    assert (progress["state"], progress["why"]) == ("failed", "SystemExit: enough")
 
 
 def test_validation_images_are_asked_for_before_any_round(tmp_path):

@@ -99,13 +99,6 @@ def test_a_workdir_that_is_a_file(tmp_path, capsys, inside):
     assert told.endswith(f": {path} is no folder\n")
 
 
-def test_a_script_for_slurm_that_cannot_be_written(tmp_path, capsys):
-    path = tmp_path / "missing" / "sweep.sh"
-    arguments = ["--config", CONFIG, "--workdir", str(tmp_path), "--slurm", str(path)]
-    told = one_line(capsys, lambda: sweep.main(arguments))
-    assert f"--slurm = {path}: must lie in a folder that exists" in told
-
-
 @pytest.mark.parametrize(
     ("grid", "expected"),
     [

@@ -1,7 +1,6 @@
 """A grid over a tiny study: what is shared, resumed, submitted, refused."""
 
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -132,52 +131,6 @@ def test_cells_that_share_wait_for_each_other(tmp_path):
         ["warmup.rounds=1,data.alpha=0.5", "warmup.rounds=1,data.alpha=1.0"],
         ["warmup.rounds=2,data.alpha=0.5", "warmup.rounds=2,data.alpha=1.0"],
     ]
-
-
-SBATCH = """#!{python}
-import os, subprocess, sys
-arguments = sys.argv[1:]
-command = arguments[arguments.index("--wrap") + 1]
-array = [a.split("=")[1] for a in arguments if a.startswith("--array=")]
-with open(os.environ["SUBMITTED"], "a") as file:
-    file.write(" ".join(a for a in arguments if a != command) + "\\n")
-for number in array[0].split(",") if array else [""]:
-    subprocess.run(
-        ["bash", "-c", command],
-        env=os.environ | {{"SLURM_ARRAY_TASK_ID": number}},
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
-print("17")
-"""
-
-
-@pytest.mark.slow
-def test_the_script_for_slurm_runs_the_sweep(tmp_path):
-    """With an sbatch that runs what it is given, at once."""
-    script, workdir = tmp_path / "sweep.sh", tmp_path / "runs"
-    grid = ["--grid", "warmup.rounds=1,2"]
-    arguments = ["--config", CONFIG, *grid, "--workdir", str(workdir)]
-    assert sweep.main([*arguments, "--slurm", str(script)]) == 0
-    assert not workdir.exists()
-    sbatch = tmp_path / "bin" / "sbatch"
-    sbatch.parent.mkdir()
-    sbatch.write_text(SBATCH.format(python=sys.executable))
-    sbatch.chmod(0o755)
-    submitted = tmp_path / "submitted"
-    environment = os.environ | {
-        "PATH": f"{sbatch.parent}:{os.environ['PATH']}",
-        "SUBMITTED": str(submitted),
-    }
-    subprocess.run(
-        ["bash", str(script), "--time=10"], cwd=ROOT, env=environment, check=True
-    )
-    assert submitted.read_text().splitlines() == [
-        "--parsable --array=0 --time=10 --wrap",
-        "--parsable --array=1 --dependency=afterany:17 --time=10 --wrap",
-        "--dependency=afterany:17 --time=10 --wrap",
-    ]
-    assert len(json.loads((workdir / "sweep.json").read_text())["cells"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from mosaic_jax.core import prng, trees
 from mosaic_jax.core.types import ModelState
-from mosaic_jax.fl import compression
+from mosaic_jax.fl import compression, uploads
 from mosaic_jax.fl.compression import COMPRESSORS, EightBits, Sign, TopK
 
 every_compressor = pytest.mark.parametrize("name", COMPRESSORS)
@@ -165,3 +165,11 @@ def test_feedback_can_be_left_out():
     assert TopK().error_feedback and Sign().error_feedback
     assert not dataclasses.replace(Sign(), error_feedback=False).error_feedback
     assert not EightBits().error_feedback
+
+
+def test_parameters_are_told_by_the_names_in_their_paths():
+    model = ModelState(
+        params={"batch_stats_head": jnp.zeros(2), "bias": jnp.ones(2)},
+        batch_stats={"mean": jnp.zeros(3)},
+    )
+    assert [leaf.shape for leaf in uploads.parameters(model)] == [(2,), (2,)]
