@@ -162,7 +162,7 @@ class Settings(schema.Group):
     )
     profile: str = schema.anything(
         default="",
-        meaning="name of a stage, to trace a chunk of its steps for Perfetto",
+        meaning="name of a stage, to trace some of its steps for Perfetto",
     )
     stages: tuple = schema.field(
         (),

@@ -34,7 +34,7 @@ class Record:
         `stages.base.Outcome`.
       section: of the report, as by `stages.sections.to_json`; None: there is none.
       flops: see `Stage.flops`; 0: not known.
-      history: metrics of each chunk of steps.
+      history: metrics of each window of steps.
       seconds: that the stage took.
       time: these seconds by kind: "computing", "compiling", "waiting".
       peak_memory_bytes: of the device or this process, up to the end of the stage.

@@ -268,7 +268,7 @@ class Progress:
 
         Args:
           step: number of steps that are done.
-          metrics: of the last chunk, by name.
+          metrics: of the last call, by name.
           memory: bytes in use.
 
         Returns:
