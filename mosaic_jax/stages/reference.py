@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax.core import flops, prng, programs
+from mosaic_jax.core import flops, prng, programs, sharing
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import Array, ModelState, StudentState, Tree
 from mosaic_jax.data import augment
@@ -71,6 +71,7 @@ def _train_reference(context: Context) -> Run:
         def body(step: Array, state: StudentState) -> Tree:
             at = prng.at(prng.named(key, "step"), step)
             chosen = rows[jax.random.randint(at, (BATCH_SIZE,), 0, len(rows))]
+            chosen = sharing.spread(chosen)
             image = augment.augment(
                 augmentation,
                 prng.named(at, "augment"),
@@ -88,7 +89,7 @@ def _train_reference(context: Context) -> Run:
             update, opt_state = tx.update(gradient, state.opt_state, state.model.params)
             params = optax.apply_updates(state.model.params, update)
             new = StudentState(ModelState(params, batch_stats), opt_state)
-            return new, {"loss": loss}
+            return sharing.gather((new, {"loss": loss}))
 
         return repeat(body, state, first, end)
 

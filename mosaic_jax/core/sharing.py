@@ -1,0 +1,73 @@
+"""Batches that all devices of a study share: each computes its part of them.
+
+A program of the server is written for whole batches. Where it makes one, it says by
+`spread` that the samples may lie on different devices, and XLA divides all that follows
+from them: each device has its part of the activations, and sums over the batch, such as
+gradients and the moments of batch-norm, are those of the whole batch. So results are
+those of one device up to rounding.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from mosaic_jax.core.types import Tree
+
+_mesh: contextvars.ContextVar[Mesh | AbstractMesh | None] = contextvars.ContextVar(
+    "mesh", default=None
+)
+
+
+@contextlib.contextmanager
+def over(mesh: Mesh | AbstractMesh | None) -> Iterator[None]:
+    """Within it, programs are traced for batches that the devices of a mesh share.
+
+    Args:
+      mesh: with one axis; None: a batch is the work of one device, as that of a client
+        is.
+    """
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def num_devices() -> int:
+    """Number of devices that share a batch."""
+    mesh = _mesh.get()
+    return mesh.size if mesh else 1
+
+
+def multiple(count: int) -> int:
+    """The least number of samples >= `count` that `spread` divides."""
+    return -(-count // num_devices()) * num_devices()
+
+
+def spread(tree: Tree) -> Tree:
+    """The same arrays, each device with an equal part of the leading axis [B, ...].
+
+    Where B is no multiple of the number of devices, all of them have the whole.
+    """
+    mesh = _mesh.get()
+    if mesh is None:
+        return tree
+    divided = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+
+    def divide(leaf: jax.Array) -> jax.Array:
+        if leaf.shape[0] % mesh.size:
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, divided)
+
+    return jax.tree.map(divide, tree)
+
+
+def gather(tree: Tree) -> Tree:
+    """The same arrays, whole on every device."""
+    mesh = _mesh.get()
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
