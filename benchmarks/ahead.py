@@ -153,7 +153,8 @@ def main() -> None:
     ahead_targets.prepare(args.devices)
     device = devices.find(args.target)
     wanted = tuple(filter(None, args.stages.split(",")))
-    shapes = ahead_targets.Shapes(args.target, args.devices)
+    found = ahead_targets.topology(args.target, args.devices).devices
+    shapes = ahead_targets.Shapes(found[: args.devices])
     compiler = Compiler(shapes, wanted)
     overrides = {
         "model.dtype": args.dtype,

@@ -67,7 +67,11 @@ def spread(tree: Tree) -> Tree:
 
 def gather(tree: Tree) -> Tree:
     """The same arrays, whole on every device."""
+    layout = everywhere()
+    return tree if layout is None else jax.lax.with_sharding_constraint(tree, layout)
+
+
+def everywhere() -> NamedSharding | None:
+    """The layout of arrays that every device has; None: there is one device."""
     mesh = _mesh.get()
-    if mesh is None:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, PartitionSpec()))
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import sharing, trees
 from mosaic_jax.core.types import Array, Tree
 
 # (args, state, first step, end step) -> (state, scalar metrics)
@@ -133,7 +133,8 @@ def repeat(
 
     def one(step: Array, carry: Tree) -> Tree:
         state, metrics, at, client = carry
-        state, found = body(step, state)
+        # Whole on every device, as the state is before the step.
+        state, found = sharing.gather(body(step, state))
         named = found.pop(DIVERGED_CLIENT, None)
         now = (at < 0) & ~trees.all_finite(found)
         if named is not None:

@@ -373,7 +373,8 @@ def generate(
 
     def one(generator: ModelState, i: Array) -> Array:
         z = jax.random.normal(prng.at(key, i), (count, model_gan.latent_dim))
-        return model_gan.sample(generator, sharing.spread(z))
+        # Images, not what they are made of, are what devices exchange below.
+        return sharing.spread(model_gan.sample(generator, sharing.spread(z)))
 
     images = parallel.expert_map(one, generators, jnp.arange(num_clients))
     return sharing.spread(images.reshape(-1, *images.shape[2:]))

@@ -291,7 +291,7 @@ def _comparison(context: Context, length: int) -> Callable[..., dict[str, np.nda
                 f"{name}_to_member": measures.nearest(fake, inside, mask),
                 f"{name}_to_other": measures.nearest(fake, outside, mask),
             }
-        return sharing.gather(result)
+        return result
 
     def padded(
         generator: ModelState,

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import prng, programs, sharing
+from mosaic_jax.core import prng, programs
 from mosaic_jax.core.types import Array, Client, Generators, Struct, Teacher
 from mosaic_jax.data import augment
 from mosaic_jax.fl import gan
@@ -268,7 +268,7 @@ def of_generators(
             )
             logits = ensemble.logits(teacher, image)
             surest = best.with_images(augment.to_uint8(image), logits, alive)
-            return sharing.gather((surest, refinement.named(logits)))
+            return surest, refinement.named(logits)
 
         numbers = jnp.asarray(client.number)
         rows = generators.model, jnp.asarray(generators.alive), numbers

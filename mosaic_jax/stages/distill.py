@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
-from mosaic_jax.core import flops, prng, programs, sharing, trees
+from mosaic_jax.core import flops, prng, programs, trees
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import Array, Generators, ModelState, Teacher, Tree
 from mosaic_jax.fl import gan
@@ -164,8 +164,7 @@ def _draw_pool(
         teachers, key = args
 
         def body(number: Array, pool: Pool) -> tuple[Pool, dict[str, Array]]:
-            drawn = method.fill(pool, teachers, prng.at(key, number), number)
-            return sharing.gather(drawn), {}
+            return method.fill(pool, teachers, prng.at(key, number), number), {}
 
         return repeat(body, pool, first, end)
 

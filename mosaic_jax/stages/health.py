@@ -111,12 +111,11 @@ def of_generators(
     def look(generators: ModelState, classifiers: ModelState, key: Array) -> dict:
         z = jax.random.normal(key, (NUM_IMAGES, model_gan.latent_dim))
         z = sharing.spread(z)
-        found = parallel.expert_map(
+        return parallel.expert_map(
             lambda generator, classifier: measure(model_gan, generator, classifier, z),
             generators,
             classifiers,
         )
-        return sharing.gather(found)
 
     key = prng.named(context.key, "collapse")
     found = jax.device_get(look(generators, classifiers, key))

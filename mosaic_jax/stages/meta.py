@@ -294,7 +294,7 @@ def _train_head(
         prototypes, key = args
 
         def body(step: Array, state: MetaState) -> Tree:
-            state, loss = sharing.gather(train_step(prototypes, key, step, state))
+            state, loss = train_step(prototypes, key, step, state)
             return state, {"loss": loss}
 
         return repeat(body, state, first, end)

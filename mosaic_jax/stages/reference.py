@@ -89,7 +89,7 @@ def _train_reference(context: Context) -> Run:
             update, opt_state = tx.update(gradient, state.opt_state, state.model.params)
             params = optax.apply_updates(state.model.params, update)
             new = StudentState(ModelState(params, batch_stats), opt_state)
-            return sharing.gather((new, {"loss": loss}))
+            return new, {"loss": loss}
 
         return repeat(body, state, first, end)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from mosaic_jax.core import flops, prng, sharing, trees
+from mosaic_jax.core import flops, prng, trees
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import Array, Generators, Teacher, Tree
 from mosaic_jax.fl import gan
@@ -92,7 +92,7 @@ def _refine(
             state = jax.tree.map(
                 lambda all_, one: all_.at[row].set(one), state, refined
             )
-            return sharing.gather((state, {"loss": loss}))
+            return state, {"loss": loss}
 
         return repeat(body, state, first, end)
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.core import errors, prng, sharing, trees
+from mosaic_jax.core import errors, prng, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT
 from mosaic_jax.core.types import (
     Array,
@@ -600,15 +600,13 @@ class Rounds:
         state = state.replace(server=server, model=model)
         if self.server is None or self.task is None:
             return self._unless_lost(state, before, arrived), {}
-        training, model, metrics = sharing.gather(
-            self.server.train(
-                self.task,
-                state.training,
-                model,
-                Teachers(*teachers),
-                prng.at(prng.named(key, "server"), number),
-                number,
-            )
+        training, model, metrics = self.server.train(
+            self.task,
+            state.training,
+            model,
+            Teachers(*teachers),
+            prng.at(prng.named(key, "server"), number),
+            number,
         )
         state = state.replace(model=model, training=training)
         return self._unless_lost(state, before, arrived), metrics

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from mosaic_jax.core import prng, schema, sharing, trees
+from mosaic_jax.core import prng, schema, trees
 from mosaic_jax.core.steps import Run, Steps, repeat
 from mosaic_jax.core.types import (
     Array,
@@ -206,10 +206,8 @@ def train(
 
         def body(number: Array, state: Tree) -> tuple[Tree, dict[str, Array]]:
             training, model = state
-            training, model, metrics = sharing.gather(
-                method.train(
-                    task, training, model, teachers, prng.at(key, number), number
-                )
+            training, model, metrics = method.train(
+                task, training, model, teachers, prng.at(key, number), number
             )
             return (training, model), metrics
 
