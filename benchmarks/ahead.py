@@ -43,7 +43,7 @@ class Compiler:
     """Examines programs by compiling them for a target."""
 
     def __init__(self, shapes: ahead_targets.Shapes, wanted: tuple[str, ...]) -> None:
-        """Nothing is compiled yet; only stages or programs `wanted`, if any, will be."""
+        """Nothing is compiled yet; of stages or programs, all or those `wanted` are."""
         self._shapes, self._wanted = shapes, wanted
         self._known: dict[str, Seen] = {}
         self.texts: dict[str, str] = {}
