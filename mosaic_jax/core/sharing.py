@@ -47,18 +47,22 @@ def multiple(count: int) -> int:
     return -(-count // num_devices()) * num_devices()
 
 
-def spread(tree: Tree) -> Tree:
-    """The same arrays, each device with an equal part of the leading axis [B, ...].
+def spread(tree: Tree, axis: int = 0) -> Tree:
+    """The same arrays, each device with an equal part of one axis, the samples.
 
-    Where B is no multiple of the number of devices, all of them have the whole.
+    Where its length is no multiple of the number of devices, an array stays as it is.
+
+    Args:
+      tree: leaves [B, ...].
+      axis: that is divided.
     """
     mesh = _mesh.get()
     if mesh is None:
         return tree
-    divided = NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    divided = NamedSharding(mesh, PartitionSpec(*[None] * axis, *mesh.axis_names))
 
     def divide(leaf: jax.Array) -> jax.Array:
-        if leaf.shape[0] % mesh.size:
+        if leaf.shape[axis] % mesh.size:
             return leaf
         return jax.lax.with_sharding_constraint(leaf, divided)
 

@@ -377,6 +377,6 @@ def generate(
         return sharing.spread(model_gan.sample(generator, sharing.spread(z)))
 
     images = parallel.expert_map(one, generators, jnp.arange(num_clients))
-    # By clients first: from samples to these each device sends its images once.
-    images = sharing.spread(images)
+    # From samples to clients first: each device sends no more than its own images.
+    images = sharing.spread(sharing.spread(images, axis=1))
     return sharing.spread(images.reshape(-1, *images.shape[2:]))
