@@ -43,7 +43,7 @@ class Compiler:
     """Examines programs by compiling them for a target."""
 
     def __init__(self, shapes: ahead_targets.Shapes, wanted: tuple[str, ...]) -> None:
-        """Nothing is compiled yet; of stages not `wanted`, if any are, nothing will."""
+        """Nothing is compiled yet; of stages or programs, all or those `wanted` are."""
         self._shapes, self._wanted = shapes, wanted
         self._known: dict[str, Seen] = {}
         self.texts: dict[str, str] = {}
@@ -61,7 +61,7 @@ class Compiler:
         """
         args, named = self._shapes((args, named))
         traced = program.trace(*args, **named)
-        if self._wanted and name.split()[0] not in self._wanted:
+        if self._wanted and not {name, name.split()[0]} & {*self._wanted}:
             return Seen(Loop(Counts()), 0, traced.out_info)
         lowered = traced.lower()
         text = re.sub(r"^module @\w+", "", lowered.as_text(), flags=re.MULTILINE)
@@ -153,7 +153,8 @@ def main() -> None:
     ahead_targets.prepare(args.devices)
     device = devices.find(args.target)
     wanted = tuple(filter(None, args.stages.split(",")))
-    shapes = ahead_targets.Shapes(args.target, args.devices)
+    found = ahead_targets.topology(args.target, args.devices).devices
+    shapes = ahead_targets.Shapes(found[: args.devices])
     compiler = Compiler(shapes, wanted)
     overrides = {
         "model.dtype": args.dtype,

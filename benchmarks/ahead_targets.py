@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sysconfig
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -105,11 +106,10 @@ def topology(name: str, num_devices: int) -> Any:
 
 
 class Shapes:
-    """Turns arrays into shapes on the devices of a target."""
+    """Turns arrays into shapes on some devices, which need not be here."""
 
-    def __init__(self, name: str, num_devices: int) -> None:
-        """Load the compiler of the target `name`."""
-        devices = topology(name, num_devices).devices[:num_devices]
+    def __init__(self, devices: Sequence[Any]) -> None:
+        """On `devices`, on all of them where an array does not say on which."""
         self._mesh = Mesh(
             np.array(devices), (parallel.AXIS,), axis_types=(AxisType.Auto,)
         )

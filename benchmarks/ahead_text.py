@@ -6,7 +6,8 @@ that it only takes slices of, the slices; of a result that it updates in place, 
 update. What lies in the memory of a TPU's core is not moved, and TPUs' tiles are moved
 whole. What caches keep is not known, so bytes are an estimate of the traffic that is
 good for comparisons. FLOPs are those of products and convolutions, two a multiply-add,
-as they were compiled.
+as they were compiled. What devices tell each other counts by the size of its results,
+apart for sums (all-reduce, reduce-scatter) and all else.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ _FREE = {
 }  # fmt: skip
 _FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound"}
 _SLICES = {"dynamic-slice", "slice", "gather"}
+_SUMS = {"all-reduce", "reduce-scatter"}
+_EXCHANGES = {"all-gather", "all-to-all", "collective-permute", "ragged-all-to-all"}
 _VIEWS = {"bitcast", "reshape"}
 
 
@@ -188,7 +191,11 @@ class _Program:
             )
         else:
             moved = _moved(one, types)
-        return Counts(1, moved, flops, float(cycles or 0))
+        op, size = one.op.removesuffix("-start"), _size(one.type)
+        if op in _EXCHANGES and op != one.op:
+            size -= sum(map(_size, types))  # a start's type has its operands as well
+        summed, exchanged = size * (op in _SUMS), size * (op in _EXCHANGES)
+        return Counts(1, moved, flops, float(cycles or 0), summed, exchanged)
 
     @functools.cache  # noqa: B019
     def _flops_within(self, name: str) -> float:

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mosaic_jax.core import schema
+from mosaic_jax.core import schema, sharing
 from mosaic_jax.core.types import Array, ModelState, Teachers, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.server import base
@@ -35,6 +35,7 @@ class MeanLogits(base.ServerTraining):
         """State, student and metrics after round `number`."""
         del number
         image = jax.random.uniform(key, (self.images, *task.image_shape), minval=-1)
+        image = sharing.spread(image)  # over the devices, where there are several
         logits = base.client_logits(task, teachers.client_model, image)
         target = base.mean_over_teachers(logits, teachers)
         tx = training.sgd(self.learning_rate, weight_decay=0.0)

@@ -51,12 +51,16 @@ class Counts:
       bytes: moved to and from the device's memory.
       flops: of products and convolutions, two a multiply-add.
       cycles: that a compiler expects them to take; 0 where it does not tell.
+      summed: bytes that devices add up, of the results that each of them gets.
+      exchanged: bytes of other results that devices get from each other.
     """
 
     kernels: float = 0
     bytes: float = 0
     flops: float = 0
     cycles: float = 0
+    summed: float = 0
+    exchanged: float = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(a + b for a, b in zip(self._all, other._all, strict=True)))
@@ -66,7 +70,7 @@ class Counts:
 
     @property
     def _all(self) -> tuple[float, ...]:
-        return self.kernels, self.bytes, self.flops, self.cycles
+        return dataclasses.astuple(self)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from mosaic_jax.core import sharing
 from mosaic_jax.core.types import Tree
 
 # of a jitted function, its arguments and its named ones: what it would return
@@ -80,12 +81,16 @@ def jit(
 ) -> Callable[..., Any]:
     """`jax.jit`; programs made within `recorded` are told and not run.
 
+    Where devices share batches, all of them get the results.
+
     Args:
       function: of the program.
       assumed: from the arguments and what the recorder returned to what takes the place
         of the results, where what follows depends on their values; None: the latter.
       options: of `jax.jit`.
     """
+    if (everywhere := sharing.everywhere()) is not None:
+        options |= {"out_shardings": everywhere}
     program, recorder = jax.jit(function, **options), _recorder.get()
     if recorder is None:
         return program

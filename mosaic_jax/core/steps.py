@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import sharing, trees
 from mosaic_jax.core.types import Array, Struct, Tree
 
 # Scalars by name.
@@ -123,7 +123,8 @@ class Repeated(Work):
 
         def one(number: Array, carry: tuple[Tree, Tally]) -> tuple[Tree, Tally]:
             state, tally = carry
-            state, found = self._step(args, state, number)
+            # Whole on every device, as the state is before the step.
+            state, found = sharing.gather(self._step(args, state, number))
             metrics = dict(found)
             client = metrics.pop(DIVERGED_CLIENT, jnp.int32(-1))
             bad = ~trees.all_finite(metrics) | (client >= 0)

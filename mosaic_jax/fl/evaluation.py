@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mosaic_jax.core import sharing
 from mosaic_jax.core.types import Array, Tree
 from mosaic_jax.data import augment
 
@@ -15,22 +16,27 @@ def predict(
 ) -> Tree:
     """Apply a function to images in batches of equal size.
 
-    The last batch is padded with images from the start; their results are cut off.
+    The last batch is padded with images from the start; their results are cut off. On
+    the server the devices share each batch.
 
     Args:
-      function: of signed images [B, H, W, D].
+      function: of signed images [B, H, W, D], of each by itself.
       image: uint8 [N, H, W, D].
-      batch_size: B.
+      batch_size: B, rounded up to a multiple of the devices that share it.
 
     Returns:
       The function's results for all images, leaves [N, ...].
     """
     count = len(image)
-    batch_size = min(batch_size, count)
+    batch_size = sharing.multiple(min(batch_size, count))
     num_batches = -(-count // batch_size)
     rows = jnp.arange(num_batches * batch_size) % count
     batches = rows.reshape(num_batches, batch_size)
-    result = jax.lax.map(lambda b: function(augment.to_signed(image[b])), batches)
+
+    def one(rows: Array) -> Tree:
+        return function(augment.to_signed(sharing.spread(image[rows])))
+
+    result = sharing.gather(jax.lax.map(one, batches))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], result)
 
 

@@ -26,7 +26,7 @@ from jax.sharding import (
     PartitionSpec,
 )
 
-from mosaic_jax.core import errors, programs, trees
+from mosaic_jax.core import errors, programs, sharing, trees
 from mosaic_jax.core.types import Array, FederatedDataset, LabelledImages, Tree
 from mosaic_jax.fl import schedule
 
@@ -168,7 +168,8 @@ class ClientAxis:
             per_device, split, whole = run, PartitionSpec(AXIS), PartitionSpec()
 
             def summed(args: Tree, shared: Tree, placed: Tree) -> tuple[Tree, Tree]:
-                each, total = per_device(args, shared, placed)
+                with sharing.over(None):
+                    each, total = per_device(args, shared, placed)
                 return each, jax.lax.psum(total, AXIS)
 
             run = jax.shard_map(
@@ -230,6 +231,10 @@ class ClientAxis:
             return jax.make_array_from_callback(shape, self._sharding(AXIS), part)
 
         return jax.tree.map(deal, images)
+
+    def sharing(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, all devices share the server's batches, see `core.sharing`."""
+        return sharing.over(self._traced_mesh if self.num_devices > 1 else None)
 
     def replicate(self, tree: Tree) -> Tree:
         """Copy arrays, which are the same in every process, to all devices.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from mosaic_jax.core import flops, programs
+from mosaic_jax.core import flops, programs, sharing
 from mosaic_jax.core.types import Array
 
 LOWERINGS = ("auto", "grouped", "dense", "patches")
@@ -320,6 +320,19 @@ def _on_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
         kernel = jax.ShapeDtypeStruct(shape, g.dtype)
         transpose = jax.linear_transpose(lambda k: _forward(geometry, x, k), kernel)
         return transpose(g)[0]
+    # Tiles lie within one device's part of a batch, and the parts are added up once.
+    devices = sharing.num_devices()
+    parts = devices if len(x) % devices == 0 else 1
+    if parts == 1:
+        return _by_tiles(geometry, x, g).astype(g.dtype)
+    x, g = (v.reshape(parts, -1, *v.shape[1:]) for v in (x, g))
+    each = jax.vmap(functools.partial(_by_tiles, geometry))(x, g)
+    return jnp.sum(each, axis=0).astype(g.dtype)
+
+
+def _by_tiles(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
+    """`_on_kernel` in float32, tile by tile of the batch, as products of patches."""
+    shape = (geometry.size, geometry.size, x.shape[-1], g.shape[-1])
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
         samples = ((0, 1, 2), (0, 1, 2))
@@ -329,7 +342,7 @@ def _on_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 
     tile = _tile(geometry, x)
     if tile == len(x):
-        return product(_patches(geometry, x), g).reshape(shape).astype(g.dtype)
+        return product(_patches(geometry, x), g).reshape(shape)
 
     def body(i: jax.Array, total: jax.Array) -> jax.Array:
         x_part, g_part = (lax.dynamic_slice_in_dim(v, i * tile, tile) for v in (x, g))
@@ -338,7 +351,7 @@ def _on_kernel(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:
 
     zero = jnp.zeros((g.shape[-1], geometry.size**2 * x.shape[-1]))
     total = lax.fori_loop(0, len(x) // tile, body, zero)
-    return total.T.reshape(shape).astype(g.dtype)
+    return total.T.reshape(shape)
 
 
 def _of_samples(geometry: Geometry, x: jax.Array, g: jax.Array) -> jax.Array:

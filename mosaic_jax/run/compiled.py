@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mosaic_jax.core import trees
+from mosaic_jax.core import sharing, trees
 from mosaic_jax.core.steps import Metrics, Steps
 from mosaic_jax.core.types import Tree
 
@@ -41,7 +41,8 @@ class Compiled:
             return tuple(zip(*_each(one, args, states, tallies), strict=True))
 
         def measured(args: Each, states: Each) -> Sequence[Metrics]:
-            return _each(measure, args, states)
+            # Whole on every device, so that each process can read them.
+            return sharing.gather(_each(measure, args, states))
 
         if not work.on_host:
             # The programs' names in traces and in JAX's events of compilation.

@@ -90,7 +90,7 @@ def _try_stage(
     """Cost and outcome of a stage on the artifacts so far."""
     loops: dict[str, dict[str, float]] = {}
     start, state, spent = time.perf_counter(), None, 0.0
-    with Stopwatch() as watch:
+    with Stopwatch() as watch, trial.placement.axis.sharing():
         run = trial.start(link, artifacts)
         while True:
             try:

@@ -45,20 +45,24 @@ class Placement:
             key=prng.named(prng.root(self._study.settings.seed), link.name),
         )
 
-    @functools.cached_property
-    def _arrays(self) -> dict[str, Tree]:
-        """The data on the devices, as a `Context` names them."""
+    @property
+    def anywhere(self) -> bool:
+        """Whether a client may run on any device: then each holds all images."""
         study = self._study
-        # A client may run on any device: each must hold all images.
-        anywhere = (
+        return (
             self._state_on_host
             or isinstance(study.algorithm, PartialTraining)
             or len(study.networks) > 1
             or study.settings.init.clients_per_round > 0
         )
+
+    @functools.cached_property
+    def _arrays(self) -> dict[str, Tree]:
+        """The data on the devices, as a `Context` names them."""
+        data = self._study.data
         return {
-            "clients": self.axis.place(study.data.clients, whole=anywhere),
-            "held_out": self.axis.replicate(study.data.held_out),
+            "clients": self.axis.place(data.clients, whole=self.anywhere),
+            "held_out": self.axis.replicate(data.held_out),
         }
 
     @functools.cached_property

@@ -156,7 +156,8 @@ def rehearse(
         needed = {name: artifacts[name] for name in link.needs(study.settings)}
         resident = [tree for name, tree in artifacts.items() if name != "prototypes"]
         recorder = _Recorder(examine, link.name)
-        with programs.recorded(recorder), _without_findings():
+        sharing = placement.axis.sharing()
+        with programs.recorded(recorder), sharing, _without_findings():
             outcome = _run(link, context, needed, recorder)
         artifacts |= outcome.artifacts
         left = _bytes_of_others(resident, needed)

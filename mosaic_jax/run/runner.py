@@ -237,7 +237,9 @@ def _compute(
         started = [
             run.experiment.start(planned[0], run.artifacts) for run, planned in missing
         ]
-        outcomes = run_stage(loops, started)
+        # Several studies run together on one device alone.
+        with missing[0][0].experiment.placement.axis.sharing():
+            outcomes = run_stage(loops, started)
         spent = [loop.time_sheet.spent() for loop in loops]
     _log.info("%s: done in %.1f s", name, sum(watch.spent().values()))
     for (run, planned), outcome, seconds in zip(missing, outcomes, spent, strict=True):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng, schema
+from mosaic_jax.core import flops, prng, schema, sharing
 from mosaic_jax.core.types import Array, CoBoostingState, ModelState, Teachers, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.nn import losses
@@ -238,12 +238,13 @@ class CoBoosting(base.ServerTraining):
         step_size = self.weight_step * self.weight_step_decay**number
 
         def step(i: Array, weight: Array) -> Array:
-            image = _augmented(task, prng.at(key, i), images[rows[i]])
+            batch = sharing.spread(rows[i])
+            image = _augmented(task, prng.at(key, i), images[batch])
             logits = base.client_logits(task, teachers.client_model, image)
 
             def loss(weight: Array) -> Array:
                 teacher = _ensemble(weight, logits, teachers)
-                return losses.cross_entropy(teacher, labels[rows[i]])
+                return losses.cross_entropy(teacher, labels[batch])
 
             gradient = jax.grad(loss)(weight)
             return jnp.clip(weight - step_size * jnp.sign(gradient), 0, 1)
@@ -267,7 +268,8 @@ class CoBoosting(base.ServerTraining):
 
         def step(i: Array, carry: Tree) -> Tree:
             model, opt_state, total = carry
-            image = _augmented(task, prng.at(key, i), images[rows[i]])
+            image = images[sharing.spread(rows[i])]
+            image = _augmented(task, prng.at(key, i), image)
             if self.move:
                 u_key = prng.at(prng.named(key, "direction"), i)
                 u = jax.random.uniform(u_key, shape, minval=-1.0)

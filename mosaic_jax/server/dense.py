@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng, schema
+from mosaic_jax.core import flops, prng, schema, sharing
 from mosaic_jax.core.types import Array, DenseState, ModelState, Teachers, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.fl import parallel
@@ -179,9 +179,8 @@ class Dense(base.ServerTraining):
 
         def step(i: Array, carry: Tree) -> Tree:
             model, opt_state, total = carry
-            image = augment.augment(
-                task.augmentation, prng.at(key, i), augment.to_signed(images[rows[i]])
-            )
+            image = augment.to_signed(images[sharing.spread(rows[i])])
+            image = augment.augment(task.augmentation, prng.at(key, i), image)
             teacher = base.mean_over_teachers(
                 base.client_logits(task, teachers.client_model, image), teachers
             )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng, schema, trees
+from mosaic_jax.core import flops, prng, schema, sharing, trees
 from mosaic_jax.core.types import (
     Array,
     DFRDState,
@@ -82,7 +82,8 @@ class DFRD(base.ServerTraining):
         def draw(at: Array) -> tuple[Array, Array]:
             label = base.draw_labels(prng.named(at, "label"), share, self.batch_size)
             shape = (self.batch_size, self.latent_dim)
-            return jax.random.normal(prng.named(at, "z"), shape), label
+            z = jax.random.normal(prng.named(at, "z"), shape)
+            return sharing.spread((z, label))
 
         def teach(image: Array, label: Array) -> Array:
             logits = base.client_logits(task, teachers.client_model, image)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import prng, schema
+from mosaic_jax.core import prng, schema, sharing
 from mosaic_jax.core.types import Array, LabelledImages, ModelState, Teacher, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.fl import gan, parallel
@@ -295,7 +295,8 @@ class Distillation(base.ServerTraining):
             real = teachers.held_out["validation"].image
             shape = (self.samples,)
             rows = jax.random.randint(prng.named(key, "rows"), shape, 0, len(real))
-            image = self._augmented(task, key, augment.to_signed(real[rows]))
+            image = augment.to_signed(real[sharing.spread(rows)])
+            image = self._augmented(task, key, image)
             logits = self.ensemble.logits(teachers.teacher, image)
             return image, logits, self._is_sure(logits).astype(jnp.float32)
         image = self._drawn(teachers, prng.named(key, "z"))
@@ -309,7 +310,7 @@ class Distillation(base.ServerTraining):
         """Signed images [B, H, W, D], drawn by what they count, and their logits."""
         count, shape = self.num_clients * self.config.pool, (self.samples,)
         rows = jax.random.choice(key, count, shape, p=pool.weight)
-        client, place = jnp.divmod(rows, self.config.pool)
+        client, place = jnp.divmod(sharing.spread(rows), self.config.pool)
         image = augment.to_signed(pool.image[client, place])
         return image, pool.logits[client, place]
 
@@ -372,7 +373,10 @@ def generate(
 
     def one(generator: ModelState, i: Array) -> Array:
         z = jax.random.normal(prng.at(key, i), (count, model_gan.latent_dim))
-        return model_gan.sample(generator, z)
+        # Images, not what they are made of, are what devices exchange below.
+        return sharing.spread(model_gan.sample(generator, sharing.spread(z)))
 
     images = parallel.expert_map(one, generators, jnp.arange(num_clients))
-    return images.reshape(-1, *images.shape[2:])
+    # From samples to clients first: each device sends no more than its own images.
+    images = sharing.spread(sharing.spread(images, axis=1))
+    return sharing.spread(images.reshape(-1, *images.shape[2:]))

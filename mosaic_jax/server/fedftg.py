@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng, schema, trees
+from mosaic_jax.core import flops, prng, schema, sharing, trees
 from mosaic_jax.core.types import Array, GeneratorState, ModelState, Teachers, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.nn import conditional, dcgan, losses
@@ -71,6 +71,7 @@ class FedFTG(base.ServerTraining):
             z = jax.random.normal(
                 prng.named(at, "z"), (self.batch_size, self.latent_dim)
             )
+            z, label = sharing.spread((z, label))
             state, g_loss = self._generator_steps(
                 task, state, model, teachers, tau, z, label
             )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import flops, prng, schema
+from mosaic_jax.core import flops, prng, schema, sharing
 from mosaic_jax.core.types import (
     Array,
     FedGenState,
@@ -89,6 +89,7 @@ class FedGen(base.ServerTraining):
             label = base.draw_labels(prng.named(at, "label"), share, self.batch_size)
             shape = (self.batch_size, self.latent_dim)
             z = jax.random.normal(prng.named(at, "z"), shape)
+            z, label = sharing.spread((z, label))
 
             def objective(params: Tree) -> tuple[Array, Tree]:
                 variables = generator.model.replace(params=params).variables

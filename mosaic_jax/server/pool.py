@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import prng, trees
+from mosaic_jax.core import prng, sharing, trees
 from mosaic_jax.core.types import Array, GeneratorState, ModelState, Tree
 from mosaic_jax.data import augment
 from mosaic_jax.nn import conditional, dcgan
@@ -53,8 +53,9 @@ def best_batch(
 
         def objective(params: Tree) -> tuple[Array, Tree]:
             generator = state.model.replace(params=params["generator"])
+            z = sharing.spread(params["z"])
             image, updated = module.apply(
-                generator.variables, params["z"], train=True, mutable=["batch_stats"]
+                generator.variables, z, train=True, mutable=["batch_stats"]
             )
             return loss_of(image, i), (updated["batch_stats"], image)
 

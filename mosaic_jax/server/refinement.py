@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from mosaic_jax.core import prng, schema
+from mosaic_jax.core import prng, schema, sharing
 from mosaic_jax.core.types import Array, ModelState, Teacher, Tree
 from mosaic_jax.fl import gan
 from mosaic_jax.nn import losses
@@ -46,7 +46,7 @@ def drawn(model_gan: gan.Gan, generator: ModelState, key: Array, count: int) -> 
       count: number of images.
     """
     z = jax.random.normal(key, (count, model_gan.latent_dim))
-    return model_gan.sample(generator, z)
+    return model_gan.sample(generator, sharing.spread(z))
 
 
 def named(logits: Array) -> Array:
@@ -110,6 +110,7 @@ def refine(
 
     def objective(params: Tree, key: Array) -> Array:
         z = jax.random.normal(key, (config.batch_size, model_gan.latent_dim))
+        z = sharing.spread(z)
         before = model_gan.sample(uploaded, z)
         image = model_gan.sample(uploaded.replace(params=params), z)
         logits = ensemble.logits(teacher, image)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import prng, programs, trees, types
+from mosaic_jax.core import prng, programs, sharing, trees, types
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import (
     Array,
@@ -108,7 +108,8 @@ class Attacker:
         @programs.jit
         def distance(generator: ModelState, key: jax.Array, image: Array) -> Array:
             z = jax.random.normal(key, (count, model_gan.latent_dim))
-            drawn = augment.to_signed(augment.to_uint8(model_gan.sample(generator, z)))
+            drawn = model_gan.sample(generator, sharing.spread(z))
+            drawn = augment.to_signed(augment.to_uint8(drawn))
             asked, drawn = (
                 x.reshape(len(x), -1) for x in (augment.to_signed(image), drawn)
             )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import prng, programs, schema, trees
+from mosaic_jax.core import prng, programs, schema, sharing, trees
 from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Array, Generators, LabelledImages, ModelState
 from mosaic_jax.data import augment
@@ -120,7 +120,8 @@ def _audit(
     ]
     if not places:
         return Outcome(artifacts={})
-    compare = _comparison(context, max(len(inside) for inside, _ in matched.values()))
+    longest = max(len(inside) for inside, _ in matched.values())
+    compare = _comparison(context, sharing.multiple(longest))
     measured = [
         _audit_client(
             context,
@@ -269,6 +270,7 @@ def _comparison(context: Context, length: int) -> Callable[..., dict[str, np.nda
         mask: Array,
     ) -> dict[str, Array]:
         z = jax.random.normal(key, (count, model_gan.latent_dim))
+        z, member, other = sharing.spread((z, member, other))
         # Compared as they would be stored, with 256 levels.
         image = augment.to_uint8(model_gan.sample(generator, z))
         spaces = {}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import prng, programs
+from mosaic_jax.core import prng, programs, sharing
 from mosaic_jax.core.errors import MosaicError
 from mosaic_jax.core.types import Array, Generators, ModelState
 from mosaic_jax.fl import gan, parallel
@@ -110,6 +110,7 @@ def of_generators(
     @programs.jit
     def look(generators: ModelState, classifiers: ModelState, key: Array) -> dict:
         z = jax.random.normal(key, (NUM_IMAGES, model_gan.latent_dim))
+        z = sharing.spread(z)
         return parallel.expert_map(
             lambda generator, classifier: measure(model_gan, generator, classifier, z),
             generators,

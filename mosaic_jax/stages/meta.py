@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax.core import prng, programs, schema, trees
+from mosaic_jax.core import prng, programs, schema, sharing, trees
 from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import (
     Array,
@@ -270,7 +270,7 @@ def _train_head(
     ) -> tuple[MetaState, Array]:
         key = prng.at(prng.named(key, "step"), step)
         rows = jax.random.permutation(key, num_prototypes)[:batch_size]
-        batch = trees.take(prototypes, rows)
+        batch = trees.take(prototypes, sharing.spread(rows))
         expert_logits = ensemble.gated(batch.logits, batch.gate_logits)
 
         def objective(params: Tree) -> Array:

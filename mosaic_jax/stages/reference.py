@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from mosaic_jax.core import flops, prng, programs
+from mosaic_jax.core import flops, prng, programs, sharing
 from mosaic_jax.core.steps import Metrics, Repeated, Run, Steps
 from mosaic_jax.core.types import Array, ModelState, StudentState, Tree
 from mosaic_jax.data import augment
@@ -71,6 +71,7 @@ def _train_reference(context: Context) -> Run:
         images, rows, key = args
         at = prng.at(prng.named(key, "step"), step)
         chosen = rows[jax.random.randint(at, (BATCH_SIZE,), 0, len(rows))]
+        chosen = sharing.spread(chosen)
         image = augment.augment(
             augmentation,
             prng.named(at, "augment"),
