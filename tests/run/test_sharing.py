@@ -199,7 +199,7 @@ def flops_of_stage(workdir, num_devices, stage, *wanted):
                 while True:
                     steps = run.send(state)
                     args = steps.args, steps.state, 0, 1
-                    told[steps.name] = jax.jit(steps.chunk), args
+                    told[steps.name] = jax.jit(steps.window), args
                     state = jax.tree.map(blank, steps.state)
             except StopIteration:
                 pass
