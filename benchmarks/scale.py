@@ -322,7 +322,8 @@ def shown_fits(fits: dict[str, dict[str, tuple[int, str]]]) -> str:
         (study, *(f"{count:,}: {term}" for count, term in of_study.values()))
         for study, of_study in fits.items()
     ]
-    return timing.table(("", *(f"{n} devices" for n in DEVICES)), rows)
+    header = (f"{n} device{'s' * (n > 1)}" for n in DEVICES)
+    return timing.table(("", *header), rows)
 
 
 def shown_programs(found: dict[str, list[dict[str, Any]]]) -> str:

@@ -351,7 +351,8 @@ def expert_map(function: Callable[..., Tree], *args: Tree) -> Tree:
     Accelerators run a few entries at once, CPUs one after the other, so that a hundred
     experts take the memory of a few.
     """
-    if programs.platform() == "cpu":
+    # XLA does not divide the samples of grouped convolutions, which several become.
+    if programs.platform() == "cpu" or sharing.num_devices() > 1:
         return jax.lax.map(lambda entry: function(*entry), args)
     return jax.lax.map(
         lambda entry: function(*entry), args, batch_size=_EXPERTS_AT_ONCE

@@ -16,7 +16,7 @@ from mosaic_jax.fl import evaluation, parallel
 from mosaic_jax.nn import conv
 from mosaic_jax.run import runner
 from tests import running, tiny
-from tests.server import test_distillation, test_methods
+from tests.server import test_distillation, test_methods, test_refinement
 
 DEVICES = 4
 # Part of one device's FLOPs that each of four may have.
@@ -99,6 +99,20 @@ def test_an_evaluation():
     part = check(alone_and_shared(logits, model, image))
     # Logits of padded batches, no images and no activations.
     assert (part.summed, part.exchanged) == (0, 4 * 4 * 5 * 12)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+def test_experts(platform):
+    """On accelerators those of one device run together, as grouped convolutions."""
+    ensemble, teacher, *_ = test_refinement.setting()
+    image = jax.random.uniform(jax.random.key(1), (8, 16, 16, 1))
+
+    def logits(teacher, image):
+        return ensemble.logits(teacher, sharing.spread(image))
+
+    with programs.traced_for(platform):
+        part = check(alone_and_shared(logits, teacher, image))
+    assert (part.summed, part.exchanged) == (0, 4 * 8 * 4)
 
 
 @pytest.mark.parametrize(
