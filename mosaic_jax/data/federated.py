@@ -43,6 +43,11 @@ class Data(schema.Group):
         lambda value: not value or is_size(value),
         "of images; (): as they are, or squares of 16, 32 or 64 where they may be any",
     )
+    in_memory: bool = schema.anything(
+        default=True,
+        meaning="False, of tfds:NAME: training images are read from the files when"
+        " clients need them",
+    )
     column: str = schema.anything(
         default="",
         meaning="of npz, tfds:NAME and hf:NAME: whose each training image is, for"

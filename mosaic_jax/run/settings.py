@@ -96,6 +96,12 @@ class Compute(schema.Group):
         default="auto",
         meaning="where clients' states and models lie between rounds",
     )
+    images: str = schema.one_of(
+        ("auto", "device", "host"),
+        default="auto",
+        meaning="where training images lie; host: devices have those of the clients"
+        " whose turn it is, auto: host where memory is short",
+    )
     convolution: str = schema.one_of(
         conv.LOWERINGS, default="auto", meaning="see docs/performance.md"
     )

@@ -1,4 +1,4 @@
-"""Rounds of studies whose clients' states and models do not fit on the devices."""
+"""Rounds of studies whose clients' states or images do not fit on the devices."""
 
 import functools
 
@@ -9,6 +9,7 @@ import numpy as np
 from mosaic_jax.core import programs, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT
 from mosaic_jax.core.types import Array, FederatedDataset, ServerState, Tree
+from mosaic_jax.fl import parallel
 from mosaic_jax.stages.rounds import Metrics, Rounds, first_diverged
 
 # Fields of the state that stay in host memory, in the order in which clients return
@@ -20,12 +21,16 @@ class HostRounds:
     """`Rounds` whose client states and models stay in host memory, as NumPy arrays.
 
     One batch of clients is on the devices at a time; its results are read back while
-    the next batch computes. Every device must hold all images.
+    the next batch computes. Their images are gathered likewise, or every device holds
+    all images.
     """
 
-    def __init__(self, rounds: Rounds) -> None:
-        """Compile, on first use, the parts of `rounds` that run on the devices."""
-        self._rounds = rounds
+    def __init__(self, rounds: Rounds, in_host: FederatedDataset | None = None) -> None:
+        """Compile, on first use, the parts of `rounds` that run on the devices.
+
+        Images are those of `in_host`, see `Context.in_host`; None: all are on devices.
+        """
+        self._rounds, self._in_host = rounds, in_host
         self._participants = programs.jit(rounds.participants)
         self._arrived = rounds.arrived
         self._finish = programs.jit(rounds.finish)
@@ -46,7 +51,7 @@ class HostRounds:
         """Round `number`, as `Rounds.run`, but changing the clients' states in place.
 
         Args:
-          data: of all clients, on every device.
+          data: of all clients, on every device; without images where they are gathered.
           key: random key of all rounds.
           state: after the round before; the fields `IN_HOST` are NumPy arrays, which
             this call overwrites.
@@ -73,8 +78,10 @@ class HostRounds:
         for rows, rate in batches:
             kept = trees.take((state.client, state.error), rows)
             client_state = axis.replicate(kept)
+            # While the batch before computes: its results are read further below.
+            part, place = for_turns(axis.of(len(rows)), data, self._in_host, rows)
             results, batch_loss, batch_teachers, upload = self._run_clients(
-                data, key, sent, client_state, rows, number, total, rate
+                part, key, sent, client_state, place, number, total, rate
             )
             teachers.append(batch_teachers)
             uploads.append(upload)
@@ -102,6 +109,26 @@ class HostRounds:
         last_round = jnp.asarray(state.last_round).at[came].set(number)
         state = state.replace(last_round=last_round)
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
+
+
+def for_turns(
+    axis: parallel.ClientAxis,
+    data: FederatedDataset,
+    in_host: FederatedDataset | None,
+    rows: np.ndarray,
+) -> tuple[FederatedDataset, np.ndarray]:
+    """What a batch of clients takes its turns on, and their places [m] in it.
+
+    Args:
+      axis: the layout of the batch.
+      data: of all clients, on the devices.
+      in_host: likewise in host memory, where their images are; None: they are in
+        `data`.
+      rows: [m] int, the clients of the batch.
+    """
+    if in_host is None:
+        return data, rows
+    return axis.gather(in_host, rows), np.arange(len(rows))
 
 
 def _store(

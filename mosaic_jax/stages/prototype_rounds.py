@@ -66,6 +66,11 @@ class PrototypeRounds(Stage):
         del study
         return ("init", "local")
 
+    def reads_images(self, study: "Settings") -> bool:
+        """In rounds alone."""
+        del study
+        return False
+
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """The state after the rounds."""
         initial = functools.partial(_initial_state, blueprint)
@@ -353,8 +358,8 @@ def _chunk(context: Context, program: PrototypeFederation) -> Chunk:
 
 
 def _chunk_on_host(context: Context, program: PrototypeFederation) -> Chunk:
-    """`_chunk` for studies whose clients' models do not fit on the devices."""
-    on_host = OnHost(program)
+    """`_chunk` for studies whose clients' models or images stay in host memory."""
+    on_host = OnHost(program, context.in_host)
     accuracies = _compiled_accuracies(program)
 
     def chunk(

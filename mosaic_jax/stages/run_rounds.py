@@ -316,8 +316,8 @@ def _chunk(context: Context, program: Rounds, gatherer: Gathering | None) -> Chu
 def _chunk_on_host(
     context: Context, program: Rounds, gatherer: Gathering | None
 ) -> Chunk:
-    """`_chunk` for studies whose clients' states do not fit on the devices."""
-    on_host = HostRounds(program)
+    """`_chunk` for studies whose clients' states or images stay in host memory."""
+    on_host = HostRounds(program, context.in_host)
     add = programs.jit(gatherer.add, donate_argnums=0) if gatherer else None
 
     @programs.jit
