@@ -235,13 +235,13 @@ class ClientAxis:
           The data of these clients, [m, ...].
         """
         client = trees.take(data.client, rows)
-        width = client.index.shape[1]
-        images = client.index[np.maximum(self.slots, 0)].reshape(-1)
+        held = np.asarray(client.index)
+        # A copy of client 0 is in empty slots.
+        images = self._dealt(data.images, held[np.maximum(self.slots, 0)].reshape(-1))
         device, slot = np.nonzero(self.slots >= 0)
-        index = np.empty_like(client.index)
+        index, width = np.empty_like(held), held.shape[1]
         index[self.slots[device, slot]] = slot[:, None] * width + np.arange(width)
-        client = self.replicate(client.replace(index=index))
-        return FederatedDataset(self._dealt(data.images, images), client)
+        return FederatedDataset(images, self.replicate(client.replace(index=index)))
 
     def _dealt(self, images: LabelledImages, rows: np.ndarray) -> LabelledImages:
         """The images with numbers `rows`, an equal part of them on each device."""

@@ -125,7 +125,12 @@ class _Recorder:
         chunks = math.ceil(steps.num_steps / steps.every)
         if steps.on_host:
             self._times = chunks
-            steps.chunk(steps.args, steps.state, 0, steps.every)
+            # Arrays in host memory are written to; those of a device cannot be.
+            state = jax.tree.map(
+                lambda leaf: _zeros(leaf) if isinstance(leaf, np.ndarray) else leaf,
+                steps.state,
+            )
+            steps.chunk(steps.args, state, 0, steps.every)
             self._times = 1
             return
         program = jax.jit(steps.chunk, donate_argnums=1)

@@ -35,8 +35,13 @@ class HostRounds:
         self._arrived = rounds.arrived
         self._finish = programs.jit(rounds.finish)
 
-        @functools.partial(programs.jit, static_argnames="rate")
-        def run_clients(data, key, sent, client_state, rows, number, total, rate):
+        # What it returns depends on `keeps`: a rehearsal tells programs apart by what
+        # they are given.
+        @functools.partial(programs.jit, static_argnames=("rate", "keeps"))
+        def run_clients(
+            data, key, sent, client_state, rows, number, total, rate, keeps
+        ):
+            del keeps
             client = trees.take(data.client, rows)
             axis = rounds.axis.of(len(rows))
             return rounds.clients(
@@ -81,7 +86,15 @@ class HostRounds:
             # While the batch before computes: its results are read further below.
             part, place = for_turns(axis.of(len(rows)), data, self._in_host, rows)
             results, batch_loss, batch_teachers, upload = self._run_clients(
-                part, key, sent, client_state, place, number, total, rate
+                part,
+                key,
+                sent,
+                client_state,
+                place,
+                number,
+                total,
+                rate,
+                keeps=self._rounds.keep_models,
             )
             teachers.append(batch_teachers)
             uploads.append(upload)
