@@ -30,7 +30,7 @@ class HostRounds:
 
         Images are those of `in_host`, see `Context.in_host`; None: all are on devices.
         """
-        self._rounds, self._in_host = rounds, in_host
+        self._rounds = rounds
         self._participants = programs.jit(rounds.participants)
         self._arrived = rounds.arrived
         self._finish = programs.jit(rounds.finish)
@@ -38,17 +38,15 @@ class HostRounds:
         # What it returns depends on `keeps`: a rehearsal tells programs apart by what
         # they are given.
         @functools.partial(programs.jit, static_argnames=("rate", "keeps"))
-        def run_clients(
-            data, key, sent, client_state, rows, number, total, rate, keeps
-        ):
+        def run_clients(data, key, sent, client_state, number, total, rate, keeps):
             del keeps
-            client = trees.take(data.client, rows)
-            axis = rounds.axis.of(len(rows))
+            axis, client = rounds.axis.of(data.num_clients), data.client
             return rounds.clients(
                 axis, data, key, sent, client, client_state, number, total, rate
             )
 
         self._run_clients = run_clients
+        self._turns_of = ForTurns(in_host)
 
     def run(
         self, data: FederatedDataset, key: jax.Array, state: ServerState, number: int
@@ -84,13 +82,12 @@ class HostRounds:
             kept = trees.take((state.client, state.error), rows)
             client_state = axis.replicate(kept)
             # While the batch before computes: its results are read further below.
-            part, place = for_turns(axis.of(len(rows)), data, self._in_host, rows)
+            part = self._turns_of(axis.of(len(rows)), data, rows)
             results, batch_loss, batch_teachers, upload = self._run_clients(
                 part,
                 key,
                 sent,
                 client_state,
-                place,
                 number,
                 total,
                 rate,
@@ -124,24 +121,26 @@ class HostRounds:
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
 
-def for_turns(
-    axis: parallel.ClientAxis,
-    data: FederatedDataset,
-    in_host: FederatedDataset | None,
-    rows: np.ndarray,
-) -> tuple[FederatedDataset, np.ndarray]:
-    """What a batch of clients takes its turns on, and their places [m] in it.
+class ForTurns:
+    """Finds the data of those clients whose turn it is."""
 
-    Args:
-      axis: the layout of the batch.
-      data: of all clients, on the devices.
-      in_host: likewise in host memory, where their images are; None: they are in
-        `data`.
-      rows: [m] int, the clients of the batch.
-    """
-    if in_host is None:
-        return data, rows
-    return axis.gather(in_host, rows), np.arange(len(rows))
+    def __init__(self, in_host: FederatedDataset | None) -> None:
+        """Images are gathered from `in_host`; None: all are on the devices."""
+        self._in_host, self._take = in_host, programs.jit(trees.take)
+
+    def __call__(
+        self, axis: parallel.ClientAxis, data: FederatedDataset, rows: np.ndarray
+    ) -> FederatedDataset:
+        """The data of m clients, on the devices.
+
+        Args:
+          axis: the layout of these clients.
+          data: of all clients, on the devices.
+          rows: [m] int, which clients they are.
+        """
+        if self._in_host is None:
+            return data.replace(client=self._take(data.client, rows))
+        return axis.gather(self._in_host, rows)
 
 
 def _store(

@@ -189,15 +189,14 @@ class PrototypeFederation:
         found = [
             self.turns(
                 i,
-                data,
+                data.replace(client=trees.take(data.client, jnp.asarray(who)[rows])),
                 key,
                 prototypes,
                 trees.take(own, rows),
-                jnp.asarray(self.members[i])[rows],
                 number,
             )
-            for i, (own, rows) in enumerate(
-                zip(state.client, participants, strict=True)
+            for i, (who, own, rows) in enumerate(
+                zip(self.members, state.client, participants, strict=True)
             )
         ]
         state = state.replace(
@@ -220,29 +219,27 @@ class PrototypeFederation:
         key: jax.Array,
         prototypes: GlobalPrototypes,
         own: Own,
-        place: Array,
         number: Array,
     ) -> tuple[Own, Array]:
         """The turns of m clients of network `i` in a round.
 
         Args:
           i: number of the network.
-          data: of all clients.
+          data: of these clients.
           key: random key of all rounds.
           prototypes: as they were sent.
           own: of these clients, leaves [m, ...].
-          place: [m] int32, which clients of `data` they are.
           number: [] int32, number of the round, over the study.
 
         Returns:
           What they keep, and their losses [m].
         """
         part = self.parts[i]
-        client = trees.take(data.client, place)
+        axis, client = self.axis_of(data.num_clients), data.client
         sent, total = (NO_MODEL, prototypes, {}, {}, ()), jnp.ones(())
         kept = own, ()
         (new, _, _), loss, _, _ = part.clients(
-            self.axis_of(len(place)), data, key, sent, client, kept, number, total
+            axis, data, key, sent, client, kept, number, total
         )
         return new, loss
 

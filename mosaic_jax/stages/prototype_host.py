@@ -8,7 +8,7 @@ import numpy as np
 from mosaic_jax.core import programs, trees
 from mosaic_jax.core.types import Array, FederatedDataset, Tree
 from mosaic_jax.fl import parallel
-from mosaic_jax.stages.host_rounds import for_turns
+from mosaic_jax.stages.host_rounds import ForTurns
 from mosaic_jax.stages.prototype_federation import FederationState, PrototypeFederation
 from mosaic_jax.stages.rounds import Metrics
 
@@ -28,7 +28,7 @@ class OnHost:
 
         Images are those of `in_host`, see `Context.in_host`; None: all are on devices.
         """
-        self._program, self._in_host = program, in_host
+        self._program, self._turns_of = program, ForTurns(in_host)
         self._participants = programs.jit(program.participants)
         self._turns = programs.jit(program.turns, static_argnums=0)
         self._finish = programs.jit(program.finish)
@@ -67,13 +67,9 @@ class OnHost:
             for rows in batches(program.axis, everyone):
                 kept = program.axis.replicate(trees.take(own, rows))
                 # While the batch before computes: its results are read below.
-                part, place = for_turns(
-                    program.axis_of(len(rows)),
-                    data,
-                    self._in_host,
-                    program.members[i][rows],
-                )
-                found = self._turns(i, part, key, prototypes, kept, place, number)
+                axis, who = program.axis_of(len(rows)), program.members[i][rows]
+                part = self._turns_of(axis, data, who)
+                found = self._turns(i, part, key, prototypes, kept, number)
                 waiting.append((own, rows, *found))
                 if len(waiting) > 1:
                     store(*waiting.pop(0))
