@@ -194,7 +194,7 @@ def test_a_study_without_images_on_its_devices(tmp_path):
 
 
 FEDERATED = {"method": "federated", "compute__images": "host"}
-IN_FILES = {"method": "federated", "data__in_memory": False}
+IN_FILES = {"method": "federated", "data__in_memory": False, "data__name": "tfds:x"}
 
 
 @pytest.mark.parametrize(
