@@ -11,6 +11,7 @@ from mosaic_jax.data import federated, prepared, sources
 from mosaic_jax.data.dataset import Arrays, describe
 from mosaic_jax.data.stored import StoredImages
 from tests import tiny
+from tests.prepared import prepare
 
 IMAGE = np.random.RandomState(0).randint(0, 256, (50, 6, 4, 1)).astype(np.uint8)
 
@@ -89,44 +90,9 @@ def test_a_study_never_holds_all_images(count, monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Two sets as TFDS prepares them: images of one shape, and of several."""
-    import tensorflow_datasets as tfds
-
-    directory, np_rng = tmp_path_factory.mktemp("tfds"), np.random.RandomState(0)
-
-    def rows(first, end, side):
-        for i in range(first, end):
-            shape = (side or 12 + i % 9, 16, 1)
-            image = np_rng.randint(0, 256, shape).astype(np.uint8)
-            yield i, {"image": image, "label": i % 3, "writer": f"w{i % 5}"}
-
-    for name, side in (("Alike", 16), ("Unlike", None)):
-        features = {
-            "image": tfds.features.Tensor(shape=(side, 16, 1), dtype=np.uint8),
-            "label": tfds.features.ClassLabel(num_classes=3),
-            "writer": tfds.features.Text(),
-        }
-
-        def info(self, features=features):
-            return self.dataset_info_from_configs(
-                features=tfds.features.FeaturesDict(features),
-                supervised_keys=("image", "label"),
-            )
-
-        def splits(self, _, side=side):
-            return {"train": rows(0, 150, side), "test": rows(150, 170, side)}
-
-        kind = type(
-            name,
-            (tfds.core.GeneratorBasedBuilder,),
-            {
-                "__module__": __name__,
-                "VERSION": tfds.core.Version("1.0.0"),
-                "_info": info,
-                "_split_generators": splits,
-                "_generate_examples": lambda *_: iter(()),
-            },
-        )
-        kind(data_dir=directory, file_format="array_record").download_and_prepare()
+    directory = tmp_path_factory.mktemp("tfds")
+    prepare(directory, "Alike", side=16)
+    prepare(directory, "Unlike")
     return directory
 
 
