@@ -287,7 +287,13 @@ def fit(images: Sequence[np.ndarray], size: Size, channels: int) -> np.ndarray:
 
 
 def fit_each(images: Sequence[np.ndarray], size: Size, channels: int) -> np.ndarray:
-    """Like `fit`, of images uint8 that are not all of one size."""
+    """Images uint8 [H, W, D] as one array, each resized by itself.
+
+    Args:
+      images: of any sizes.
+      size: height and width of the result.
+      channels: D of the result.
+    """
     height, width = size
     result = np.empty((len(images), height, width, channels), np.uint8)
     for row, image in zip(result, images, strict=True):
