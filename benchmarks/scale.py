@@ -32,7 +32,6 @@ from mosaic_jax.data.dataset import Arrays
 from mosaic_jax.fl import gan
 from mosaic_jax.run import devices, memory, rehearsal, settings
 from mosaic_jax.run import study as studies
-from mosaic_jax.run.placement import Placement
 from mosaic_jax.run.study import Study
 from mosaic_jax.stages import federation
 
@@ -134,9 +133,8 @@ def resident(study: Study) -> Iterator[tuple[str, str, bool, tuple[str, ...], fl
     data, config, links = study.data, study.settings, study.chain
     stages = {link.stage.name: link for link in links}
     both = ("rounds", "generators") if "generators" in stages else ("rounds",)
-    placement = Placement(study)
     on_host = config.compute.client_state == "host"
-    dealt = not placement.anywhere
+    dealt = not memory.runs_anywhere(study)
     images = trees.num_bytes(data.clients.images)
     yield "images", "device", dealt, both, images
     yield "images", "host", False, both, images

@@ -9,6 +9,7 @@ import pytest
 from benchmarks import ahead_text, scale, timing
 from mosaic_jax.core import trees
 from mosaic_jax.core.costs import Counts, Loop
+from mosaic_jax.run import memory
 from mosaic_jax.run.placement import Placement
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
@@ -41,7 +42,7 @@ def test_images_are_those_on_a_device(name):
     )
     term = scale.Term("images", "device", 0, whole / 12, divided, ())
     placed = Placement(study)
-    clients = placed.axis.place(study.data.clients, whole=placed.anywhere)
+    clients = placed.axis.place(study.data.clients, whole=memory.runs_anywhere(study))
     shards = [
         leaf.addressable_shards[0].data for leaf in jax.tree.leaves(clients.images)
     ]

@@ -144,12 +144,17 @@ def flatten(tree: Tree) -> dict[str, Array]:
 
 
 def digest(tree: Tree) -> str:
-    """Hex sha256 over names, shapes, types and bytes of all leaves."""
+    """Hex sha256 over names, shapes, types and bytes of all leaves.
+
+    A leaf that need not fit in memory has `blocks()`, its parts along the leading axis.
+    """
     result = hashlib.sha256()
     for name, leaf in sorted(flatten(tree).items()):
-        array = np.ascontiguousarray(leaf)
-        result.update(f"{name}:{array.shape}:{array.dtype};".encode())
-        result.update(array.data if array.size else b"")
+        in_blocks = hasattr(leaf, "blocks")
+        whole: Any = leaf if in_blocks else np.ascontiguousarray(leaf)
+        result.update(f"{name}:{whole.shape}:{whole.dtype};".encode())
+        for block in whole.blocks() if in_blocks else [whole]:
+            result.update(block.data if block.size else b"")
     return result.hexdigest()
 
 

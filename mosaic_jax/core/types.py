@@ -70,10 +70,10 @@ class FederatedDataset(Struct):
     """The data of all clients: each image is stored once, a client is a row of indices.
 
     `images` are those of all clients (of several devices each holds those of its own
-    clients); `client` has the leading axis C.
+    clients); () where they stay in host memory. `client` has the leading axis C.
     """
 
-    images: LabelledImages
+    images: Tree
     client: Client
 
     @property

@@ -86,7 +86,7 @@ class Arrays:
         labels or groups; labels are not integers in [0, MOST_CLASSES).
     """
 
-    train_image: np.ndarray
+    train_image: Any  # np.ndarray, or `StoredImages`
     train_label: np.ndarray
     test_image: np.ndarray
     test_label: np.ndarray
@@ -283,6 +283,17 @@ def fit(images: Sequence[np.ndarray], size: Size, channels: int) -> np.ndarray:
         result = resize(np.stack(images), size)
         shape = (len(result), *size, channels)
         return np.ascontiguousarray(np.broadcast_to(result, shape))
+    return fit_each(images, size, channels)
+
+
+def fit_each(images: Sequence[np.ndarray], size: Size, channels: int) -> np.ndarray:
+    """Images uint8 [H, W, D] as one array, each resized by itself.
+
+    Args:
+      images: of any sizes.
+      size: height and width of the result.
+      channels: D of the result.
+    """
     height, width = size
     result = np.empty((len(images), height, width, channels), np.uint8)
     for row, image in zip(result, images, strict=True):

@@ -21,6 +21,7 @@ from mosaic_jax.data.dataset import (
     is_size,
     pointless,
 )
+from mosaic_jax.data.stored import selected
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +43,11 @@ class Data(schema.Group):
         f"() or a height and a width of {LEAST_SIDE}..{MOST_SIDE} pixels",
         lambda value: not value or is_size(value),
         "of images; (): as they are, or squares of 16, 32 or 64 where they may be any",
+    )
+    in_memory: bool = schema.anything(
+        default=True,
+        meaning="False, of tfds:NAME: training images are read from the files when"
+        " clients need them",
     )
     column: str = schema.anything(
         default="",
@@ -113,8 +119,21 @@ class Data(schema.Group):
     )
 
     def problems(self, study: Any) -> Iterator[str]:
-        """A split file where one is read, and only there; shifts need dealt images."""
+        """A split file where one is read, and only there; shifts need dealt images.
+
+        Images that are read from files are those of TFDS, as they are there.
+        """
         del study
+        if not self.in_memory and not self.name.startswith("tfds:"):
+            yield (
+                f"data.in_memory = False: must be True for data.name = {self.name!r}:"
+                " of sets tfds:NAME alone images are read from the files"
+            )
+        if not self.in_memory and self.shift != "none":
+            yield (
+                f"data.shift = {self.shift!r}: must be 'none' for data.in_memory ="
+                " False: images stay as they are in the files"
+            )
         if (self.split == "file") != bool(self.split_file):
             yield (
                 f"data.split_file = {self.split_file!r}: must be a path for"
@@ -133,7 +152,7 @@ SPLIT_FIELDS = ("alpha", "iid_share", "classes_per_client", "sigma")
 
 @dataclasses.dataclass(frozen=True)
 class StudyData:
-    """All data of a study, in host memory.
+    """All data of a study, in host memory; training images may lie in files.
 
     Attributes:
       info: what networks depend on.
@@ -171,13 +190,17 @@ def load(config: Data, seed: int) -> StudyData:
       DataError: the data are missing or damaged, or there is no such split.
     """
     found = sources.load(
-        config.name, config.dir, size=config.size or None, column=config.column
+        config.name,
+        config.dir,
+        size=config.size or None,
+        column=config.column,
+        in_memory=config.in_memory,
     )
     return build(config, seed, *found)
 
 
 def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
-    """Like `load`, for a data set that is already in memory.
+    """Like `load`, for a data set that is at hand.
 
     Args:
       config: settings of data set and split.
@@ -196,14 +219,14 @@ def build(config: Data, seed: int, info: Info, arrays: Arrays) -> StudyData:
     if 0 < config.max_images < len(label):
         order = np.random.RandomState(split_seed).permutation(len(label))
         kept = np.sort(order[: config.max_images])
-        image, label, group = image[kept], label[kept], _of(group, kept)
+        image, label, group = selected(image, kept), label[kept], _of(group, kept)
     num_validation = round(config.validation * len(label))
     sets = {"test": LabelledImages(arrays.test_image, arrays.test_label)}
     if num_validation:
         order = np.random.RandomState(split_seed).permutation(len(label))
         kept, rest = np.sort(order[num_validation:]), order[:num_validation]
         sets["validation"] = LabelledImages(image[rest], label[rest])
-        image, label, group = image[kept], label[kept], _of(group, kept)
+        image, label, group = selected(image, kept), label[kept], _of(group, kept)
     if config.split == "file":
         parts = partition.read(
             config.split_file, num_images=len(label), num_clients=config.num_clients

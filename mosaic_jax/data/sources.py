@@ -33,7 +33,7 @@ class Source:
       num_images: of its training and its test set; (0, 0) where it takes no time to
         read, or where nothing is known before it is read.
       needs_files: whether a set without `info` needs its `directory` to exist.
-      options: of "size" and "column", what `read` takes beside, by name.
+      options: of "size", "column" and "in_memory", what `read` takes beside, by name.
     """
 
     info: Info | None
@@ -113,6 +113,7 @@ def load(
     *,
     size: Size | None = None,
     column: str = "",
+    in_memory: bool = True,
 ) -> tuple[Info, Arrays]:
     """The data set called `name`.
 
@@ -129,6 +130,7 @@ def load(
       size: height and width of the images; None: those of the set, or, where they may
         be any, squares of 16, 32 or 64 pixels that fit best.
       column: of the set's table, with the group of each training image; "": none.
+      in_memory: False, of "tfds:NAME" alone: training images are `StoredImages`.
 
     Raises:
       ConfigError: there is no such data set.
@@ -147,7 +149,7 @@ def load(
     if source.info is None:
         if source.needs_files and not directory.exists():
             raise errors.DataError(f"data.dir = {directory}: no such file or folder")
-        given = {"size": size, "column": column}
+        given = {"size": size, "column": column, "in_memory": in_memory}
         arrays = source.read(directory, **{key: given[key] for key in source.options})
         arrays = resized(arrays, size) if size else arrays
         info = describe(arrays)
@@ -225,7 +227,7 @@ def _find(name: str) -> Source | Callable[[pathlib.Path], Any]:
     kind, _, rest = name.partition(":")
     if kind in _LIBRARIES and rest:
         read = functools.partial(_LIBRARIES[kind], name=rest)
-        options = ("size", "column")
+        options = ("size", "column", *(["in_memory"] if kind == "tfds" else []))
         return Source(None, read, needs_files=False, options=options)
     return SOURCES.find(name)
 

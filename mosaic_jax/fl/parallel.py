@@ -220,12 +220,39 @@ class ClientAxis:
         client = self.replicate(data.client.replace(index=local))
         return FederatedDataset(self._dealt(data.images, rows), client)
 
+    def gather(self, data: FederatedDataset, rows: np.ndarray) -> FederatedDataset:
+        """Put some clients on the devices, with the images of these alone.
+
+        This is a layout of these m clients, see `of`. Shapes depend on m alone: a
+        client in slot s of its device has the images s * M, ..., s * M + M - 1 there,
+        of its row of `data.client.index` [C, M]. Where there are several processes,
+        each reads the images for its own devices.
+
+        Args:
+          data: of all clients, in host memory.
+          rows: [m] int, the clients.
+
+        Returns:
+          The data of these clients, [m, ...].
+        """
+        client = trees.take(data.client, rows)
+        held = np.asarray(client.index)
+        # A copy of client 0 is in empty slots.
+        images = self._dealt(data.images, held[np.maximum(self.slots, 0)].reshape(-1))
+        device, slot = np.nonzero(self.slots >= 0)
+        index, width = np.empty_like(held), held.shape[1]
+        index[self.slots[device, slot]] = slot[:, None] * width + np.arange(width)
+        return FederatedDataset(images, self.replicate(client.replace(index=index)))
+
     def _dealt(self, images: LabelledImages, rows: np.ndarray) -> LabelledImages:
         """The images with numbers `rows`, an equal part of them on each device."""
 
         def deal(leaf: Array) -> Array:
+            if self.num_devices == 1:
+                return self.replicate(leaf[rows])
+
             def part(where: Any) -> np.ndarray:
-                return np.asarray(leaf)[rows[where[0]]]
+                return np.asarray(leaf[rows[where[0]]])
 
             shape = (len(rows), *leaf.shape[1:])
             return jax.make_array_from_callback(shape, self._sharding(AXIS), part)

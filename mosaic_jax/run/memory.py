@@ -1,5 +1,6 @@
-"""How many clients and seeds fit on a device at once."""
+"""How many clients and seeds fit on a device at once, and what stays on the host."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -9,8 +10,9 @@ from mosaic_jax.core import costs, programs, trees
 from mosaic_jax.core.types import Batch, Client, LabelledImages, Tree
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import gan, parallel, privacy, prototypes, training
+from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.nn.classifier import Classifier
-from mosaic_jax.run import environment, settings
+from mosaic_jax.run import environment, images, settings
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.study import Study
 
@@ -19,6 +21,8 @@ from mosaic_jax.run.study import Study
 SHARE = 0.7
 # Share that the states of all clients may take; beyond it they stay in host memory.
 STATE_SHARE = 0.2
+# Share that training images may take; likewise.
+IMAGE_SHARE = 0.3
 
 
 def clients_at_once(study: Study) -> int:
@@ -44,7 +48,12 @@ def clients_at_once(study: Study) -> int:
     if "prototypes" in stages:
         longest = study.data.clients.client.index.shape[1]
         needed.append(prototypes_bytes(config, info, classifier, longest))
-    return max(1, int(SHARE * free) // max(needed))
+    each = max(needed)
+    if images_on_host(study):
+        # Of a client whose turn it is, and of one whose turn is next.
+        index = study.data.clients.client.index
+        each += 2 * index.shape[1] * math.prod(info.image_shape)
+    return max(1, int(SHARE * free) // each)
 
 
 def uploads_bytes(study: Study) -> int:
@@ -102,6 +111,39 @@ def state_on_host(study: Study) -> bool:
     (least,) = environment.highest(-free)
     free = -least
     return study.data.clients.num_clients * kept > STATE_SHARE * free
+
+
+def images_on_host(study: Study) -> bool:
+    """Whether training images stay in host memory, or in files.
+
+    As `compute.images` says; with "auto", if they would take more than `IMAGE_SHARE`
+    of a device's free memory, and all of the study can do without.
+    """
+    config = study.settings
+    if config.compute.images == "host" or not config.data.in_memory:
+        return True
+    free = environment.free_memory()
+    if config.compute.images == "device" or free is None:
+        return False
+    if images.obstacle(config, study.chain, study.sending):
+        return False
+    taken = math.prod(study.data.clients.images.image.shape)
+    if not runs_anywhere(study):
+        taken //= len(parallel.first_devices(config.compute.devices))
+    return taken > IMAGE_SHARE * -environment.highest(-free)
+
+
+def runs_anywhere(study: Study) -> bool:
+    """Whether a client may run on any device, which must then be able to read it.
+
+    Otherwise each has a device of its own in all rounds.
+    """
+    return (
+        state_on_host(study)
+        or isinstance(study.algorithm, PartialTraining)
+        or len(study.networks) > 1
+        or study.settings.init.clients_per_round > 0
+    )
 
 
 def classifier_bytes(config: Settings, info: Info, classifier: Classifier) -> int:

@@ -6,9 +6,8 @@ import functools
 import numpy as np
 
 from mosaic_jax.core import prng
-from mosaic_jax.core.types import Tree
+from mosaic_jax.core.types import FederatedDataset, Tree
 from mosaic_jax.fl import parallel
-from mosaic_jax.fl.algorithms.partial import PartialTraining
 from mosaic_jax.run import memory
 from mosaic_jax.run.study import Study
 from mosaic_jax.stages.base import Context, Link
@@ -45,26 +44,24 @@ class Placement:
             key=prng.named(prng.root(self._study.settings.seed), link.name),
         )
 
-    @property
-    def anywhere(self) -> bool:
-        """Whether a client may run on any device: then each holds all images."""
-        study = self._study
-        return (
-            self._state_on_host
-            or isinstance(study.algorithm, PartialTraining)
-            or len(study.networks) > 1
-            or study.settings.init.clients_per_round > 0
-        )
-
     @functools.cached_property
     def _arrays(self) -> dict[str, Tree]:
         """The data on the devices, as a `Context` names them."""
-        data = self._study.data
-        return {
-            "clients": self.axis.place(data.clients, whole=self.anywhere),
-            "held_out": self.axis.replicate(data.held_out),
-        }
+        study = self._study
+        if self._images_on_host:
+            client = self.axis.replicate(study.data.clients.client)
+            clients = FederatedDataset((), client)
+        else:
+            anywhere = memory.runs_anywhere(study)
+            clients = self.axis.place(study.data.clients, whole=anywhere)
+        held_out = self.axis.replicate(study.data.held_out)
+        return {"clients": clients, "held_out": held_out}
+
+    @functools.cached_property
+    def _images_on_host(self) -> bool:
+        return memory.images_on_host(self._study)
 
     @functools.cached_property
     def _state_on_host(self) -> bool:
-        return memory.state_on_host(self._study)
+        # Images are put on the devices by the rounds that do so with states.
+        return self._images_on_host or memory.state_on_host(self._study)

@@ -17,7 +17,7 @@ import numpy as np
 from mosaic_jax.core import costs, programs, trees
 from mosaic_jax.core.costs import Loop
 from mosaic_jax.core.steps import Steps
-from mosaic_jax.core.types import Tree
+from mosaic_jax.core.types import FederatedDataset, Tree
 from mosaic_jax.data import federated, sources
 from mosaic_jax.data.dataset import Arrays, Info
 from mosaic_jax.data.federated import Data, StudyData
@@ -125,7 +125,12 @@ class _Recorder:
         chunks = math.ceil(steps.num_steps / steps.every)
         if steps.work.on_host:
             self._times = chunks
-            steps.window(steps.args, steps.state, 0, steps.every)
+            # Arrays in host memory are written to; those of a device cannot be.
+            state = jax.tree.map(
+                lambda leaf: _zeros(leaf) if isinstance(leaf, np.ndarray) else leaf,
+                steps.state,
+            )
+            steps.window(steps.args, state, 0, steps.every)
             self._times = 1
             return
         program = jax.jit(steps.window, donate_argnums=1)
@@ -152,7 +157,8 @@ def rehearse(
     placement, artifacts = Placement(study), {}
     waiting = set(wanted)
     for link in study.chain:
-        context = _still(placement.context(link))
+        context = placement.context(link)
+        context = dataclasses.replace(context, axis=_still(context.axis))
         needed = {name: artifacts[name] for name in link.needs(study.settings)}
         resident = [tree for name, tree in artifacts.items() if name != "prototypes"]
         recorder = _Recorder(examine, link.name)
@@ -210,12 +216,21 @@ class _Still(ClientAxis):
     def replicate(self, tree: Tree) -> Tree:
         return tree
 
+    def gather(self, data: FederatedDataset, rows: np.ndarray) -> FederatedDataset:
+        # No image is read.
+        client = trees.take(data.client, rows)
+        count = self.slots.size * client.index.shape[1]
+        images = jax.tree.map(
+            lambda leaf: np.zeros((count, *leaf.shape[1:]), leaf.dtype), data.images
+        )
+        return FederatedDataset(images, client)
 
-def _still(context: Context) -> Context:
-    axis = context.axis
-    return dataclasses.replace(
-        context, axis=_Still(axis.mesh, axis.slots, axis.at_once)
-    )
+    def of(self, count: int) -> ClientAxis:
+        return _still(super().of(count))
+
+
+def _still(axis: ClientAxis) -> ClientAxis:
+    return _Still(axis.mesh, axis.slots, axis.at_once)
 
 
 def _function(program: Any) -> Any:

@@ -48,6 +48,7 @@ NEUTRAL: Mapping[str, str] = {
     "compare": "says which studies are run; each method is a study of its own",
     "profile": "records how long operations take",
     "data.dir": "says where images lie; the images themselves count",
+    "data.in_memory": "says where images lie; the images themselves count",
     "model.start": "says where arrays lie; the arrays themselves count",
     "evaluation": "says how and how often models are measured; training is the same",
     "compute": "lays the work out; results differ by rounding only",
@@ -95,6 +96,12 @@ class Compute(schema.Group):
         ("auto", "device", "host"),
         default="auto",
         meaning="where clients' states and models lie between rounds",
+    )
+    images: str = schema.one_of(
+        ("auto", "device", "host"),
+        default="auto",
+        meaning="where training images lie; host: devices have those of the clients"
+        " whose turn it is, auto: host where memory is short",
     )
     convolution: str = schema.one_of(
         conv.LOWERINGS, default="auto", meaning="see docs/performance.md"

@@ -25,7 +25,7 @@ from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
-from mosaic_jax.run import callbacks, private, start
+from mosaic_jax.run import callbacks, images, private, start
 from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
@@ -267,6 +267,7 @@ def build(
         )
     if settings.privacy.epsilon:
         private.check(settings, algorithm, chain)
+    images.check(settings, chain, sending)
     data = data or federated.load(settings.data, settings.seed)
     data = _planted(_attacked(data, settings), settings)
     classifiers = build_networks(settings, data.info)

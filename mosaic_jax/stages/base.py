@@ -129,7 +129,8 @@ class Context(Blueprint):
     """What a stage may use while it runs: a `Blueprint`, and arrays on devices.
 
     Attributes:
-      clients: `data.clients` on the devices.
+      clients: `data.clients` on the devices; `images` are () where they stay in host
+        memory.
       held_out: `data.held_out` on the devices.
       axis: the layout of the clients on the devices.
       state_on_host: whether the clients' states stay in host memory between rounds.
@@ -142,6 +143,11 @@ class Context(Blueprint):
     axis: parallel.ClientAxis
     state_on_host: bool
     key: jax.Array
+
+    @property
+    def in_host(self) -> FederatedDataset | None:
+        """`data.clients`, where the devices do not hold the images; None: they do."""
+        return None if jax.tree.leaves(self.clients.images) else self.data.clients
 
     def for_network(self, name: str) -> "Context":
         """The study restricted to the clients that have network `name`."""
@@ -227,6 +233,16 @@ class Stage(schema.Group):
         """
         del study
         return ()
+
+    def reads_images(self, study: "Settings") -> bool:
+        """Whether the stage reads clients' images outside of federated rounds.
+
+        Images that stay in host memory, or in files, are put on the devices in rounds,
+        for the clients that take part; studies of such images refuse all other stages
+        that read `context.clients.images` or `context.data.clients.images`.
+        """
+        del study
+        return True
 
     def releases(
         self, study: "Settings", sizes: np.ndarray

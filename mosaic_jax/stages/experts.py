@@ -69,6 +69,10 @@ class Experts(Stage):
         steps = np.full_like(sizes, self.local_steps)
         return (Release("specialised_models", steps, study.local.batch_size),)
 
+    def reads_images(self, study: "Settings") -> bool:
+        """For the extra steps, and where experts' batch-norm is recalibrated."""
+        return bool(self.local_steps) or federation.recalibrates(study)
+
     def run(
         self, context: Context, client_models: ClientModels, global_model: ModelState
     ) -> Run:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mosaic_jax.core import flops, prng, trees
+from mosaic_jax.core import flops, prng, registry, trees
 from mosaic_jax.core.schema import View
 from mosaic_jax.core.types import Array, ClientModels, ModelState, ServerState, Tree
 from mosaic_jax.fl import workload
@@ -120,6 +120,14 @@ def is_partial(study: "Settings") -> bool:
     return issubclass(ALGORITHMS.find(study.init.method), PartialTraining)
 
 
+def recalibrates(study: "Settings") -> bool:
+    """Whether clients are asked for batch-norm statistics, see `Rounds.usable`."""
+    if not is_partial(study):
+        return False
+    algorithm = registry.build(ALGORITHMS, study.init.method, study.methods)
+    return algorithm.batch_norm == "static"
+
+
 def rounds_key(settings: "View | Settings") -> jax.Array:
     """The random key of all rounds of a study, whichever stage they belong to."""
     return prng.named(prng.root(settings.seed), "init")
@@ -205,6 +213,10 @@ class FederatedStage(Stage):
         """Settings of the rounds, and of training on the server within them."""
         server = ("server.method",) if study.trains_every_round else ()
         return (*reads_rounds(study), *server)
+
+    def reads_images(self, study: "Settings") -> bool:
+        """Where the model is recalibrated on them before it is measured."""
+        return recalibrates(study)
 
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """Models and states after the rounds, whether or not a study keeps them all."""

@@ -1,4 +1,4 @@
-"""Rounds of studies whose clients' states and models do not fit on the devices."""
+"""Rounds of studies whose clients' states or images do not fit on the devices."""
 
 import functools
 
@@ -9,6 +9,7 @@ import numpy as np
 from mosaic_jax.core import programs, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT
 from mosaic_jax.core.types import Array, FederatedDataset, ServerState, Tree
+from mosaic_jax.fl import parallel
 from mosaic_jax.stages.rounds import Metrics, Rounds, first_diverged
 
 # Fields of the state that stay in host memory, in the order in which clients return
@@ -20,25 +21,32 @@ class HostRounds:
     """`Rounds` whose client states and models stay in host memory, as NumPy arrays.
 
     One batch of clients is on the devices at a time; its results are read back while
-    the next batch computes. Every device must hold all images.
+    the next batch computes. Their images are gathered likewise, or every device holds
+    all images.
     """
 
-    def __init__(self, rounds: Rounds) -> None:
-        """Compile, on first use, the parts of `rounds` that run on the devices."""
+    def __init__(self, rounds: Rounds, in_host: FederatedDataset | None = None) -> None:
+        """Compile, on first use, the parts of `rounds` that run on the devices.
+
+        Images are those of `in_host`, see `Context.in_host`; None: all are on devices.
+        """
         self._rounds = rounds
         self._participants = programs.jit(rounds.participants)
         self._arrived = rounds.arrived
         self._finish = programs.jit(rounds.finish)
 
-        @functools.partial(programs.jit, static_argnames="rate")
-        def run_clients(data, key, sent, client_state, rows, number, total, rate):
-            client = trees.take(data.client, rows)
-            axis = rounds.axis.of(len(rows))
+        # What it returns depends on `keeps`: a rehearsal tells programs apart by what
+        # they are given.
+        @functools.partial(programs.jit, static_argnames=("rate", "keeps"))
+        def run_clients(data, key, sent, client_state, number, total, rate, keeps):
+            del keeps
+            axis, client = rounds.axis.of(data.num_clients), data.client
             return rounds.clients(
                 axis, data, key, sent, client, client_state, number, total, rate
             )
 
         self._run_clients = run_clients
+        self._turns_of = ForTurns(in_host)
 
     def run(
         self, data: FederatedDataset, key: jax.Array, state: ServerState, number: int
@@ -46,7 +54,7 @@ class HostRounds:
         """Round `number`, as `Rounds.run`, but changing the clients' states in place.
 
         Args:
-          data: of all clients, on every device.
+          data: of all clients, on every device; without images where they are gathered.
           key: random key of all rounds.
           state: after the round before; the fields `IN_HOST` are NumPy arrays, which
             this call overwrites.
@@ -73,8 +81,17 @@ class HostRounds:
         for rows, rate in batches:
             kept = trees.take((state.client, state.error), rows)
             client_state = axis.replicate(kept)
+            # While the batch before computes: its results are read further below.
+            part = self._turns_of(axis.of(len(rows)), data, rows)
             results, batch_loss, batch_teachers, upload = self._run_clients(
-                data, key, sent, client_state, rows, number, total, rate
+                part,
+                key,
+                sent,
+                client_state,
+                number,
+                total,
+                rate,
+                keeps=self._rounds.keep_models,
             )
             teachers.append(batch_teachers)
             uploads.append(upload)
@@ -102,6 +119,28 @@ class HostRounds:
         last_round = jnp.asarray(state.last_round).at[came].set(number)
         state = state.replace(last_round=last_round)
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
+
+
+class ForTurns:
+    """Finds the data of those clients whose turn it is."""
+
+    def __init__(self, in_host: FederatedDataset | None) -> None:
+        """Images are gathered from `in_host`; None: all are on the devices."""
+        self._in_host, self._take = in_host, programs.jit(trees.take)
+
+    def __call__(
+        self, axis: parallel.ClientAxis, data: FederatedDataset, rows: np.ndarray
+    ) -> FederatedDataset:
+        """The data of m clients, on the devices.
+
+        Args:
+          axis: the layout of these clients.
+          data: of all clients, on the devices.
+          rows: [m] int, which clients they are.
+        """
+        if self._in_host is None:
+            return data.replace(client=self._take(data.client, rows))
+        return axis.gather(self._in_host, rows)
 
 
 def _store(

@@ -100,6 +100,11 @@ class Meta(Stage):
         del study
         return ("prototypes.space", "compat.ema_debiased")
 
+    def reads_images(self, study: "Settings") -> bool:
+        """Test images alone, to explain the teacher."""
+        del study
+        return False
+
     def run(
         self,
         context: Context,

@@ -127,7 +127,7 @@ class PrototypeFederation:
                     num_classes=self.num_classes,
                 ),
                 local=self.local,
-                axis=self._axis_of(size),
+                axis=self.axis_of(size),
                 augmentation=self.augmentation,
                 keep_models=False,
                 clients_per_round=count,
@@ -137,7 +137,8 @@ class PrototypeFederation:
             )
         ]
 
-    def _axis_of(self, count: int) -> parallel.ClientAxis:
+    def axis_of(self, count: int) -> parallel.ClientAxis:
+        """The layout of so many clients in a round."""
         return self.axis if count == self.axis.num_clients else self.axis.of(count)
 
     @property
@@ -186,9 +187,16 @@ class PrototypeFederation:
         prototypes = self.algorithm.prototypes(state.server)
         participants = self.participants(key, number)
         found = [
-            self.turns(i, data, key, prototypes, trees.take(own, rows), rows, number)
-            for i, (own, rows) in enumerate(
-                zip(state.client, participants, strict=True)
+            self.turns(
+                i,
+                data.replace(client=trees.take(data.client, jnp.asarray(who)[rows])),
+                key,
+                prototypes,
+                trees.take(own, rows),
+                number,
+            )
+            for i, (who, own, rows) in enumerate(
+                zip(self.members, state.client, participants, strict=True)
             )
         ]
         state = state.replace(
@@ -211,29 +219,27 @@ class PrototypeFederation:
         key: jax.Array,
         prototypes: GlobalPrototypes,
         own: Own,
-        rows: Array,
         number: Array,
     ) -> tuple[Own, Array]:
         """The turns of m clients of network `i` in a round.
 
         Args:
           i: number of the network.
-          data: of all clients.
+          data: of these clients.
           key: random key of all rounds.
           prototypes: as they were sent.
           own: of these clients, leaves [m, ...].
-          rows: [m] int32, which of the network's clients they are.
           number: [] int32, number of the round, over the study.
 
         Returns:
           What they keep, and their losses [m].
         """
         part = self.parts[i]
-        client = trees.take(data.client, jnp.asarray(self.members[i])[rows])
+        axis, client = self.axis_of(data.num_clients), data.client
         sent, total = (NO_MODEL, prototypes, {}, {}, ()), jnp.ones(())
         kept = own, ()
         (new, _, _), loss, _, _ = part.clients(
-            self._axis_of(len(rows)), data, key, sent, client, kept, number, total
+            axis, data, key, sent, client, kept, number, total
         )
         return new, loss
 
@@ -327,7 +333,7 @@ class PrototypeFederation:
 
             return {name: on(held_out[name], rows[name]) for name in held_out}
 
-        axis = self._axis_of(len(jax.tree.leaves(rows)[0]))
+        axis = self.axis_of(len(jax.tree.leaves(rows)[0]))
         return axis.map(of_client, model, rows, shared=(prototypes, held_out))
 
     def round_bytes(self, clients: Client) -> Traffic:

@@ -1,4 +1,4 @@
-"""Rounds of prototypes where the clients' models do not fit on the devices."""
+"""Rounds of prototypes where clients' models or images do not fit on the devices."""
 
 from collections.abc import Iterator
 
@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from mosaic_jax.core import programs, trees
-from mosaic_jax.core.types import FederatedDataset, Tree
+from mosaic_jax.core.types import Array, FederatedDataset, Tree
 from mosaic_jax.fl import parallel
+from mosaic_jax.stages.host_rounds import ForTurns
 from mosaic_jax.stages.prototype_federation import FederationState, PrototypeFederation
 from mosaic_jax.stages.rounds import Metrics
 
@@ -15,12 +16,19 @@ from mosaic_jax.stages.rounds import Metrics
 class OnHost:
     """`PrototypeFederation` whose clients' models stay in host memory.
 
-    One batch of clients is on the devices at a time. Every device must hold all images.
+    One batch of clients is on the devices at a time; its results are read back while
+    the next batch computes. Their images are gathered likewise, or every device holds
+    all images.
     """
 
-    def __init__(self, program: PrototypeFederation) -> None:
-        """Compile, on first use, the parts that run on the devices."""
-        self._program = program
+    def __init__(
+        self, program: PrototypeFederation, in_host: FederatedDataset | None = None
+    ) -> None:
+        """Compile, on first use, the parts that run on the devices.
+
+        Images are those of `in_host`, see `Context.in_host`; None: all are on devices.
+        """
+        self._program, self._turns_of = program, ForTurns(in_host)
         self._participants = programs.jit(program.participants)
         self._turns = programs.jit(program.turns, static_argnums=0)
         self._finish = programs.jit(program.finish)
@@ -35,7 +43,7 @@ class OnHost:
         """Round `number`, as `PrototypeFederation.run`, changing models in place.
 
         Args:
-          data: of all clients, on every device.
+          data: of all clients, on every device; without images where they are gathered.
           key: random key of all rounds.
           state: after the round before; leaves of `client` are NumPy arrays, which this
             call overwrites.
@@ -47,15 +55,25 @@ class OnHost:
         program = self._program
         prototypes = program.algorithm.prototypes(state.server)
         participants = [np.asarray(one) for one in self._participants(key, number)]
-        losses = []
+        losses, waiting = [], []
+
+        def store(own: Tree, rows: np.ndarray, new: Tree, loss: Array) -> None:
+            _put(own, rows, jax.device_get(new))
+            losses.append(np.asarray(loss))
+
         for i, (own, everyone) in enumerate(
             zip(state.client, participants, strict=True)
         ):
             for rows in batches(program.axis, everyone):
                 kept = program.axis.replicate(trees.take(own, rows))
-                new, loss = self._turns(i, data, key, prototypes, kept, rows, number)
-                _put(own, rows, jax.device_get(new))
-                losses.append(np.asarray(loss))
+                # While the batch before computes: its results are read below.
+                axis, who = program.axis_of(len(rows)), program.members[i][rows]
+                part = self._turns_of(axis, data, who)
+                found = self._turns(i, part, key, prototypes, kept, number)
+                waiting.append((own, rows, *found))
+                if len(waiting) > 1:
+                    store(*waiting.pop(0))
+        store(*waiting.pop())
         sent = [
             trees.take((own.mean, own.count), rows)
             for own, rows in zip(state.client, participants, strict=True)

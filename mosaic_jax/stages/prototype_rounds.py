@@ -75,6 +75,11 @@ class PrototypeRounds(Stage):
         del study
         return ("init", "local")
 
+    def reads_images(self, study: "Settings") -> bool:
+        """In rounds alone."""
+        del study
+        return False
+
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """The state after the rounds."""
         initial = functools.partial(_initial_state, blueprint)
@@ -117,7 +122,7 @@ class PrototypeRounds(Stage):
         work: Work = Repeated(_round(program), mean=False)
         if context.state_on_host:
             state = state.replace(client=jax.device_get(state.client))
-            work = OnHost(_round_on_host(program))
+            work = OnHost(_round_on_host(context, program))
         shares = _shares(context)
         count = program.clients_in_round
         sizes = context.data.clients.client.size
@@ -356,9 +361,9 @@ def _round(program: PrototypeFederation) -> Step:
     return step
 
 
-def _round_on_host(program: PrototypeFederation) -> Step:
-    """`_round` for studies whose clients' models do not fit on the devices."""
-    on_host = prototype_host.OnHost(program)
+def _round_on_host(context: Context, program: PrototypeFederation) -> Step:
+    """`_round` for studies whose clients' models or images stay in host memory."""
+    on_host = prototype_host.OnHost(program, context.in_host)
 
     def step(
         args: Tree, state: FederationState, number: int

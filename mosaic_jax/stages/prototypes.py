@@ -96,6 +96,11 @@ class Prototypes(Stage):
         del study
         return (Release("prototypes", np.ones_like(sizes)),)
 
+    def reads_images(self, study: "Settings") -> bool:
+        """Where prototypes are made here, and not gathered in rounds."""
+        del study
+        return self.gathered != "every_round"
+
     def run(self, context: Context, global_model: ModelState, **artifacts: Tree) -> Run:
         """Cluster the features, then pass the centres through every expert's head."""
         if self.gathered == "every_round":

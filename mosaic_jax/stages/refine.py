@@ -40,6 +40,11 @@ class Refine(refinement.RefineSettings, Stage):
         del study
         return ("meta", "generators", "compat")
 
+    def reads_images(self, study: "Settings") -> bool:
+        """Generated ones alone."""
+        del study
+        return False
+
     def run(self, context: Context, teacher: Teacher, **uploaded: Generators) -> Run:
         """Refine one generator after the other."""
         return _refine(self, context, teacher, uploaded)

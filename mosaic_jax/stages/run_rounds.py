@@ -91,7 +91,7 @@ def train(
     if context.state_on_host:
         kept = {name: jax.device_get(getattr(state, name)) for name in IN_HOST}
         state = state.replace(**kept)
-        work = OnHost(_round_on_host(program, gatherer))
+        work = OnHost(_round_on_host(context, program, gatherer))
     else:
         work = Repeated(_round(program, gatherer), mean=False)
     sizes = context.data.clients.client.size
@@ -315,9 +315,11 @@ def _round(program: Rounds, gatherer: Gathering | None) -> Step:
     return step
 
 
-def _round_on_host(program: Rounds, gatherer: Gathering | None) -> Step:
-    """`_round` for studies whose clients' states do not fit on the devices."""
-    on_host = HostRounds(program)
+def _round_on_host(
+    context: Context, program: Rounds, gatherer: Gathering | None
+) -> Step:
+    """`_round` for studies whose clients' states or images stay in host memory."""
+    on_host = HostRounds(program, context.in_host)
     add = programs.jit(gatherer.add, donate_argnums=0) if gatherer else None
 
     def step(args: Tree, state: Tree, number: int) -> tuple[Tree, Metrics]:

@@ -92,6 +92,11 @@ class Server(Stage):
         generators = ("generators", "compat") if self.asks_for_generators() else ()
         return ("init.clients_per_round", *generators)
 
+    def reads_images(self, study: "Settings") -> bool:
+        """None: what it trains on are models and generators."""
+        del study
+        return False
+
     def run(
         self,
         context: Context,

@@ -42,6 +42,10 @@ class Warmup(federation.FederatedStage):
         """Whether clients send prototypes in every round."""
         return study.method == "mosaic" and study.prototypes.gathered == "every_round"
 
+    def reads_images(self, study: "Settings") -> bool:
+        """Also where prototypes are gathered."""
+        return super().reads_images(study) or self._gathers(study)
+
     def template(self, blueprint: Blueprint) -> dict[str, Tree]:
         """Models and states after the rounds, and the prototypes of all of them."""
         gathered = gathering.template(blueprint)

@@ -62,6 +62,31 @@ def test_a_device_holds_the_images_of_its_clients_only(num_devices):
         assert held <= len(shard.data) == longest < sum(SIZES)
 
 
+@pytest.mark.parametrize(("at_once", "num_devices"), [(1, 1), (2, 2), (1, 4)])
+def test_images_of_some_clients_alone(at_once, num_devices):
+    """In host memory all, on the devices those of the clients whose turn it is."""
+    data, rows = jax.tree.map(np.asarray, tiny.dataset(SIZES)), np.array([3, 0, 4])
+    first = np.cumsum([0, *SIZES[:-1]])[rows]
+    axis = layout(at_once, num_devices).of(len(rows))
+    found = axis.gather(data, rows)
+    width = data.client.index.shape[1]
+    assert found.images.image.shape == (axis.slots.size * width, 16, 16, 1)
+    assert len(found.images.label.addressable_shards) == num_devices
+    np.testing.assert_array_equal(found.client.number, rows)
+
+    def of_client(client, images):
+        return images.image[client.index], images.label[client.index]
+
+    image, label = jax.jit(
+        lambda found: axis.map(of_client, found.client, placed=(found.images,))
+    )(found)
+    for i, (start, row) in enumerate(zip(first, rows, strict=True)):
+        own = slice(start, start + SIZES[row])
+        held = slice(0, SIZES[row])
+        np.testing.assert_array_equal(image[i, held], data.images.image[own])
+        np.testing.assert_array_equal(label[i, held], data.images.label[own])
+
+
 @pytest.mark.parametrize(("at_once", "num_devices"), LAYOUTS)
 def test_unequal_steps(at_once, num_devices):
     axis, every = layout(at_once, num_devices), 4

@@ -85,6 +85,39 @@ def test_what_compression_leaves_out_counts_among_the_clients_states(told):
     assert not memory.state_on_host(plain) and memory.state_on_host(signs)
 
 
+def test_images_stay_on_the_host_where_they_would_take_too_much(told):
+    fields = {"method": "federated", "init__clients_per_round": 1}
+    work = built([50, 90], **fields)
+    assert not memory.images_on_host(work)  # CPUs do not tell
+    size = 140 * 16 * 16
+    told(int(size / memory.IMAGE_SHARE) + 1)
+    assert not memory.images_on_host(work)
+    told(int(size / memory.IMAGE_SHARE) - 1)
+    assert memory.images_on_host(work)
+    # Each of two devices has a half, where clients have a device of their own.
+    assert not memory.images_on_host(
+        built([50, 90], method="federated", compute__devices=2)
+    )
+    chosen = built([50, 90], **fields, compute__images="device")
+    assert not memory.images_on_host(chosen)
+    assert not memory.images_on_host(built([50, 90]))  # generators need them
+
+
+def test_images_of_who_is_next_take_memory_from_clients(told):
+    fields = {"method": "federated", "compute__clients_at_once": 0}
+    device, host = (
+        built([50, 90, 70], **fields, compute__images=where)
+        for where in ("device", "host")
+    )
+    needed = memory.classifier_bytes(
+        device.settings, device.data.info, device.classifier
+    )
+    told(math.ceil(3 * needed / memory.SHARE) + 1)
+    assert memory.clients_at_once(device) == 3
+    images = 2 * 90 * 16 * 16
+    assert memory.clients_at_once(host) == 3 * needed // (needed + images)
+
+
 @pytest.mark.slow
 def test_prototypes_of_many_images_need_more_than_a_step(told):
     work = built([5, 9000])

@@ -20,6 +20,7 @@ from mosaic_jax.nn import norm, resnet
 from mosaic_jax.run import runner, settings
 from mosaic_jax.stages.base import Link, Stage
 from tests import golden, tiny
+from tests.prepared import prepare
 
 EVERY_ROUND = {"method": "federated", "server.method": "fedftg"}
 ONCE = {"method": "federated", "server.method": "dense", "server.when": "once"}
@@ -268,6 +269,12 @@ def test_every_setting_counts_or_cannot_change_a_result(
         others = {"data.name": "npz", "data.dir": str(folder / "0.npz")}
         others |= {"data.split": "by_column", "data.column": "writer"}
         new = "city"
+    elif name == "data.in_memory":
+        prepare(tmp_path, "Alike", side=16)
+        others = {"data.name": "tfds:alike", "data.dir": str(tmp_path)}
+        others |= {"data.size": (16, 16), "data.validation": 0.2}
+        others |= {"method": "federated", "finetune.rounds": 0}
+        new = False
     elif name.startswith("data."):
         others, new = case(name)
     elif name == "model.start":

@@ -271,10 +271,15 @@ def test_some_take_part_and_states_may_be_in_host_memory(name):
     on_host = start(name).replace(
         **{n: jax.tree.map(np.array, getattr(start(name), n)) for n in names}
     )
+    on_host_before = jax.tree.map(np.array, on_host)
     kind = OnHost if isinstance(some, PrototypeFederation) else HostRounds
     host, _, _ = kind(some).run(data, KEY, on_host, 0)
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(models(host)[0]))
     close(host, state)
+    in_host, again = jax.tree.map(np.array, (data, on_host_before))
+    gathered = kind(some, in_host)
+    without, _, _ = gathered.run(data.replace(images=()), KEY, again, 0)
+    same(without, host)
 
 
 def has_no_model(name):
