@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mosaic_jax.core import errors
+from mosaic_jax.core.types import Array
 
 CHECKSUM = "checksum"
 # What reading damaged JSON may raise; RecursionError comes from deeply nested lists.
@@ -72,12 +73,20 @@ def sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_arrays(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Write arrays by name as npz, a zip file, which carries checksums of its own."""
+def write_arrays(
+    path: pathlib.Path, arrays: Mapping[str, Array], *, compressed: bool = True
+) -> None:
+    """Write arrays by name as npz, a zip file, which carries checksums of its own.
+
+    Args:
+      path: of the file.
+      arrays: by name.
+      compressed: whether they take less room, and more time.
+    """
     partial = _partial(path)
     with partial.open("wb") as file:
         named: dict[str, Any] = dict(arrays)
-        np.savez_compressed(file, **named)
+        (np.savez_compressed if compressed else np.savez)(file, **named)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

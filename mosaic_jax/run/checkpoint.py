@@ -3,6 +3,10 @@
 Orbax writes atomically, but it does not notice a flipped bit, and it reports a missing
 file in thousands of lines. So every checkpoint has the sha256 of its files. One that
 does not match is not read; the checkpoint before it is used instead.
+
+Of several processes each writes a part of the arrays. The first writes the seal once
+all are there, with the checksums of every part: without it there is no checkpoint. Any
+number of processes reads it.
 """
 
 import logging
@@ -19,12 +23,14 @@ import orbax.checkpoint as ocp
 
 from mosaic_jax.core import errors, files, trees
 from mosaic_jax.core.types import Array, Tree
+from mosaic_jax.run import processes
 
 _log = logging.getLogger(__name__)
 
 # Bytes on disk that are kept free for metadata and for records of the run.
 MARGIN = 200_000
-# Written last into a step's folder: identity, notes and checksums of its files.
+# Written last into a step's folder: identity, notes and checksums of its files, and of
+# the parts that other processes wrote.
 SEAL = "seal.json"
 
 
@@ -46,7 +52,7 @@ class Checkpoints:
         self._directory = pathlib.Path(directory).resolve()
         self._identity = dict(identity)
         self._directory.mkdir(parents=True, exist_ok=True)
-        # Every process has whole trees: each reads for itself, one writes.
+        # This process reads for itself; the first one's part is the folder.
         me = jax.process_index()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=2,
@@ -61,7 +67,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, tree: Tree, notes: dict[str, Any] | None = None) -> None:
-        """Write a tree; of several processes only the first does so.
+        """Write a tree; all processes must call this, each writes a part of it.
 
         Args:
           step: number of the checkpoint; an older one of this number is replaced.
@@ -71,28 +77,52 @@ class Checkpoints:
         Raises:
           CheckpointError: the tree cannot be written; older checkpoints are kept.
         """
-        if jax.process_index():
-            return
-        tree = jax.device_get(tree)
-        self._check_space(step, trees.num_bytes(tree))
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
-        nested = flax.traverse_util.unflatten_dict(trees.flatten(tree), sep="/")
-        folder = self._directory / str(step)
-        # Without force, orbax refuses a step below the newest. Such a one is left when
-        # the newest was damaged.
+        me = jax.process_index()
+        part = shares(trees.flatten(tree), jax.process_count())[me]
+        part = jax.device_get(part)
+        self._check_space(step, trees.num_bytes(part))
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(nested), force=True)
-            content = {
-                "identity": self._identity,
-                "sha256": _checksums(folder),
-                "notes": notes or {},
-            }
-            files.write_json(folder / SEAL, content, indent=None)
+            # All are there: the first has removed what no checkpoint needs any more.
+            digest = self._write_part(me, step, part) if me else ""
+            if me == 0:
+                self._write(step, part)
+            _, *parts = processes.exchange(digest)
+            if me == 0:
+                folder = self._directory / str(step)
+                content = {
+                    "identity": self._identity,
+                    "sha256": _checksums(folder),
+                    "parts": parts,
+                    "notes": notes or {},
+                }
+                files.write_json(folder / SEAL, content, indent=None)
         except Exception as error:  # orbax raises many kinds
             raise errors.CheckpointError(
                 f"{self._directory}: step {step} cannot be saved: {_first_line(error)}"
             ) from error
+
+    def _write(self, step: int, arrays: dict[str, Array]) -> None:
+        """Write the first part, by path."""
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        nested = flax.traverse_util.unflatten_dict(arrays, sep="/")
+        # Without force, orbax refuses a step below the newest. Such a one is left when
+        # the newest was damaged.
+        self._manager.save(step, args=ocp.args.StandardSave(nested), force=True)
+
+    def _write_part(self, number: int, step: int, arrays: dict[str, Array]) -> str:
+        """Write another part, removing those of older checkpoints; its sha256."""
+        path = self._part(number, step)
+        path.parent.mkdir(exist_ok=True)
+        for old in path.parent.glob("*.npz"):
+            if not (self._directory / old.stem).exists():
+                old.unlink()
+        files.write_arrays(path, arrays, compressed=False)
+        return files.sha256(path)
+
+    def _part(self, number: int, step: int) -> pathlib.Path:
+        """File of the part that process `number` >= 1 writes."""
+        return self._directory / f"part_{number}" / f"{step}.npz"
 
     def latest(self) -> tuple[int, dict[str, Array], dict[str, Any]] | None:
         """The newest checkpoint that is intact.
@@ -137,7 +167,27 @@ class Checkpoints:
         if not seal["sha256"].items() <= _checksums(folder).items():
             raise errors.CheckpointError("the checksums of its files do not match")
         tree = self._manager.restore(step, args=ocp.args.StandardRestore())
-        return trees.flatten(tree), seal["notes"]
+        found = trees.flatten(tree)
+        # Checkpoints of earlier versions have no parts.
+        for number, digest in enumerate(seal.get("parts", []), 1):
+            path = self._part(number, step)
+            if not path.exists() or files.sha256(path) != digest:
+                raise errors.CheckpointError(f"the checksum of part {number} differs")
+            found |= files.read_arrays(path)
+        return found, seal["notes"]
+
+
+def shares(arrays: Mapping[str, Array], count: int) -> list[dict[str, Array]]:
+    """Arrays by path, dealt to `count` processes, about as many bytes to each.
+
+    The first gets those of types that are not NumPy's own.
+    """
+    parts, load = [{} for _ in range(count)], [0] * count
+    for path in sorted(arrays, key=lambda path: (-arrays[path].nbytes, path)):
+        least = load.index(min(load)) if arrays[path].dtype.isbuiltin == 1 else 0
+        parts[least][path] = arrays[path]
+        load[least] += arrays[path].nbytes
+    return parts
 
 
 def check_identity(

@@ -11,7 +11,7 @@ import pytest
 
 from mosaic_jax.core import errors, trees
 from mosaic_jax.core.types import MetaState
-from mosaic_jax.run import checkpoint
+from mosaic_jax.run import checkpoint, processes
 
 
 def state(value):
@@ -99,3 +99,78 @@ def test_digest_sees_names_shapes_and_bytes():
     assert base == trees.digest({"a": np.zeros(4)})
     for other in ({"b": np.zeros(4)}, {"a": np.zeros((2, 2))}, {"a": -np.zeros(4)}):
         assert trees.digest(other) != base
+
+
+@pytest.fixture
+def write(monkeypatch, tmp_path):
+    """`write(step, tree, who)`: some of three processes write a checkpoint."""
+
+    def written(step, tree, who=(1, 2, 0)):
+        digests = {}
+        for me in who:
+
+            def exchange(digest, me=me):
+                digests[me] = digest
+                return [digests.get(i) for i in range(3)]
+
+            with monkeypatch.context() as patch:
+                patch.setattr(jax, "process_index", lambda me=me: me)
+                patch.setattr(jax, "process_count", lambda: 3)
+                patch.setattr(processes, "exchange", exchange)
+                saved = checkpoint.Checkpoints(tmp_path, {"seed": 1})
+                saved.save(step, tree, {"of": step})
+                saved.close()
+
+    return written
+
+
+def latest(folder):
+    saved = checkpoint.Checkpoints(folder, {"seed": 1})
+    found = saved.latest()
+    saved.close()
+    return found
+
+
+def test_parts_of_several_processes_are_read_by_one(write, tmp_path):
+    for step in (2, 4, 6, 8):
+        write(step, state(step))
+    step, flat, notes = latest(tmp_path)
+    assert (step, notes) == (8, {"of": 8})
+    jax.tree.map(
+        np.testing.assert_array_equal, trees.restore_into(state(0.0), flat), state(8)
+    )
+    for number in (1, 2):
+        kept = {path.stem for path in (tmp_path / f"part_{number}").glob("*")}
+        assert {"6", "8"} <= kept <= {"4", "6", "8"}
+
+
+def test_fewer_arrays_than_processes(write, tmp_path):
+    write(1, {"w": jnp.ones(3)})
+    _, flat, _ = latest(tmp_path)
+    np.testing.assert_array_equal(flat["w"], np.ones(3))
+
+
+@pytest.mark.parametrize("who", [(1,), (1, 2)])
+def test_what_not_all_have_written_does_not_count(write, tmp_path, who):
+    write(2, state(2))
+    write(4, state(4), who)
+    assert latest(tmp_path)[0] == 2
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_part_that_is_damaged_spoils_the_whole(write, tmp_path, caplog, gone):
+    for step in (2, 4):
+        write(step, state(step))
+    path = tmp_path / "part_2" / "4.npz"
+    path.unlink() if gone else path.write_bytes(path.read_bytes()[:-1])
+    with caplog.at_level("WARNING", "mosaic_jax"):
+        assert latest(tmp_path)[0] == 2
+    assert "4 is damaged (the checksum of part 2 differs)" in caplog.text
+
+
+def test_arrays_are_dealt_by_their_bytes():
+    sizes = {"a": 9, "b": 5, "c": 4, "d": 1}
+    arrays = {name: np.zeros(size, np.uint8) for name, size in sizes.items()}
+    arrays["e"] = jnp.zeros(20, jnp.bfloat16)
+    found = [sorted(part) for part in checkpoint.shares(arrays, 2)]
+    assert found == [["e"], ["a", "b", "c", "d"]]

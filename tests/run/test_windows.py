@@ -33,10 +33,10 @@ def bits(tree):
     return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
 
 
-def in_parts(steps, cuts):
+def in_parts(steps, cuts, place=lambda tree: jax.tree.map(jnp.asarray, tree)):
     """Bits of state and metrics of every window, each cut at those of `cuts`."""
     run, state = jax.jit(steps.work.run), steps.state
-    empty = jax.tree.map(jnp.asarray, steps.work.empty(steps.args, state))
+    empty = place(steps.work.empty(steps.args, state))
     found = []
     for begin in range(0, steps.num_steps, steps.every):
         edge, tally = steps.window_end(begin), empty
@@ -114,7 +114,7 @@ def test_own_steps_of_clients(at_once, num_devices):
         augmentation="crop_flip",
     )
     steps = run.send(None)
-    whole, *others = (in_parts(steps, cuts) for cuts in CUTS[::3])
+    whole, *others = (in_parts(steps, cuts, axis.replicate) for cuts in CUTS[::3])
     assert all(other == whole for other in others)
 
 
@@ -283,7 +283,8 @@ def test_a_process_with_a_huge_window_ends_in_time(tmp_path):
         begin = time.monotonic()
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 128 + signal.SIGTERM
-        assert time.monotonic() - begin < grace + 2
+        # With the end of the process itself, on a machine that others may use.
+        assert time.monotonic() - begin < grace + 6
     finally:
         process.kill()
         process.stderr.close()
