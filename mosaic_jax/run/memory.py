@@ -130,7 +130,8 @@ def images_on_host(study: Study) -> bool:
     taken = math.prod(study.data.clients.images.image.shape)
     if not runs_anywhere(study):
         taken //= len(parallel.first_devices(config.compute.devices))
-    return taken > IMAGE_SHARE * -environment.highest(-free)
+    (least,) = environment.highest(-free)
+    return taken > IMAGE_SHARE * -least
 
 
 def runs_anywhere(study: Study) -> bool:
