@@ -4,8 +4,10 @@ import json
 import signal
 import time
 
+import numpy as np
 import pytest
 
+from mosaic_jax.run import checkpoint
 from tests import several
 
 SILENT = 8
@@ -54,3 +56,51 @@ def test_the_others_end_soon(tmp_path, number, name):
     finally:
         for process in found:
             process.kill()
+
+
+ROUNDS = "--config.init.rounds=40"
+FIELDS = [f"--config.compute.silent_seconds={SILENT}", ROUNDS]
+
+
+def parameters(workdir):
+    """Of the global model that a study ends with, by path."""
+    (folder,) = workdir.glob("stages/init/*/artifacts")
+    saved = checkpoint.Checkpoints(folder)
+    arrays = saved.latest()[1]
+    saved.close()
+    return {p: np.asarray(x) for p, x in arrays.items() if p.startswith("global_model")}
+
+
+def kill_one(workdir, number):
+    """Kill one of two processes in the middle of the rounds; the other ends by it."""
+    found = several.launch([workdir] * 2, [FIELDS] * 2)
+    try:
+        while progress(workdir) < 5:
+            assert all(process.poll() is None for process in found)
+            time.sleep(0.05)
+        found[number].kill()
+        for process in found:
+            process.communicate(timeout=200)
+        assert all(process.returncode for process in found)
+    finally:
+        for process in found:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_with_two_processes_or_one(tmp_path):
+    codes, output = several.start([tmp_path / "whole"] * 2, [[ROUNDS]] * 2)
+    assert codes == [0, 0], output
+    expected = parameters(tmp_path / "whole")
+    for number, after in [(1, 2), (0, 1)]:
+        workdir = tmp_path / str(after)
+        kill_one(workdir, number)
+        codes, output = several.start([workdir] * after, [[ROUNDS]] * after, after)
+        assert codes == [0] * after, output
+        assert "resuming at step" in output[0]
+        found = parameters(workdir)
+        assert found.keys() == expected.keys()
+        for path, leaf in expected.items():
+            # On the same number of processes, to the bit.
+            within = 0 if after == 2 else 1e-3
+            np.testing.assert_allclose(found[path], leaf, rtol=0, atol=within)
