@@ -239,6 +239,15 @@ def _function(program: Any) -> Any:
     return getattr(function, "func", function)
 
 
+def _code(function: Any) -> Any:
+    """What tells the code of functions apart; of a loop's, that of its steps."""
+    if isinstance(loop := getattr(function, "__self__", None), Steps):
+        step = getattr(loop.work, "step", None)
+        return type(loop.work), _code(step), _code(loop.measure)
+    function = getattr(function, "func", function)
+    return getattr(function, "__code__", function)
+
+
 def _name(program: Any) -> str:
     return _function(program).__name__.strip("_<>")
 
@@ -320,8 +329,7 @@ class Counting:
         """
         leaves, structure = jax.tree.flatten((args, named))
         shapes = tuple(map(_shape, leaves))
-        code = getattr(_function(program), "__code__", program)
-        key = name.split()[-1], code, structure, shapes
+        key = name.split()[-1], _code(_function(program)), structure, shapes
         if key not in self._known:
             traced = program.trace(*args, **named)
             loop, memory = costs.of_jaxpr(traced.jaxpr)

@@ -10,6 +10,7 @@ import pytest
 from mosaic_jax.cli import launch
 from mosaic_jax.core import programs
 from mosaic_jax.core.costs import Counts, Loop
+from mosaic_jax.core.steps import Repeated, Steps
 from mosaic_jax.data import sources
 from mosaic_jax.fl.robust import Median
 from mosaic_jax.fl.sending import Sending
@@ -41,6 +42,23 @@ def test_programs_of_one_name_are_not_taken_for_each_other():
     assert [one.loop.total().flops for one in seen] == [0, 2 * 2 * 8**3]
     again = examine(jax.jit(small), (x,), {}, "other lambda")
     assert again is seen[0]
+
+
+def test_nor_are_loops_of_one_name():
+    def small(args, state, number):
+        return state + 1, {}
+
+    def large(args, state, number):
+        return state @ state, {}
+
+    examine, x = rehearsal.Counting(), np.zeros((8, 8), np.float32)
+    flops = []
+    for step in (small, large):
+        steps = Steps("train", Repeated(step), (), x, 4, 2, 1)
+        args = (), x, np.int32(0), np.int32(1)
+        seen = examine(jax.jit(steps.window), args, {}, "any train")
+        flops.append(seen.loop.total().flops)
+    assert flops[0] == 0 < flops[1]
 
 
 def told(capsys, *, target, **fields):
