@@ -75,6 +75,7 @@ def test_profile_of_a_stage(tmp_path):
     assert list(tmp_path.glob("profile/init/round/**/*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_seeds(alone, tmp_path, capsys):
     fields = FIELDS | {"warmup__rounds": 0, "finetune__rounds": 0}
     config = tiny.config(**fields, seeds=2)

@@ -57,6 +57,7 @@ def test_summary_is_complete_and_measured(finished):
     assert counts.sum() == len(study.data.clients.images.label)
 
 
+@pytest.mark.slow
 def test_the_same_seed_again_is_the_same_bit_for_bit(finished, tmp_path):
     first, summary, _ = finished
     again = runner.Experiment(tiny.study(warmup__rounds=2), tmp_path / "again")

@@ -78,6 +78,7 @@ def test_a_stage_of_another_study_runs_again(runs, tmp_path, caplog, name, what)
         assert "belongs to another study" in caplog.text
 
 
+@pytest.mark.slow
 def test_reused_only_if_it_says_so_itself(runs, tmp_path, caplog):
     """The same in a directory to reuse from, which is left as it is."""
     workdir, expected = runs["mine"]

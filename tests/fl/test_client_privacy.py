@@ -51,6 +51,7 @@ def test_all_clients_in_every_round_is_one_gaussian(epsilon, rounds):
     assert local.of_clients.noise == pytest.approx(2 * found.of_clients.noise)
 
 
+@pytest.mark.slow
 def test_some_clients_in_every_round_need_less():
     """By the accountant's own sampling without replacement, of clients replaced."""
     found = planned(participants=5)

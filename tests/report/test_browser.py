@@ -83,6 +83,7 @@ def test_in_a_browser(folder, which):
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.slow
 def test_charts_take_the_place_of_drawings_on_screens_alone(folder):
     path = page.write(folder / "few", interactive=True)
     for view in views(path, (400, "light"), (1200, "dark")):
