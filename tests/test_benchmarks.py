@@ -8,7 +8,15 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import accuracy, agreement, environments, search, timing, worker
+from benchmarks import (
+    accuracy,
+    agreement,
+    environments,
+    private_accuracy,
+    search,
+    timing,
+    worker,
+)
 from mosaic_jax.cli import config_files
 from mosaic_jax.core import schema
 from mosaic_jax.run import methods, settings
@@ -261,3 +269,30 @@ def test_tables_of_accuracy_have_means_and_refuse_unequal_terms():
     for name, value in (("split", "another"), ("rounds", 45)):
         with pytest.raises(AssertionError, match=f"seed 0: unequal {name}"):
             accuracy.table([*cells, cell("feddf", 0, 0.5, **{name: value})])
+
+
+def test_studies_that_privacy_stops_are_counted_and_have_no_accuracy():
+    def cell(seed, epsilon, **test):
+        key = {"name": "digits", "seed": seed, "method": "mosaic", "epsilon": epsilon}
+        return key | {"test": test}
+
+    cells = [
+        cell(0, "inf", teacher=0.9, final=0.94),
+        cell(1, "inf", teacher=0.8, final=0.96),
+        cell(0, "8.0", teacher=0.1, final=0.12),
+        cell(1, "8.0"),
+    ]
+    assert private_accuracy.table(cells).splitlines() == [
+        "| epsilon | ended | inf | 8.0 | 3.0 | 1.0 |",
+        "|---|---|---|---|---|---|",
+        "| mosaic, teacher | 2, 1, 0, 0 | 85.0 ± 7.1 | 10.0 |  |  |",
+        "| mosaic, final | 2, 1, 0, 0 | 95.0 ± 1.4 | 12.0 |  |  |",
+    ]
+
+
+@pytest.mark.parametrize("method", private_accuracy.METHODS)
+def test_private_studies_of_the_table_are_valid(method):
+    found = private_accuracy.study_of("digits", 0, method, 3.0)
+    assert found.privacy.epsilon == 3.0
+    plain = private_accuracy.study_of("digits", 0, method, float("inf"))
+    assert not plain.privacy.of_images
