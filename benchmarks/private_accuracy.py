@@ -55,7 +55,7 @@ def measure(key: dict[str, Any], root: pathlib.Path) -> None:
     config = study_of(**key)
     for cell in timing.kept(PATH):
         same = all(cell[name] == _plain(key)[name] for name in KEY)
-        if same and accuracy.is_of_today(cell, config):
+        if same and is_of_today(cell):
             return
     folder = root / f"{key['name'].replace(':', '_')}_{key['seed']}_{key['epsilon']}"
     try:
@@ -68,6 +68,12 @@ def measure(key: dict[str, Any], root: pathlib.Path) -> None:
     print(json.dumps(cell), flush=True)
 
 
+def is_of_today(cell: dict[str, Any]) -> bool:
+    """Whether a cell has the settings that its study has today."""
+    name, seed, method, epsilon = (cell[part] for part in KEY)
+    return accuracy.is_of_today(cell, study_of(name, seed, method, float(epsilon)))
+
+
 def _plain(key: dict[str, Any]) -> dict[str, Any]:
     """A cell's key as JSON has it, which knows no infinity."""
     return key | {"epsilon": str(key["epsilon"])}
@@ -75,6 +81,8 @@ def _plain(key: dict[str, Any]) -> dict[str, Any]:
 
 def table(cells: Sequence[dict[str, Any]]) -> str:
     """Markdown: a row for each method and model, a column for each epsilon.
+
+    Cells of other settings are to be left out before.
 
     The column "ended" has how many studies came to an end at each epsilon.
     """
@@ -113,7 +121,7 @@ def main() -> None:
             for method in args.methods.split(","):
                 key = {"name": args.name, "seed": seed}
                 measure(key | {"method": method, "epsilon": epsilon}, root)
-    cells = timing.kept(PATH)
+    cells = [cell for cell in timing.kept(PATH) if is_of_today(cell)]
     for name in sorted({cell["name"] for cell in cells}):
         print(f"\n{name}\n\n{table([c for c in cells if c['name'] == name])}")
 

@@ -290,6 +290,13 @@ def test_studies_that_privacy_stops_are_counted_and_have_no_accuracy():
     ]
 
 
+def test_what_was_measured_at_an_epsilon_is_of_todays_settings():
+    cells = timing.kept(private_accuracy.PATH)
+    assert cells and all(map(private_accuracy.is_of_today, cells))
+    old = cells[0] | {"settings": cells[0]["settings"] | {"local.steps": 99}}
+    assert not private_accuracy.is_of_today(old)
+
+
 @pytest.mark.parametrize("method", private_accuracy.METHODS)
 def test_private_studies_of_the_table_are_valid(method):
     found = private_accuracy.study_of("digits", 0, method, 3.0)

@@ -329,7 +329,7 @@ class Counting:
         """
         leaves, structure = jax.tree.flatten((args, named))
         shapes = tuple(map(_shape, leaves))
-        key = name.split()[-1], _code(_function(program)), structure, shapes
+        key = name.split()[-1], _code(program.__wrapped__), structure, shapes
         if key not in self._known:
             traced = program.trace(*args, **named)
             loop, memory = costs.of_jaxpr(traced.jaxpr)

@@ -150,13 +150,13 @@ class OwnSteps(Work):
         carry: Tree,
         first: Array,
         count: Array,
-        client: Client,
-        each: Tree,
-        shared: Tree,
-        images: LabelledImages,
+        *given: Any,
     ) -> Tree:
-        """State and tally of one client after its steps `first` to + `count` - 1."""
-        step_at = self._steps(key, first, count, client, each, shared, images)
+        """State and tally of one client after its steps `first` to + `count` - 1.
+
+        What it is `given` further is as of `_steps`.
+        """
+        step_at = self._steps(key, first, count, *given)
 
         def body(j: Array, carry: Tree) -> Tree:
             state, (sums, done) = carry
