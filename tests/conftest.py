@@ -1,5 +1,6 @@
 """Four devices; programs compile fast, not run fast, and are kept between runs."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -28,6 +29,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
+
+# JAX keeps millions of small objects, which are looked through in vain.
+gc.set_threshold(100_000, 50, 100)
 
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))

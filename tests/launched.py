@@ -42,11 +42,14 @@ def run(workdir, *more, config=CONFIG):
     )
 
 
-def start(workdir, *more, config=CONFIG, **changes):
-    """The study's process, under way; `changes` as of `subprocess.Popen`."""
+def start(workdir, *more, config=CONFIG, before=(), **changes):
+    """The study's process, under way, with the words `before` in front of its command.
+
+    The `changes` are those of `subprocess.Popen`.
+    """
     given = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL}
     return subprocess.Popen(
-        command(workdir, *more, config=config),
+        [*before, *command(workdir, *more, config=config)],
         cwd=ROOT,
         text=True,
         **{"env": environment()} | given | changes,

@@ -27,8 +27,21 @@ def start(workdirs, more, count=2, largest_file=None, ids=None):
     return [process.returncode for process in processes], output
 
 
-def launch(workdirs, more, count=2, largest_file=None, ids=None):
-    """The processes, which run; their numbers are `ids`, or 0, 1, ..."""
+def launch(
+    workdirs,
+    more,
+    count=2,
+    largest_file=None,
+    ids=None,
+    host="127.0.0.1",
+    inside=None,
+    output=None,
+):
+    """The processes, which run; their numbers are `ids`, or 0, 1, ...
+
+    Process i is found at `host` where i is 0, has the words `inside[i]` before its
+    command, and writes to the file `output[i]`, or to a pipe.
+    """
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
@@ -36,15 +49,16 @@ def launch(workdirs, more, count=2, largest_file=None, ids=None):
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    shared = [*FIELDS, f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}"]
+    shared = [*FIELDS, f"--coordinator={host}:{port}", f"--num_processes={count}"]
     return [
         launched.start(
             workdirs[i],
             *shared,
             *more[i],
             f"--process_id={ids[i] if ids else i}",
+            before=(inside or {}).get(i, ()),
             env=launched.environment() | {"XLA_FLAGS": launched.flags_of_one_device()},
-            stdout=subprocess.PIPE,
+            stdout=output[i] if output else subprocess.PIPE,
             stderr=subprocess.STDOUT,
             preexec_fn=limited if largest_file and i == 0 else None,
         )

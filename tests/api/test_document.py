@@ -6,6 +6,7 @@ import sys
 import types
 
 import numpy as np
+import pytest
 
 DOCUMENT = pathlib.Path(__file__).parents[2] / "docs" / "library.md"
 
@@ -18,6 +19,7 @@ def my_data():
     return image[30:], label[30:], image[:30], label[:30]
 
 
+@pytest.mark.slow
 def test_the_document(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     notebook = types.ModuleType("notebook_of_the_document")

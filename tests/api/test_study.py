@@ -281,6 +281,7 @@ def test_pandas_is_asked_for(finished, monkeypatch):
         result.frame([], "result.history")
 
 
+@pytest.mark.slow
 def test_rectangles_of_a_column_of_writers(tmp_path):
     """Any size that the network takes; what a loaded model is given becomes that."""
     image, label = images()

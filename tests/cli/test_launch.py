@@ -43,7 +43,9 @@ launch.run({"compute": {"devices": int(sys.argv[1])}}, None)
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="there is one core")
-@pytest.mark.parametrize(("asked", "there"), [(0, 1), (2, 2), (10**6, 1)])
+@pytest.mark.parametrize(
+    ("asked", "there"), [(2, 2), pytest.param(0, 1, marks=pytest.mark.slow), (10**6, 1)]
+)
 def test_devices_are_made_of_cores(asked, there):
     env = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-c", START, str(asked)]

@@ -204,6 +204,7 @@ def test_a_resumed_run_compiles_once_more(monkeypatch, tmp_path):
     check(counts, each=2)
 
 
+@pytest.mark.slow
 def test_rounds_with_states_in_host_memory(monkeypatch, tmp_path):
     config = study("fedbn", **ROUNDS_ONLY, compute__client_state="host")
     with counted(monkeypatch) as (found, asked, windows):

@@ -37,6 +37,7 @@ def alone(tmp_path_factory):
     return workdir, summary
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(alone, tmp_path):
     codes, output = several.start([tmp_path / "run"] * 2, [[], []])
     assert codes == [0, 0], output

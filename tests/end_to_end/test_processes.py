@@ -29,6 +29,7 @@ def test_another_setting_is_one_line_in_each(tmp_path):
     assert not list(tmp_path.glob("run/stages/*/*"))
 
 
+@pytest.mark.slow
 def test_a_missing_data_folder_in_one_ends_both(tmp_path):
     begin = time.monotonic()
     codes, output = several.start(
@@ -87,6 +88,7 @@ def test_one_that_reuses_stages_and_one_that_does_not(tmp_path):
         assert any("found by --reuse_from" in line for line in errors_in(text)), text
 
 
+@pytest.mark.slow
 def test_one_that_only_estimates(tmp_path):
     codes, output = several.start([tmp_path / "run"] * 2, [["--dry_run"], []])
     assert codes == [2, 2], output

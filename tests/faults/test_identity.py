@@ -95,6 +95,7 @@ def test_reused_only_if_it_says_so_itself(runs, tmp_path, caplog):
     assert (folder / "done.json").exists()
 
 
+@pytest.mark.slow
 def test_artifacts_of_two_stages_swapped(runs, tmp_path, caplog):
     workdir, expected = runs["mine"]
     shutil.copytree(workdir, tmp_path / "run")
@@ -108,6 +109,7 @@ def test_artifacts_of_two_stages_swapped(runs, tmp_path, caplog):
     assert "stage warmup runs again" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_study(runs, tmp_path, caplog):
     for name in ("mine", "rate"):
         changes = MINE if name == "mine" else OTHERS[name]

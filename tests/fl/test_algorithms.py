@@ -66,23 +66,6 @@ def test_fedbn_without_batch_norm_is_fedavg_bit_for_bit():
     same(one, other)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        algorithms.FedAvg(),
-        algorithms.FedProx(mu=0.1),
-        algorithms.FedBN(),
-        algorithms.FedRS(alpha=0.5, **FEDRS),
-        algorithms.FedDyn(alpha=0.1),
-    ],
-    ids=lambda algorithm: type(algorithm).__name__,
-)
-def test_order_of_clients_does_not_matter(algorithm):
-    data = tiny.dataset(SIZES)
-    turned = data.replace(client=trees.take(data.client, np.array([2, 0, 1])))
-    close(run(algorithm, data=turned)[0].model, run(algorithm, data=data)[0].model)
-
-
 def test_fedprox_penalty_by_hand():
     old, new = {"w": jnp.zeros(2)}, {"w": jnp.array([1.0, 2.0])}
     seen = tiny.seen(model=ModelState(old, {}))

@@ -6,11 +6,18 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from mosaic_jax.core import files
 from mosaic_jax.report import glossary, headline, html, page, runs
 from mosaic_jax.stages import sections
 from tests.report import saved
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    """The page of the run of few clients."""
+    return page.write(folder / "few").read_text()
 
 
 def headings(text):
@@ -25,8 +32,8 @@ def add_stage(run, name, content, pictures=()):
     files.write_json(run / "summary.json", summary)
 
 
-def test_sections_stand_in_order_and_once(folder):
-    assert headings(page.write(folder / "few").read_text()) == [
+def test_sections_stand_in_order_and_once(text):
+    assert headings(text) == [
         "Accuracy",
         "Training",
         "Classes",
@@ -40,8 +47,8 @@ def test_sections_stand_in_order_and_once(folder):
     ]
 
 
+@pytest.mark.usefixtures("text")
 def test_everything_is_drawn(folder):
-    page.write(folder / "few")
     names = {path.stem for path in (folder / "few" / "figures").glob("*.png")}
     assert names == {
         "accuracy",
@@ -77,8 +84,7 @@ def test_a_stage_nobody_knows_has_its_section(tmp_path):
     assert text.index("It was dear.") > text.index('id="costs"')
 
 
-def test_headline_numbers(folder):
-    text = page.write(folder / "few").read_text()
+def test_headline_numbers(text):
     cards = dict(
         (name, value)
         for value, name in re.findall(
@@ -94,8 +100,7 @@ def test_headline_numbers(folder):
     assert '<th scope="row">coverage</th><td>0.900 [0.500, 0.525]</td>' in text
 
 
-def test_findings_on_clients_are_columns(folder):
-    text = page.write(folder / "few").read_text()
+def test_findings_on_clients_are_columns(text):
     for column in ("own model after FedAvg", "generator", "membership AUC"):
         assert f'<th scope="col">{column}</th>' in text
 
@@ -139,8 +144,7 @@ def test_damaged_pictures_are_left_out(tmp_path, caplog):
     assert "is damaged; the report is without it" in caplog.text
 
 
-def test_the_headline(folder, tmp_path):
-    text = page.write(folder / "few").read_text()
+def test_the_headline(text, folder, tmp_path):
     told = re.search(r'<p class="headline">(.*?)</p>', text)[1].replace("\xa0", " ")
     assert told.startswith("Final model 80.0 %: 30.0 points above FedAvg (50.0 %); its")
     assert (
@@ -157,8 +161,7 @@ def test_the_headline(folder, tmp_path):
     assert told.replace("\xa0", " ") == "Mosaic 80.0 % after 12 rounds."
 
 
-def test_terms_are_told_where_they_stand_and_below(folder):
-    text = page.write(folder / "few").read_text()
+def test_terms_are_told_where_they_stand_and_below(text):
     meaning = glossary.TERMS["teacher"]
     assert f'<abbr title="{meaning}">teacher</abbr>' in text
     assert f"<dt>teacher</dt><dd>{meaning}</dd>" in text
@@ -166,8 +169,7 @@ def test_terms_are_told_where_they_stand_and_below(folder):
     assert ">FedAvg</th>" in text and ">init</th>" not in text
 
 
-def test_figures_carry_their_numbers(folder):
-    text = page.write(folder / "few").read_text()
+def test_figures_carry_their_numbers(text):
     found = dict(
         re.findall(r'download="(\w+).csv" href="data:text/csv;base64,(.*?)"', text)
     )
@@ -178,8 +180,7 @@ def test_figures_carry_their_numbers(folder):
     assert lines[:2] == ["series,step,loss", "loss,2,1"]
 
 
-def test_images_are_large_at_the_ends_of_training(folder):
-    text = page.write(folder / "few").read_text()
+def test_images_are_large_at_the_ends_of_training(text):
     pairs = re.search(r'<ul class="pairs">(.*?)</ul>', text, re.DOTALL)[1]
     assert pairs.count("<li>") == 4 and pairs.count("<img") == 8
     assert "<span>real</span>" in pairs and "after 50 %" not in pairs

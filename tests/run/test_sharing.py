@@ -102,6 +102,7 @@ def test_an_evaluation():
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.slow
 def test_experts(platform):
     """On accelerators those of one device run together, as grouped convolutions."""
     ensemble, teacher, *_ = test_refinement.setting()

@@ -189,6 +189,7 @@ def test_training_moves_generator_and_student_and_keeps_teachers(name):
 @pytest.mark.parametrize(
     "name", ["fedftg", pytest.param("dfrd", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_without_iterations_it_is_fedavg(name):
     fedavg = run().model
     server = method(name, iterations=0)
@@ -280,7 +281,13 @@ def constant(model, *logits):
     return model.replace(params=model.params | {"fc": fc})
 
 
-@pytest.mark.parametrize("counts", [[[3, 1, 0, 4]], [[3, 1, 0, 4], [1, 0, 0, 2]]])
+@pytest.mark.parametrize(
+    "counts",
+    [
+        [[3, 1, 0, 4], [1, 0, 0, 2]],
+        pytest.param([[3, 1, 0, 4]], marks=pytest.mark.slow),
+    ],
+)
 def test_fedftg_teaches_the_softmax_of_its_clients(counts, student):
     """Shares of a class sum to 1: clients that agree are one teacher."""
     server = method(
@@ -313,6 +320,7 @@ def test_fedftg_teaches_the_softmax_of_its_clients(counts, student):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_order_of_clients_changes_nothing(name, teachers, student):
     server = method(name, student_learning_rate=0.1)
     clients = teachers.client_model

@@ -50,11 +50,12 @@ WITHIN_ROUNDS = [
 NAMES = [*algorithms.ALGORITHMS, *WITHIN_ROUNDS]
 every_method = pytest.mark.parametrize("name", NAMES)
 # Those whose programs are large have the tests of this kind in the long form alone.
+# One of them stands for the rest in the short form.
 LARGE = {
     name
     for name in NAMES
-    if name in server.METHODS
-    or issubclass(algorithms.ALGORITHMS[name], PartialTraining)
+    if (name in server.METHODS and name != "fedgen")
+    or issubclass(algorithms.ALGORITHMS.get(name, object), PartialTraining)
 }
 every_method_large_ones_long = pytest.mark.parametrize(
     "name",
@@ -184,7 +185,7 @@ def test_everything_is_finite_and_moves(name):
         assert found == () or trees.digest(found.params) != trees.digest(old.params)
 
 
-@every_method
+@every_method_large_ones_long
 def test_rounds_keep_the_types_of_their_state(name):
     """So that a loop of rounds is traced and compiled once."""
     data = tiny.dataset(SIZES)
@@ -198,7 +199,7 @@ def test_rounds_keep_the_types_of_their_state(name):
     assert jax.tree.map(types, after) == jax.tree.map(types, state)
 
 
-@every_method
+@every_method_large_ones_long
 def test_order_of_clients_does_not_matter(name):
     data, order = tiny.dataset(SIZES), np.array([2, 3, 0, 1])
     turned = data.replace(client=trees.take(data.client, order))
@@ -229,7 +230,7 @@ def test_a_client_of_weight_0_changes_nothing(name):
     close(of_clients(state, rows), without)
 
 
-@every_method
+@every_method_large_ones_long
 def test_resume_is_bit_for_bit(name, tmp_path):
     data = tiny.dataset(SIZES)
     state, _ = run(name, data, start(name), range(1))

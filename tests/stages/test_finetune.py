@@ -90,6 +90,7 @@ def test_weight_0_is_no_anchor_and_more_holds_clients(kind):
         assert distance(near, artifacts) < 0.9 * distance(free, artifacts)
 
 
+@pytest.mark.slow
 def test_rounds_that_ruin_the_model_are_undone(caplog):
     init, found, artifacts = finetuned(**BAD)
     assert digest(found) == trees.digest(jax.device_get(artifacts["student"]))
@@ -159,6 +160,7 @@ def test_without_validation_images_nothing_is_checked(caplog):
     assert sum("nothing is checked" in r.message for r in caplog.records) == 1
 
 
+@pytest.mark.slow
 def test_studies_without_a_student_are_not_checked(caplog):
     changes = BAD | {"method": "federated", "warmup__rounds": 0}
     with caplog.at_level("INFO", "mosaic_jax"):
