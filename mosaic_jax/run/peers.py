@@ -17,8 +17,9 @@ from jax._src import distributed  # the store has no public name
 
 from mosaic_jax.run.last_words import LastWords
 
-# Keys of the store: why processes gave up, and which ones have left.
+# Keys of the store: why processes gave up, how many they miss, and which have left.
 GAVE_UP, _LEFT = "mosaic_jax/gave_up/", "mosaic_jax/left/"
+_LOST = "mosaic_jax/lost/"
 # Seconds that the coordinator, which keeps the store, waits for the others to end.
 LAST_TO_LEAVE = 10.0
 # Held by the one thread that ends this process.
@@ -76,11 +77,15 @@ def leave(message: str, code: int, *, tell: str = "", lost: int = 0) -> NoReturn
     """
     _begin_to_leave(message, code)
     try:
+        if lost:
+            store().key_value_set(f"{_LOST}{index()}", str(lost))
         if tell:
             store().key_value_set(f"{GAVE_UP}{index()}", tell)
         store().key_value_set(f"{_LEFT}{index()}", "")
         if index() == 0:
-            rest = count() - lost
+            # Whoever told this process to leave may have missed one before it did.
+            missed = store().key_value_dir_get(_LOST)
+            rest = count() - max((int(number) for _, number in missed), default=0)
             _wait(lambda: len(store().key_value_dir_get(_LEFT)) >= rest)
     finally:
         end(code)

@@ -32,19 +32,12 @@ FIELDS = (
     "--config.meta.steps=60",
     "--config.distill.steps=60",
     "--config.finetune.rounds=20",
+    "--config.evaluation.every=5",
+    "--config.log.every_steps=10",
 )
 NETWORK = "10.213.71"
 RUNNING = re.compile(r" ([\w@]+): running$", re.MULTILINE)
 STEP = re.compile(r"^\S+ ([\w@]+) \w+ \d+  ", re.MULTILINE)
-STAGES = (
-    "init",
-    "generators",
-    "prototypes",
-    "experts",
-    "meta",
-    "distill",
-    "finetune",
-)
 
 
 @dataclasses.dataclass
@@ -146,14 +139,17 @@ def cut_off(workdir, count, stage, number):
 def disk_full(workdir, count, stage, number):
     """One has the stage's checkpoints on a disk of its own that is almost full."""
     (folder,) = workdir.glob(f"stages/{stage}/*/checkpoints/*")
-    pages = sum(-(-path.stat().st_size // 4096) + 1 for path in folder.rglob("*"))
+    for path in folder.glob("[0-9]*"):
+        if not (path / checkpoint.SEAL).exists():  # would be removed, and make room
+            shutil.rmtree(path)
     script = (
-        'cp -a "$0" "$1" && mount -t tmpfs -o size=$2k tmpfs "$0" && cp -a "$1/." "$0"'
-        ' && shift 2 && exec "$@"'
+        'cp -a "$0" "$1" && mount -t tmpfs tmpfs "$0" && cp -a "$1/." "$0"'
+        ' && used=$(df -k --output=used "$0" | tail -n 1)'
+        ' && mount -o "remount,size=$((used + 100))k" tmpfs "$0" && shift && exec "$@"'
     )
-    copy, size = workdir.parent / "copy", 4 * pages + 100
+    copy = workdir.parent / "copy"
     prefix = ["unshare", "--mount", "sh", "-c", script, str(folder), str(copy)]
-    with Start(workdir, count, inside={number: [*prefix, str(size)]}) as start:
+    with Start(workdir, count, inside={number: prefix}) as start:
         seconds = start.seconds_to_end()
         shutil.rmtree(copy)
         return seconds, start.told(number), start.codes()
@@ -237,8 +233,8 @@ FAULTS = (
     (disk_full, "init", "no space left on the disk"),
     (killed, "generators", ""),
     (stopped, "generators", ""),
-    (killed, "prototypes", ""),
     (killed, "experts", ""),
+    (killed, "prototypes", ""),
     (killed, "meta", ""),
     (killed, "distill", ""),
     (cut_off, "distill", ""),
