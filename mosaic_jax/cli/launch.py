@@ -123,7 +123,7 @@ def _local(field: str, place: str, *, needed: bool = True) -> pathlib.Path:
       needed: whether there must be a finished stage.
     """
     if files.is_url(place):
-        return mirrors.finished_stages(field, place, needed=needed)
+        return mirrors.finished_stages(f"{field} = {place}", place, needed=needed)
     return pathlib.Path(place)
 
 

@@ -70,8 +70,9 @@ class Mirror:
         self.url, self.base, self.folder = copy.url, base, base / _name(copy.url)
         self._store, self._lease = copy, lease.Lease(copy)
         self._known_by = base / "sent.json"
-        # Names that the store has, as far as the first process knows.
-        self._there: set[str] = set()
+        # Names that the store has, as far as the first process knows, and how many
+        # files were sent so far.
+        self._there, self._count = set[str](), 0
         try:
             known = files.read_json(self._known_by)
             self._identity: str = known["identity"]
@@ -102,8 +103,8 @@ class Mirror:
             if is_latest:
                 sent = self._sent.items()
                 self._sent = {n: stamp for n, stamp in sent if sizes.get(n) == stamp[0]}
-                self._send(range(_RECORDS + 1))
-                self._remove()
+                self._send([0])
+                self._seal()
         processes.exchange("the store is up to date")
         if processes.several() or not is_latest:
             self._fetch()
@@ -156,6 +157,7 @@ class Mirror:
 
     def _sent_together(self) -> str:
         """Send what is new; returns why that was not possible, "" if it was."""
+        begin, count = time.monotonic(), self._count
         with Stopwatch.waits():
             problem = self._tried(self._data)
             # What the first process sent it knows by itself.
@@ -167,7 +169,10 @@ class Mirror:
             if environment.is_primary() and not problem:
                 for _, names in problems:
                     self._there |= set(names)
-                problem = self._tried(self._seals)
+                problem = self._tried(self._seal)
+        if self._count > count:
+            told = self._count - count, self.url, time.monotonic() - begin
+            _log.info("sent %d files to %s in %.1f s", *told)
         return problem
 
     def _tried(self, send: Callable[[], None]) -> str:
@@ -184,10 +189,15 @@ class Mirror:
         if not self._lease.lost:
             self._send([0])
 
-    def _seals(self) -> None:
-        """Send the rest, once the parts of all processes are there."""
+    def _seal(self) -> None:
+        """Send seals and records once what they are about is there, and tidy up."""
         self._send(range(1, _RECORDS + 1))
-        self._remove()
+        gone = {name for name in self._there if not self._is_kept(name)}
+        if gone:
+            self._store.remove(gone)
+            self._there -= gone
+            self._sent = {n: stamp for n, stamp in self._sent.items() if n not in gone}
+        self._remember()
 
     def _send(self, ranks: Collection[int]) -> None:
         """Send new and changed files of these ranks, one rank after the other."""
@@ -202,21 +212,7 @@ class Mirror:
                 self._store.put(found, self.folder)
                 self._sent |= found
                 self._there |= set(found)
-                self._moved += len(found)
-                self._remember()
-
-    def _remove(self) -> None:
-        """Remove what stages had and have no more: old checkpoints, in most cases."""
-        gone = {
-            name
-            for name in self._there
-            if "stages" in pathlib.PurePosixPath(name).parts and not self._is_kept(name)
-        }
-        if gone:
-            self._store.remove(gone)
-            self._there -= gone
-            self._sent = {n: stamp for n, stamp in self._sent.items() if n not in gone}
-            self._remember()
+                self._count += len(found)
 
     def _own(self) -> dict[str, Stamp]:
         """The files that this process sends: its parts; the first, everything else."""
@@ -238,10 +234,13 @@ class Mirror:
         return found
 
     def _is_kept(self, name: str) -> bool:
-        """Whether the first process has a file, or the checkpoint of a part."""
+        """Whether the first process has a file, or the checkpoint of a part.
+
+        Stages alone have files that pass: what else is in the store stays there.
+        """
         if part := _PART.fullmatch(name):
             return (self.folder / part["folder"] / part["step"]).is_dir()
-        return (self.folder / name).exists()
+        return not _is_of_stage(name) or (self.folder / name).exists()
 
     def _fetch(self) -> None:
         """Make the folder what the store has; it is never there in part."""
@@ -287,7 +286,7 @@ def opened(workdir: str) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
     if not files.is_url(workdir):
         yield pathlib.Path(workdir), None
         return
-    copy = object_store.connect("--workdir", workdir)
+    copy = object_store.connect(f"--workdir = {workdir}", workdir)
     mirror = Mirror(copy, _cache_of(workdir) / str(peers.index()))
     mirror.base.mkdir(parents=True, exist_ok=True)
     with environment.locked(mirror.base, workdir), contextlib.ExitStack() as held:
@@ -304,11 +303,11 @@ def opened(workdir: str) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
         mirror.end()
 
 
-def finished_stages(field: str, url: str, *, needed: bool = True) -> pathlib.Path:
+def finished_stages(told: str, url: str, *, needed: bool = True) -> pathlib.Path:
     """A local copy of the finished stages below a URL, with the run's summary.
 
     Args:
-      field: name of the setting or option that holds the URL, for messages.
+      told: how messages begin, such as "--reuse_from = URL".
       url: of a run directory, which others may be working in.
       needed: whether it is an error if there is none.
 
@@ -316,7 +315,7 @@ def finished_stages(field: str, url: str, *, needed: bool = True) -> pathlib.Pat
       ConfigError: there is none, or the scheme is unknown or needs a package.
       StoreError: the store cannot be reached.
     """
-    copy = object_store.connect(field, url)
+    copy = object_store.connect(told, url)
     base = _cache_of(url) / "read"
     base.mkdir(parents=True, exist_ok=True)
     folder, fresh = base / _name(url), base / "fetched.partial"
@@ -325,7 +324,7 @@ def finished_stages(field: str, url: str, *, needed: bool = True) -> pathlib.Pat
         sizes = copy.sizes()
         records = {name for name in sizes if name.endswith(f"/{store.RECORD}")}
         if needed and not records:
-            raise errors.ConfigError(f"{field} = {url}: no finished stage is there")
+            raise errors.ConfigError(f"{told}: no finished stage is there")
         summaries = {name for name in sizes if name.endswith("summary.json")}
         shutil.rmtree(fresh, ignore_errors=True)
         copy.get(records | summaries, fresh)
@@ -336,6 +335,8 @@ def finished_stages(field: str, url: str, *, needed: bool = True) -> pathlib.Pat
         }
         stages = {name for name in sizes if _is_finished(name, changed)}
         copy.get(stages - records, fresh)
+        for name in changed:
+            shutil.rmtree(folder / name, ignore_errors=True)
         for name in sorted(stages | summaries, key=_rank):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (fresh / name).replace(folder / name)
@@ -357,8 +358,12 @@ def _content(path: pathlib.Path) -> bytes | None:
 
 def _rank(name: str) -> int:
     """When a file is sent, from 0 on."""
-    path = pathlib.PurePosixPath(name)
-    return _SEALS.get(path.name, 0) if "stages" in path.parts else _RECORDS
+    last = pathlib.PurePosixPath(name).name
+    return _SEALS.get(last, 0) if _is_of_stage(name) else _RECORDS
+
+
+def _is_of_stage(name: str) -> bool:
+    return "stages" in pathlib.PurePosixPath(name).parts
 
 
 def _check_kind(url: str, sizes: Mapping[str, int], *, is_known: bool) -> None:

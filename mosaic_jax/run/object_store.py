@@ -92,20 +92,19 @@ class ObjectStore:
             raise errors.StoreError(f"{self.url}: {told}") from error
 
 
-def connect(field: str, url: str) -> ObjectStore:
+def connect(told: str, url: str) -> ObjectStore:
     """The store that a URL such as gs://BUCKET/RUN names; it is not asked for anything.
 
     Credentials, endpoints and the like are those of fsspec and of the package for the
     scheme: their files and environment variables.
 
     Args:
-      field: name of the setting or option that holds the URL, for messages.
+      told: how messages begin, such as "--workdir = URL".
       url: of the run directory.
 
     Raises:
       ConfigError: the scheme is unknown, or the package for it is not installed.
     """
-    told = f"{field} = {url}"
     try:
         core = importlib.import_module("fsspec.core")
     except ImportError as error:

@@ -83,7 +83,8 @@ class Experiment:
             if not (path / "stages").is_dir():
                 raise errors.ConfigError(f"--reuse_from = {path}: no run directory")
         config_file.check_same_study(self.workdir, settings)
-        if start.is_of_run(settings.model.start, self.workdir):
+        places = [self.workdir, *([mirror.url] if mirror else [])]
+        if any(start.is_of_run(settings.model.start, place) for place in places):
             raise errors.ConfigError(
                 f"model.start = {settings.model.start!r}: must be another run than"
                 f" --workdir = {self.workdir}, which it would change"

@@ -1,0 +1,181 @@
+"""Studies whose run directory is a URL: on one machine, and on the next."""
+
+import json
+import shutil
+import signal
+
+import pytest
+
+import mosaic_jax
+from mosaic_jax.cli import launch, submit, sweep, watch
+from mosaic_jax.cli import run as program
+from mosaic_jax.core import errors, trees
+from mosaic_jax.run import runner, study
+from tests import launched, running, tiny
+
+SHORT = {
+    "method": "federated",
+    "init__rounds": 2,
+    "warmup__rounds": 0,
+    "finetune__rounds": 0,
+    "evaluation__every": 1,
+}
+# Where a machine is lost: in rounds, in the clients' own steps, between the loops of a
+# stage, on the server.
+MOMENTS = [
+    "init round 2 ",
+    "generators gan 4 ",
+    "prototypes: running",
+    "distill student 4 ",
+]
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """`machine(name)`: its cache; what is started from here on is started there."""
+
+    def go_to(name):
+        cache = tmp_path / name
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        return cache / "mosaic_jax" / "stores"
+
+    return go_to
+
+
+def config(**changes):
+    return tiny.config(**SHORT | changes).to_dict()
+
+
+def test_a_study_is_sent(machine, tmp_path, monkeypatch):
+    def drawn(folder):
+        (folder / "report.html").write_text("drawn")
+        return folder / "report.html"
+
+    monkeypatch.setattr(launch.report, "write", drawn)
+    url = f"file://{tmp_path}/store/run"
+    first, there = machine("one"), tmp_path / "store" / "run"
+    assert launch.run(config(), url) == 0
+    (folder,) = first.glob("*/0/run")
+    sent = {path.relative_to(there) for path in there.rglob("*") if path.is_file()}
+    here = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    assert sent == here
+    assert {"summary.json", "report.html", "split.json"} <= set(map(str, here))
+    assert json.loads((there / "progress.json").read_text())["state"] == "done"
+    assert json.loads((there / ".lock").read_text())["released"]
+
+
+@pytest.mark.slow
+def test_a_study_is_found_again(machine, tmp_path, capsys):
+    url = f"file://{tmp_path}/store/run"
+    first = machine("one")
+    assert launch.run(config(), url) == 0
+    (folder,) = first.glob("*/0/run")
+    machine("two")
+    capsys.readouterr()
+    assert launch.run(config(), url) == 0
+    told = capsys.readouterr().err
+    assert "init: reused from" in told and "init: running" not in told
+    # Of a folder, and of what is only looked at.
+    assert launch.run(config(), tmp_path / "other", reuse_from=[url]) == 0
+    told = capsys.readouterr().err
+    assert "init: reused from" in told and "init: running" not in told
+    assert launch.run(config(), url, dry_run="count") == 0
+    assert "finished already: init" in capsys.readouterr().out
+    # From it another study may start, but not itself.
+    start = f"{url}:init"
+    found = study.build(tiny.study(**SHORT, model__start=start)).start
+    expected = study.build(tiny.study(**SHORT, model__start=f"{folder}:init")).start
+    assert trees.digest(found) == trees.digest(expected)
+    assert launch.run(config(model__start=start), url) == 2
+    assert "must be another run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nothing://bucket/run", "Protocol not known: nothing: must be a URL that"),
+        ("oci://bucket/run", "needs the package ocifs: pip install ocifs"),
+        ("http://127.0.0.1:9/run", "http://127.0.0.1:9/run: "),
+    ],
+)
+def test_a_store_that_is_none_is_one_line_before_any_work(
+    machine, tmp_path, capsys, url, told
+):
+    machine("one")
+    words = ["--config", "digits_mosaic", f"--config.data.dir={tmp_path}/none"]
+    assert program.main([*words, "--workdir", url]) == 2
+    line, *more = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and told in line and not more
+    assert url in line
+
+
+BUCKET = "gs://bucket/run"
+WORDS = ["--config", "digits_mosaic", "--workdir", BUCKET]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(sweep, WORDS), (watch, [BUCKET])],
+    ids=["sweep", "watch"],
+)
+def test_what_needs_a_folder_says_so(command, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command.main(words) == 2
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "must be a folder: URLs are for" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_from_python_and_a_job_need_a_folder():
+    with pytest.raises(errors.ConfigError, match="must be a folder: URLs are for"):
+        mosaic_jax.Study(tiny.config(**SHORT), BUCKET)
+    with pytest.raises(errors.ConfigError, match="must be a folder: URLs are for"):
+        submit._of_run(WORDS)
+
+
+def stop_at(workdir, moment, signum):
+    """Start, send `signum` when the log shows `moment`; exit code and the log."""
+    log = []
+    with launched.start(workdir) as process:
+        for line in process.stderr:
+            log.append(line)
+            if moment in line:
+                process.send_signal(signum)
+                moment = "\0"
+    return process.returncode, "".join(log)
+
+
+def final_model(workdir):
+    work = runner.Experiment(tiny.study(warmup__rounds=2), workdir)
+    return trees.digest(running.artifacts(work)["finetune"]["final_model"])
+
+
+@pytest.mark.slow
+def test_lost_machines_cost_no_bit(machine, tmp_path):
+    """Each is killed and its disk is gone; the next one goes on with the store."""
+    done = launched.run(tmp_path / "undisturbed")
+    assert done.returncode == 0, done.stderr
+    url, there = f"file://{tmp_path}/store/run", tmp_path / "store" / "run"
+    for number, moment in enumerate(MOMENTS):
+        cache = machine(f"machine {number}")
+        code, log = stop_at(url, moment, signal.SIGKILL)
+        assert code == -signal.SIGKILL, log
+        assert "fetched" in log or not number
+        shutil.rmtree(cache)
+        # It is known to be dead: nobody has to wait for its lease to be old.
+        held = json.loads((there / ".lock").read_text())
+        (there / ".lock").write_text(json.dumps(held | {"time": 0.0}))
+    cache = machine("the last")
+    code, log = stop_at(url, "finetune round 2 ", signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert json.loads((there / "progress.json").read_text())["state"] == "interrupted"
+    machine("one more")
+    done = launched.run(url)
+    assert done.returncode == 0, done.stderr
+    assert "finetune round: resuming at step 2" in done.stderr
+    assert final_model(there) == final_model(tmp_path / "undisturbed")
+    summaries = [
+        json.loads((folder / "summary.json").read_text())["test_accuracy"]
+        for folder in (there, tmp_path / "undisturbed")
+    ]
+    assert summaries[0] == summaries[1]
