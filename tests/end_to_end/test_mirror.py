@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -10,8 +11,8 @@ import mosaic_jax
 from mosaic_jax.cli import launch, submit, sweep, watch
 from mosaic_jax.cli import run as program
 from mosaic_jax.core import errors, trees
-from mosaic_jax.run import runner, study
-from tests import launched, running, tiny
+from mosaic_jax.run import checkpoint, runner, study
+from tests import launched, running, several, tiny
 
 SHORT = {
     "method": "federated",
@@ -162,9 +163,7 @@ def test_lost_machines_cost_no_bit(machine, tmp_path):
         assert code == -signal.SIGKILL, log
         assert "fetched" in log or not number
         shutil.rmtree(cache)
-        # It is known to be dead: nobody has to wait for its lease to be old.
-        held = json.loads((there / ".lock").read_text())
-        (there / ".lock").write_text(json.dumps(held | {"time": 0.0}))
+        forget_the_lease(there)
     cache = machine("the last")
     code, log = stop_at(url, "finetune round 2 ", signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
@@ -179,3 +178,67 @@ def test_lost_machines_cost_no_bit(machine, tmp_path):
         for folder in (there, tmp_path / "undisturbed")
     ]
     assert summaries[0] == summaries[1]
+
+
+ROUNDS = ["--config.init.rounds=30", "--config.compute.silent_seconds=8"]
+
+
+def progress(there):
+    path = there / "progress.json"
+    return json.loads(path.read_text()).get("step", 0) if path.exists() else 0
+
+
+def forget_the_lease(there):
+    """The process that held it is known to be dead: nobody has to wait."""
+    held = json.loads((there / ".lock").read_text())
+    (there / ".lock").write_text(json.dumps(held | {"time": 0.0}))
+
+
+@pytest.mark.slow
+def test_processes_that_share_nothing_but_the_store(machine, tmp_path):
+    whole, there = tmp_path / "store" / "whole", tmp_path / "store" / "run"
+    machine("one")
+    codes, output = several.start([f"file://{whole}"] * 2, [ROUNDS] * 2)
+    assert codes == [0, 0], output
+    found = several.launch([f"file://{there}"] * 2, [ROUNDS] * 2)
+    try:
+        while progress(there) < 5:
+            assert all(process.poll() is None for process in found)
+            time.sleep(0.05)
+        found[1].kill()
+        for process in found:
+            process.communicate(timeout=200)
+    finally:
+        for process in found:
+            process.kill()
+    assert list(there.glob("stages/init/*/checkpoints/round/part_1/*.npz"))
+    forget_the_lease(there)
+    cache = machine("two")
+    codes, output = several.start([f"file://{there}"] * 2, [ROUNDS] * 2)
+    assert codes == [0, 0], output
+    assert all("resuming at step" in text for text in output), output
+    # Each has a folder of its own, and the other's part only of what was fetched.
+    folders = [next(cache.glob(f"*/{number}/run")) for number in (0, 1)]
+    assert [(one / "summary.json").exists() for one in folders] == [True, False]
+    (part,) = there.glob("stages/init/*/artifacts/part_1/0.npz")
+    parts = [(one / part.relative_to(there)).exists() for one in folders]
+    assert parts == [False, True]
+    assert not [*there.glob("stages/*/*/checkpoints/**/*.npz")]
+    assert digest(there) == digest(whole)
+    # The finished study is everyone's.
+    cache = machine("three")
+    codes, output = several.start([f"file://{there}"] * 2, [ROUNDS] * 2)
+    assert codes == [0, 0], output
+    assert all("init: reused from" in text for text in output)
+    codes, output = several.start([f"file://{whole}", f"file://{there}"], [ROUNDS] * 2)
+    assert codes == [2, 2], output
+    assert all("--workdir that is a URL = " in text for text in output)
+
+
+def digest(there):
+    """Of the artifacts of the stage init."""
+    (folder,) = there.glob("stages/init/*/artifacts")
+    saved = checkpoint.Checkpoints(folder)
+    arrays = saved.latest()[1]
+    saved.close()
+    return trees.digest(dict(arrays))
