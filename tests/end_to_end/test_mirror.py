@@ -184,8 +184,10 @@ ROUNDS = ["--config.init.rounds=30", "--config.compute.silent_seconds=8"]
 
 
 def progress(there):
-    path = there / "progress.json"
-    return json.loads(path.read_text()).get("step", 0) if path.exists() else 0
+    try:
+        return json.loads((there / "progress.json").read_text()).get("step", 0)
+    except (FileNotFoundError, ValueError):  # files are not whole from the first byte
+        return 0
 
 
 def forget_the_lease(there):
