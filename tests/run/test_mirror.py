@@ -10,7 +10,16 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from mosaic_jax.core import errors, files
-from mosaic_jax.run import checkpoint, lease, mirror, object_store, store
+from mosaic_jax.run import (
+    checkpoint,
+    environment,
+    lease,
+    mirror,
+    object_store,
+    peers,
+    processes,
+    store,
+)
 from tests.run.test_store import saved as finished
 
 URL = "memory://bucket/run"
@@ -230,6 +239,49 @@ def test_whenever_the_machine_vanishes_the_store_resumes(machine, monkeypatch):
             fsspec.filesystem("memory").pipe_file(f"{URL}/{name}", data)
         with machine(f"moment {number}") as (folder, _):
             assert latest(folder) == step, number
+
+
+def test_a_seal_waits_for_the_parts_of_all_processes(machine, monkeypatch, caplog):
+    """The other process, of two, cannot send its part at first."""
+    part = f"{LOOP}/part_1/2.npz"
+    filesystem = fsspec.filesystem("memory")
+    with monkeypatch.context() as patch, machine("one") as (folder, copy):
+        write(folder, 2)
+        told = ["memory://bucket/run: no route to host", []]
+        patch.setattr(processes, "exchange", lambda mine: [mine, told])
+        patch.setattr(peers, "count", lambda: 2)
+        copy.saved()
+        assert "no route to host: tried again" in caplog.text
+        assert any(LOOP in name for name in names())
+        assert not any(name.endswith("seal.json") for name in names())
+        filesystem.pipe_file(f"{URL}/{part}", b"theirs")
+        told[:] = ["", [part]]
+        copy.saved()
+        assert {part, f"{LOOP}/2/seal.json"} <= there().keys()
+        # It goes with the last of its checkpoint.
+        shutil.rmtree(folder / LOOP / "2")
+        copy.saved()
+        assert not any(LOOP in name for name in names())
+
+
+def test_each_process_sends_its_own_part(machine, monkeypatch):
+    with machine("one") as (folder, copy):
+        write(folder, 2)
+        for number in (1, 2):
+            path = folder / LOOP / f"part_{number}" / "2.npz"
+            path.parent.mkdir()
+            path.write_bytes(b"part")
+        monkeypatch.setattr(peers, "count", lambda: 3)
+        copy.saved()
+        assert not any("part" in name for name in names())
+        with monkeypatch.context() as patch:
+            patch.setattr(peers, "index", lambda: 2)
+            patch.setattr(environment, "is_primary", lambda: False)
+            (folder / "config.json").write_text("of another")
+            before = there()
+            copy.saved()
+            assert there().keys() - before.keys() == {f"{LOOP}/part_2/2.npz"}
+            assert there()["config.json"] == before["config.json"]
 
 
 def test_a_truncated_object_is_noticed(machine):
