@@ -65,18 +65,19 @@ class Mirror:
 
         Args:
           copy: the store.
-          base: a folder for the run directory and what is known of it.
+          base: a folder for the run directory and what is known of it; it is created.
         """
         self.url, self.base, self.folder = copy.url, base, base / _name(copy.url)
         self._store, self._lease = copy, lease.Lease(copy)
+        base.mkdir(parents=True, exist_ok=True)
+        self._identity = _identity(base)
+        # It is there as long as the folder is whole.
         self._known_by = base / "sent.json"
         # Names that the store has, as far as the first process knows, and how many
         # files were sent so far.
         self._there, self._count = set[str](), 0
         try:
-            known = files.read_json(self._known_by)
-            self._identity: str = known["identity"]
-            self._sent: dict[str, Stamp] = known["sent"]
+            self._sent: dict[str, Stamp] = files.read_json(self._known_by)["sent"]
         except (errors.CheckpointError, KeyError):
             self._forget()
 
@@ -95,7 +96,8 @@ class Mirror:
             last = self._lease.last(self._identity)
             sizes = self._store.sizes()
             _check_kind(self.url, sizes, is_known=bool(last))
-            is_latest = last == self._identity and self.folder.is_dir()
+            is_whole = self._known_by.exists() and self.folder.is_dir()
+            is_latest = is_whole and last == self._identity
             if not is_latest:
                 self._forget()
             self._lease.take(self._identity)
@@ -247,7 +249,7 @@ class Mirror:
         begin = time.monotonic()
         sizes = self._store.sizes()
         names = [name for name in sizes if not _ASIDE.search(name)]
-        self._known_by.unlink(missing_ok=True)
+        self._forget()
         fresh = self.base / "fetched.partial"
         shutil.rmtree(fresh, ignore_errors=True)
         self._store.get(names, fresh)
@@ -262,13 +264,12 @@ class Mirror:
             _log.info("fetched %d files, %.1f MB, from %s in %.1f s", *told)
 
     def _remember(self) -> None:
-        content = {"identity": self._identity, "sent": self._sent}
-        files.write_json(self._known_by, content, indent=None)
+        files.write_json(self._known_by, {"sent": self._sent}, indent=None)
 
     def _forget(self) -> None:
-        """The folder is nobody's copy any more."""
+        """What the folder has counts no more."""
         self._known_by.unlink(missing_ok=True)
-        self._identity, self._sent = uuid.uuid4().hex, {}
+        self._sent = {}
 
 
 @contextlib.contextmanager
@@ -288,7 +289,6 @@ def opened(workdir: str) -> Iterator[tuple[pathlib.Path, Mirror | None]]:
         return
     copy = object_store.connect(f"--workdir = {workdir}", workdir)
     mirror = Mirror(copy, _cache_of(workdir) / str(peers.index()))
-    mirror.base.mkdir(parents=True, exist_ok=True)
     with environment.locked(mirror.base, workdir), contextlib.ExitStack() as held:
         held.callback(mirror.leave)
         mirror.begin()
@@ -378,6 +378,14 @@ def _check_kind(url: str, sizes: Mapping[str, int], *, is_known: bool) -> None:
             f"--workdir = {url}: holds something else, such as"
             f" {min(sizes)}: must be a new place or a run directory"
         )
+
+
+def _identity(base: pathlib.Path) -> str:
+    """What this folder, of this machine, is called in leases."""
+    path = base / "identity"
+    if not path.exists():
+        files.write_bytes(path, uuid.uuid4().hex.encode())
+    return path.read_text()
 
 
 def _cache_of(url: str) -> pathlib.Path:

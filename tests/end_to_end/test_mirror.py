@@ -91,6 +91,20 @@ def test_a_study_is_found_again(machine, tmp_path, capsys):
     assert "must be another run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_comparison_of_several_seeds(machine, tmp_path, capsys):
+    url, there = f"file://{tmp_path}/store/run", tmp_path / "store" / "run"
+    compared = config(compare="fedavg,fedprox", seeds=2)
+    machine("one")
+    assert launch.run(compared, url) == 0
+    assert len(list(there.glob("fed*/seed_*/stages/init/*/done.json"))) == 4
+    assert (there / "comparison.html").exists()
+    machine("two")
+    capsys.readouterr()
+    assert launch.run(compared, url) == 0
+    assert "init: running" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [

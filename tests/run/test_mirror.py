@@ -368,6 +368,26 @@ def test_a_killed_process_goes_on_at_once_on_its_machine(machine, monkeypatch):
         assert any("/4/" in name for name in names())
 
 
+def test_a_process_killed_while_it_fetches_begins_again_at_once(machine, monkeypatch):
+    with machine("one") as (folder, _):
+        write(folder, 2)
+    with monkeypatch.context() as patch:
+
+        def cut_off(self, names, folder):
+            (folder / "stages").mkdir(parents=True)
+            vanish(patch)
+            raise Vanished
+
+        patch.setattr(object_store.ObjectStore, "get", cut_off)
+        with pytest.raises(Vanished), machine("two"):
+            pass
+    before = there()
+    assert not json.loads(before[".lock"])["released"]
+    with machine("two") as (folder, _):
+        assert latest(folder) == 2
+    assert there().keys() == before.keys()
+
+
 def test_a_folder_that_others_have_overtaken_is_dropped(machine, monkeypatch):
     with monkeypatch.context() as patch:
         with pytest.raises(Vanished), machine("one") as (folder, copy):
