@@ -84,8 +84,8 @@ class Mirror:
     def begin(self) -> None:
         """Take the lease, and make the folder what the store has.
 
-        If none but this folder was sent from since, it is at least as far: then it is
-        the store that is brought up to date. All processes must call this.
+        If nothing was sent since but from this folder, it is at least as far: then the
+        store is brought up to date instead. All processes must call this.
 
         Raises:
           ConfigError: another process works there, or it is no run directory.

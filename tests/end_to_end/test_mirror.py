@@ -47,12 +47,27 @@ def config(**changes):
     return tiny.config(**SHORT | changes).to_dict()
 
 
-def test_a_study_is_sent(machine, tmp_path, monkeypatch):
-    def drawn(folder):
-        (folder / "report.html").write_text("drawn")
-        return folder / "report.html"
+def test_what_a_run_saves_and_leaves_is_sent(machine, tmp_path, monkeypatch):
+    """Without training: the checkpoints of real ones are for the slow tests."""
 
-    monkeypatch.setattr(launch.report, "write", drawn)
+    def ran(works, folder):
+        (folder / "config.json").write_text("{}")
+        works[0].saved()
+        assert (there / "config.json").exists() and works[0].writes
+        (folder / "summary.json").write_text("{}")
+        return None, []
+
+    monkeypatch.setattr(launch, "_run_all", ran)
+    monkeypatch.setattr(launch.telling, "ending", lambda *_: None)
+    machine("one")
+    there = tmp_path / "store" / "run"
+    assert launch.run(config(), f"file://{there}") == 0
+    assert (there / "summary.json").exists()
+    assert json.loads((there / ".lock").read_text())["released"]
+
+
+@pytest.mark.slow
+def test_a_study_is_sent(machine, tmp_path):
     url = f"file://{tmp_path}/store/run"
     first, there = machine("one"), tmp_path / "store" / "run"
     assert launch.run(config(), url) == 0
