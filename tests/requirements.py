@@ -18,7 +18,7 @@ def files() -> dict[str, str]:
     def expanded(names):
         """`names`, those of this project's own groups in place of the groups."""
         for name in names:
-            own = re.fullmatch(rf"{project['name']}\[(\w+)\]", name)
+            own = re.fullmatch(rf"{project['name']}\[([\w-]+)\]", name)
             yield from expanded(groups[own[1]]) if own else [name]
 
     def text(names):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import pathlib
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,8 +33,10 @@ from mosaic_jax.run import (
     summary,
     tracking,
 )
+from mosaic_jax.run import mirror as mirrors
 from mosaic_jax.run import study as studied
 from mosaic_jax.run.devices import Device
+from mosaic_jax.run.mirror import Mirror
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.summary import OverSeeds, Summary
@@ -55,7 +56,7 @@ def _as_named(config: Data, seed: int) -> None:
 
 def run(
     config: Mapping[str, Any],
-    workdir: pathlib.Path,
+    workdir: str | pathlib.Path,
     *,
     reuse_from: Sequence[str] = (),
     command: Sequence[str] = (),
@@ -67,8 +68,8 @@ def run(
 
     Args:
       config: nested settings.
-      workdir: run directory.
-      reuse_from: run directories whose finished stages may be used.
+      workdir: run directory, or the URL of one in an object store.
+      reuse_from: run directories, or URLs, whose finished stages may be used.
       command: by which the study was started, for the records.
       of_processes: the arguments of `processes.join`.
       dry_run: only tell what the study would cost: "count", from the shapes of its
@@ -80,6 +81,7 @@ def run(
       The exit code: 0, 2 for a user's error, 128 + the signal that interrupted it.
     """
     prepare()
+    place = str(workdir)
 
     def program() -> None:
         processes.join(*of_processes, **_time_limits(config))
@@ -87,21 +89,55 @@ def run(
             make_devices(config)
             study = settings.from_mapping(config)
             # What each does next depends on it.
-            processes.agree({"command": {"--dry_run": dry_run}})
-            if dry_run == "measure":
-                _measure(study, workdir, reuse_from)
-            elif dry_run:
-                _forecast(study, workdir, reuse_from, device or devices.here())
-            elif study.compare:
-                _compare(study, workdir, reuse_from, command)
-            else:
-                works = studies(study, workdir, reuse_from, command)
-                agree(works, workdir)
-                found, pages = _run_all(works, workdir)
-                if environment.is_primary():
-                    telling.ending(found, pages, study, workdir, command)
+            url = place if files.is_url(place) else ""
+            told = {"--dry_run": dry_run, "--workdir that is a URL": url}
+            processes.agree({"command": told})
+            reused = [_local("--reuse_from", one) for one in reuse_from]
+            if dry_run:
+                folder = _local("--workdir", place, needed=False)
+                if dry_run == "measure":
+                    _measure(study, folder, reused)
+                else:
+                    _forecast(study, folder, reused, device or devices.here())
+                return
+            _check_alone(study, url)
+            with mirrors.opened(place) as (folder, mirror):
+                if study.compare:
+                    _compare(study, folder, reused, command, mirror)
+                else:
+                    works = studies(study, folder, reused, command, mirror=mirror)
+                    agree(works, folder, shared=mirror is None)
+                    found, pages = _run_all(works, folder)
+                    if environment.is_primary():
+                        telling.ending(found, pages, study, folder, command)
 
     return programs.exit_code(program)
+
+
+def _local(field: str, place: str, *, needed: bool = True) -> pathlib.Path:
+    """A run directory, or a copy of the finished stages of one that a URL names.
+
+    Args:
+      field: that holds it, for messages.
+      place: folder or URL.
+      needed: whether there must be a finished stage.
+    """
+    if files.is_url(place):
+        return mirrors.finished_stages(f"{field} = {place}", place, needed=needed)
+    return pathlib.Path(place)
+
+
+def _check_alone(study: Settings, url: str) -> None:
+    """Check that one process alone compares methods in a store: they share stages.
+
+    Raises:
+      ConfigError: several do.
+    """
+    if url and study.compare and processes.several():
+        raise errors.ConfigError(
+            f"--workdir = {url}: must be a folder that all processes see for compare ="
+            f" {study.compare!r}"
+        )
 
 
 def _time_limits(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,8 +167,15 @@ def make_devices(*configs: Mapping[str, Any]) -> None:
         parallel.make_devices(max(numbers))
 
 
-def agree(works: Sequence[Experiment], workdir: pathlib.Path) -> None:
+def agree(
+    works: Sequence[Experiment], workdir: pathlib.Path, *, shared: bool = True
+) -> None:
     """Check, before any training, that all processes are about to do the same.
+
+    Args:
+      works: the study of each seed.
+      workdir: run directory.
+      shared: whether it must be one folder; else each process has its own.
 
     Raises:
       ConfigError: settings, code, data, plan or the run directory differ.
@@ -140,8 +183,10 @@ def agree(works: Sequence[Experiment], workdir: pathlib.Path) -> None:
     if not processes.several():
         return
     facts = runner.facts(works)
-    sees = {"sees in --workdir what process 0 writes": _is_shared(workdir)}
-    processes.agree({**facts, "run directory": sees})
+    if shared:
+        sees = {"sees in --workdir what process 0 writes": _is_shared(workdir)}
+        facts = {**facts, "run directory": sees}
+    processes.agree(facts)
 
 
 def _is_shared(workdir: pathlib.Path) -> bool:
@@ -160,6 +205,7 @@ def studies(
     reuse_from: Sequence[str | pathlib.Path] = (),
     command: Sequence[str] = (),
     data: DataOf = _as_named,
+    mirror: Mirror | None = None,
 ) -> list[Experiment]:
     """One of each seed. All are made before the first runs: errors show at once.
 
@@ -169,6 +215,7 @@ def studies(
       reuse_from: run directories whose finished stages may be used.
       command: by which the study was started, for the records.
       data: makes the data of a seed; None from it: those that the settings name.
+      mirror: keeps a copy of `workdir`; None: none does.
 
     Raises:
       ConfigError: `workdir` holds something else, or the study contradicts itself.
@@ -187,6 +234,7 @@ def studies(
             reuse_from=_same_seed(reuse_from, seed),
             command=command,
             data=data(study.data, seed),
+            mirror=mirror,
         )
         for seed, folder in folders.items()
     ]
@@ -195,11 +243,12 @@ def studies(
 def _compare(
     study: Settings,
     workdir: pathlib.Path,
-    reuse_from: Sequence[str],
+    reuse_from: Sequence[pathlib.Path],
     command: Sequence[str],
+    mirror: Mirror | None,
 ) -> None:
     """Methods one after the other, in folders of `workdir`; stages are shared."""
-    works = _studies_by_method(study, workdir, reuse_from, command)
+    works = _studies_by_method(study, workdir, reuse_from, command, mirror=mirror)
     agree([work for group in works.values() for work in group], workdir)
     fair = fairness.check_fair(works)
     # Mosaic's first stage keeps the clients' models and so serves the others too.
@@ -247,7 +296,7 @@ def _device(target: str, dry_run: str) -> Iterator[Device | None]:
 def _forecast(
     study: Settings,
     workdir: pathlib.Path,
-    reuse_from: Sequence[str],
+    reuse_from: Sequence[pathlib.Path],
     device: Device | None,
 ) -> None:
     """Print what a study, each method of a comparison, would cost, by its shapes.
@@ -277,7 +326,9 @@ def _forecast(
     _tell_each(study, workdir, reuse_from, tell, made_up)
 
 
-def _measure(study: Settings, workdir: pathlib.Path, reuse_from: Sequence[str]) -> None:
+def _measure(
+    study: Settings, workdir: pathlib.Path, reuse_from: Sequence[pathlib.Path]
+) -> None:
     """Print what a study, each method of a comparison, would cost, by trying it."""
 
     def tell(work: Experiment) -> None:
@@ -290,7 +341,7 @@ def _measure(study: Settings, workdir: pathlib.Path, reuse_from: Sequence[str]) 
 def _tell_each(
     study: Settings,
     workdir: pathlib.Path,
-    reuse_from: Sequence[str],
+    reuse_from: Sequence[pathlib.Path],
     tell: Callable[[Experiment], None],
     data: DataOf = _as_named,
 ) -> None:
@@ -324,14 +375,20 @@ def _tell_each(
 def _studies_by_method(
     study: Settings,
     workdir: pathlib.Path,
-    reuse_from: Sequence[str],
+    reuse_from: Sequence[pathlib.Path],
     command: Sequence[str] = (),
     data: DataOf = _as_named,
+    mirror: Mirror | None = None,
 ) -> dict[str, list[Experiment]]:
     """The studies of each method of a comparison, one per seed."""
     return {
         name: studies(
-            study_of_method(study, name), workdir / name, reuse_from, command, data
+            study_of_method(study, name),
+            workdir / name,
+            reuse_from,
+            command,
+            data,
+            mirror,
         )
         for name in _compared(study)
     }
@@ -436,8 +493,6 @@ def prepare() -> None:
     """Log to stderr, and keep compiled programs: a second start compiles nothing."""
     tracking.configure_logging()
     if jax.config.values["jax_compilation_cache_dir"] is None:
-        cache = os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache"))
-        path = pathlib.Path(cache) / "mosaic_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(path))
+        jax.config.update("jax_compilation_cache_dir", str(files.cache() / "xla"))
     # The small ones too: by default programs that compile within a second are left out.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -142,7 +142,7 @@ def _run(given: flags.FlagValues, words: Sequence[str]) -> int:
 
     return launch.run(
         given.config.to_dict(),
-        pathlib.Path(given.workdir or default_workdir(config_argument(words))),
+        given.workdir or default_workdir(config_argument(words)),
         reuse_from=given.reuse_from,
         command=sys.argv,
         dry_run=given.dry_run,
@@ -154,12 +154,15 @@ def _run(given: flags.FlagValues, words: Sequence[str]) -> int:
 def _defined(found: flags.FlagValues) -> flags.FlagValues:
     """`found` with all flags but those of the configuration."""
     flags.DEFINE_string(
-        "workdir", "", "Run directory; by default runs/CONFIG.", flag_values=found
+        "workdir",
+        "",
+        "Run directory, or the URL of one in an object store; by default runs/CONFIG.",
+        flag_values=found,
     )
     flags.DEFINE_multi_string(
         "reuse_from",
         [],
-        "Run directory whose finished stages may be used; may be repeated.",
+        "Run directory or URL whose finished stages may be used; may be repeated.",
         flag_values=found,
     )
     flags.DEFINE_flag(

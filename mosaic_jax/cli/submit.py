@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
     programs.end_on_interrupt()
 
-from mosaic_jax.core import errors
+from mosaic_jax.core import errors, files
 from mosaic_jax.run import programs
 
 LOGS = "jobs"
@@ -156,8 +156,11 @@ def _of_run(words: Sequence[str]) -> tuple[pathlib.Path, Waves]:
 
     given = run.parse(words)
     settings.from_mapping(given.config.to_dict())
-    workdir = given.workdir or run.default_workdir(run.config_argument(words))
-    return pathlib.Path(workdir), [[[]]]
+    named = given.workdir or run.default_workdir(run.config_argument(words))
+    workdir = pathlib.Path(named)
+    # Jobs write their logs there, and find each other's files.
+    files.check_folder("--workdir", workdir)
+    return workdir, [[[]]]
 
 
 def parse_parameter(argument: str) -> tuple[str, Any]:

@@ -24,7 +24,7 @@ if __name__ == "__main__":
     programs.end_on_interrupt()
 
 import mosaic_jax.report
-from mosaic_jax.core import errors
+from mosaic_jax.core import errors, files
 from mosaic_jax.report import live
 from mosaic_jax.run import programs
 
@@ -83,8 +83,7 @@ def server(workdir: pathlib.Path, port: int) -> http.server.ThreadingHTTPServer:
     Raises:
       ConfigError: the folder is a file, or the port is in use.
     """
-    if workdir.exists() and not workdir.is_dir():
-        raise errors.ConfigError(f"{workdir}: must be a folder")
+    files.check_folder("workdir", workdir)
     handler = type("Handler", (_Handler,), {"workdir": workdir})
     try:
         return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)

@@ -24,6 +24,10 @@ class ForeignError(CheckpointError):
     """A saved artifact is intact but belongs to another study."""
 
 
+class StoreError(MosaicError):
+    """An object store cannot be reached, or refuses to read or write."""
+
+
 class DivergedError(MosaicError):
     """Training produced a loss or a parameter that is not finite."""
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -129,12 +130,29 @@ def check_output(
         raise errors.ConfigError(f"{field} = {path}: must lie in a folder that exists")
 
 
+def is_url(place: str) -> bool:
+    """Whether `place` is a URL, SCHEME://..., and no path."""
+    return "://" in place
+
+
+def cache() -> pathlib.Path:
+    """The folder of this user for what can be made or fetched again."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return pathlib.Path(root) / "mosaic_jax"
+
+
 def check_folder(field: str, path: pathlib.Path) -> None:
     """Check, before a long computation, that `path` is a folder or can become one.
 
     Raises:
-      ConfigError: `path`, or a parent of it, is a file.
+      ConfigError: `path`, or a parent of it, is a file, or was the URL of a store.
     """
+    # A path has one slash of those of a URL.
+    if re.match(r"[a-z][\w+.-]+:/", f"{path}/"):
+        raise errors.ConfigError(
+            f"{field} = {path}: must be a folder: URLs are for `mosaic run`, as"
+            " --workdir and --reuse_from"
+        )
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
         raise errors.ConfigError(f"{field} = {path}: {there} is no folder")

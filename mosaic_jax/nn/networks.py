@@ -73,8 +73,8 @@ class Model(schema.Group):
     )
     start: str = schema.anything(
         default="",
-        meaning="what `name` starts from: a finished run, RUN:MODEL, or a file of"
-        " arrays, .pth or .safetensors; '': at random",
+        meaning="what `name` starts from: a finished run or its URL, RUN:MODEL, or a"
+        " file of arrays, .pth or .safetensors; '': at random",
     )
     width: int = schema.between(
         1,

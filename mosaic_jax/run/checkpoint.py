@@ -12,7 +12,7 @@ number of processes reads it.
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -82,8 +82,9 @@ class Checkpoints:
         part = jax.device_get(part)
         self._check_space(step, trees.num_bytes(part))
         try:
-            # All are there: the first has removed what no checkpoint needs any more.
-            digest = self._write_part(me, step, part) if me else ""
+            # Those of the first process, whose folder may be another one.
+            steps = processes.exchange(list(self._manager.all_steps()))[0]
+            digest = self._write_part(me, step, part, steps) if me else ""
             if me == 0:
                 self._write(step, part)
             _, *parts = processes.exchange(digest)
@@ -110,12 +111,14 @@ class Checkpoints:
         # the newest was damaged.
         self._manager.save(step, args=ocp.args.StandardSave(nested), force=True)
 
-    def _write_part(self, number: int, step: int, arrays: dict[str, Array]) -> str:
-        """Write another part, removing those of older checkpoints; its sha256."""
+    def _write_part(
+        self, number: int, step: int, arrays: dict[str, Array], steps: Collection[int]
+    ) -> str:
+        """Write another part, keeping older ones of `steps` alone; its sha256."""
         path = self._part(number, step)
         path.parent.mkdir(exist_ok=True)
         for old in path.parent.glob("*.npz"):
-            if not (self._directory / old.stem).exists():
+            if old.stem not in map(str, steps):
                 old.unlink()
         files.write_arrays(path, arrays, compressed=False)
         return files.sha256(path)

@@ -48,8 +48,12 @@ def highest(*values: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def locked(workdir: pathlib.Path, name: str = "") -> Iterator[None]:
     """Lock a run directory; the kernel drops the lock when the process ends.
+
+    Args:
+      workdir: run directory.
+      name: that the user knows it by; "": its path.
 
     Raises:
       ConfigError: another process holds the lock.
@@ -63,7 +67,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             file.seek(0)
             raise errors.ConfigError(
-                f"--workdir = {workdir}: in use by process {file.read().strip()}"
+                f"--workdir = {name or workdir}: in use by process"
+                f" {file.read().strip()}"
             ) from error
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}")

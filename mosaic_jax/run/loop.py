@@ -237,6 +237,7 @@ class _Together:
             for running in self._group:
                 running.save()
                 running.loop.time_sheet.write(always=bool(signum))
+            loop.saved()
             self._saved = time.monotonic()
         if signum:
             raise Interrupted(signum)

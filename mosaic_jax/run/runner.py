@@ -34,6 +34,7 @@ from mosaic_jax.run import study as studies
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.interruption import Interruption
 from mosaic_jax.run.loop import run_stage
+from mosaic_jax.run.mirror import Mirror
 from mosaic_jax.run.placement import Placement
 from mosaic_jax.run.settings import Settings
 from mosaic_jax.run.stopwatch import Stopwatch
@@ -58,6 +59,7 @@ class Experiment:
         command: Sequence[str] = (),
         data: StudyData | None = None,
         callbacks: Sequence[Callback] = (),
+        mirror: Mirror | None = None,
     ) -> None:
         """Build the study, and check all that can be checked before it runs.
 
@@ -68,6 +70,7 @@ class Experiment:
           command: the command line that started the study, for the records.
           data: images and split, in place of those that the settings name.
           callbacks: a user's code that is called while the study runs.
+          mirror: keeps a copy of `workdir`, or of a folder around it; None: none does.
 
         Raises:
           ConfigError: a name is not known, settings contradict each other, or
@@ -80,7 +83,8 @@ class Experiment:
             if not (path / "stages").is_dir():
                 raise errors.ConfigError(f"--reuse_from = {path}: no run directory")
         config_file.check_same_study(self.workdir, settings)
-        if start.is_of_run(settings.model.start, self.workdir):
+        places = [self.workdir, *([mirror.url] if mirror else [])]
+        if any(start.is_of_run(settings.model.start, place) for place in places):
             raise errors.ConfigError(
                 f"model.start = {settings.model.start!r}: must be another run than"
                 f" --workdir = {self.workdir}, which it would change"
@@ -99,7 +103,7 @@ class Experiment:
                 f"compute.seeds_at_once = {settings.compute.seeds_at_once}: must be"
                 f" <= 1 on {len(devices)} devices, which each seed uses in its own way"
             )
-        self._command = list(command)
+        self._command, self._mirror = list(command), mirror
 
     @property
     def settings(self) -> Settings:
@@ -115,6 +119,19 @@ class Experiment:
     def seeds_at_once(self) -> int:
         """Number of seeds of this study that run together, by settings and memory."""
         return memory.seeds_at_once(self.study)
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process changes files in the run directory.
+
+        Of several that share it, the first does; where each has its own, all do.
+        """
+        return environment.is_primary() or self._mirror is not None
+
+    def saved(self) -> None:
+        """Have what was saved copied, see `Mirror.saved`; all processes call this."""
+        if self._mirror is not None:
+            self._mirror.saved()
 
     def plan(self) -> list[Planned]:
         """The stages with their fingerprints, see `Study.plan`."""
@@ -245,6 +262,7 @@ def _compute(
     for (run, planned), outcome, seconds in zip(missing, outcomes, spent, strict=True):
         record = run.save(planned, outcome, seconds)
         called.told(run.study.callbacks, "on_stage_end", name, record)
+    missing[0][0].experiment.saved()
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ class Loop:
       time_sheet: of the stage.
       profile: folder for a trace of one call; None: no trace.
       callbacks: the user's, called after federated rounds.
+      saved: called by all processes once checkpoints are written.
     """
 
     stage: str
@@ -57,6 +58,7 @@ class Loop:
     time_sheet: TimeSheet
     profile: pathlib.Path | None = None
     callbacks: Sequence[Callback] = ()
+    saved: Callable[[], None] = lambda: None
 
 
 class Running:

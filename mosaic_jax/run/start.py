@@ -13,13 +13,13 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from mosaic_jax.core import errors, prng, schema, tensor_files
+from mosaic_jax.core import errors, files, prng, schema, tensor_files
 from mosaic_jax.data.dataset import Info
 from mosaic_jax.nn import state_dicts
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.nn.networks import Model
 from mosaic_jax.nn.state_dicts import Entry, Path, Table
-from mosaic_jax.run import store, summary, trained
+from mosaic_jax.run import mirror, store, summary, trained
 
 _log = logging.getLogger(__name__)
 
@@ -82,8 +82,10 @@ def load(model: Model, classifier: Classifier, info: Info) -> dict[str, np.ndarr
     return found
 
 
-def is_of_run(start: str, workdir: pathlib.Path) -> bool:
-    """Whether `model.start` names a model of the run directory `workdir`."""
+def is_of_run(start: str, workdir: pathlib.Path | str) -> bool:
+    """Whether `model.start` names a model of the run directory, or URL, `workdir`."""
+    if isinstance(workdir, str):
+        return workdir in (start, start.rpartition(":")[0])
     places = {
         pathlib.Path(start).resolve(),
         pathlib.Path(start.rpartition(":")[0]).resolve(),
@@ -98,6 +100,10 @@ def _read(start: str) -> dict[str, np.ndarray]:
       MosaicError: there is none, or it is damaged or of another kind.
     """
     path, _, name = start.rpartition(":")
+    if files.is_url(start):
+        url, name = (path, name) if files.is_url(path) else (start, "")
+        found = mirror.finished_stages(url, url)
+        return _of_run(found, name or trained.FINAL)
     if pathlib.Path(start).exists() or not path:
         path, name = start, ""
     root = pathlib.Path(path)

@@ -209,9 +209,14 @@ def seal(
         files.write_arrays(directory / PICTURES, pictures)
     record = dataclasses.replace(record, files=_checksums(directory))
     files.write_json(directory / RECORD, dataclasses.asdict(record))
+    remove_passing(directory)
+    return record
+
+
+def remove_passing(directory: pathlib.Path) -> None:
+    """Remove the files in the folder of a stage that it needed only while it ran."""
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     (directory / TIMES).unlink(missing_ok=True)
-    return record
 
 
 def pictures(directory: pathlib.Path) -> dict[str, np.ndarray]:

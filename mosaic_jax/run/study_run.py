@@ -54,7 +54,7 @@ class StudyRun:
         except errors.CheckpointError as error:
             _log.warning("%s; stage %s runs again", error, stage.name)
             environment.wait_for_all(f"{stage.name} damaged")
-            if environment.is_primary():
+            if self.experiment.writes:
                 shutil.rmtree(stage.directory)
             return False
         self._add(stage, artifacts)
@@ -102,6 +102,7 @@ class StudyRun:
             ),
             profile=self.experiment.workdir / "profile" if profiled else None,
             callbacks=tuple(filter(called.waits_for_rounds, self.study.callbacks)),
+            saved=self.experiment.saved,
         )
 
     def save(
@@ -147,6 +148,8 @@ class StudyRun:
         )
         if environment.is_primary():
             record = store.seal(directory, record, outcome.pictures)
+        elif self.experiment.writes:
+            store.remove_passing(directory)
         environment.wait_for_all(f"{link.name} done")
         self.tracker.pictures(link.name, outcome.pictures)
         for name, artifact in outcome.artifacts.items():
@@ -166,7 +169,7 @@ class StudyRun:
             _log.info("%s: reused from %s", stage.name, stage.directory)
             if root != experiment.workdir:
                 target = self._directory(planned)
-                if environment.is_primary():
+                if self.experiment.writes:
                     store.copy(stage, target)
                 stage = dataclasses.replace(stage, directory=target)
             environment.wait_for_all(f"{stage.name} found")

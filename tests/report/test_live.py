@@ -157,7 +157,7 @@ def test_a_port_in_use_is_one_line(tmp_path, serving, capsys):
     assert watch.main([str(tmp_path), "--port", str(port)]) == 2
     told = capsys.readouterr().err
     assert told.startswith(f"error: --port = {port}: ") and told.count("\n") == 1
-    with pytest.raises(errors.ConfigError, match="must be a folder"):
+    with pytest.raises(errors.ConfigError, match="is no folder"):
         watch.server(launched.ROOT / "launch.py", 0)
 
 

@@ -103,21 +103,28 @@ def test_digest_sees_names_shapes_and_bytes():
 
 @pytest.fixture
 def write(monkeypatch, tmp_path):
-    """`write(step, tree, who)`: some of three processes write a checkpoint."""
+    """`write(step, tree, who, own)`: some of three processes write a checkpoint.
 
-    def written(step, tree, who=(1, 2, 0)):
-        digests = {}
+    `own`: each to a folder of its own, "0", "1" and "2".
+    """
+
+    def written(step, tree, who=(1, 2, 0), own=False):
+        folders = [tmp_path / str(me) if own else tmp_path for me in range(3)]
+        digests, steps = {}, [int(path.name) for path in folders[0].glob("[0-9]*")]
         for me in who:
 
-            def exchange(digest, me=me):
-                digests[me] = digest
+            def exchange(value, me=me):
+                if isinstance(value, list):  # the first knows which are there
+                    assert me or sorted(value) == sorted(steps)
+                    return [steps, [], []]
+                digests[me] = value
                 return [digests.get(i) for i in range(3)]
 
             with monkeypatch.context() as patch:
                 patch.setattr(jax, "process_index", lambda me=me: me)
                 patch.setattr(jax, "process_count", lambda: 3)
                 patch.setattr(processes, "exchange", exchange)
-                saved = checkpoint.Checkpoints(tmp_path, {"seed": 1})
+                saved = checkpoint.Checkpoints(folders[me], {"seed": 1})
                 saved.save(step, tree, {"of": step})
                 saved.close()
 
@@ -142,6 +149,20 @@ def test_parts_of_several_processes_are_read_by_one(write, tmp_path):
     for number in (1, 2):
         kept = {path.stem for path in (tmp_path / f"part_{number}").glob("*")}
         assert {"6", "8"} <= kept <= {"4", "6", "8"}
+
+
+def test_parts_in_folders_of_their_own_are_kept_as_long(write, tmp_path):
+    for step in (2, 4, 6, 8):
+        write(step, state(step), own=True)
+    for number in (1, 2):
+        part = f"part_{number}"
+        kept = {path.stem for path in (tmp_path / str(number) / part).glob("*")}
+        assert {"6", "8"} <= kept <= {"4", "6", "8"}
+        # Together, as a store has them.
+        (tmp_path / str(number) / part).rename(tmp_path / "0" / part)
+    assert latest(tmp_path / "0")[0] == 8
+    (tmp_path / "0" / "part_2" / "8.npz").unlink()
+    assert latest(tmp_path / "0")[0] == 6
 
 
 def test_fewer_arrays_than_processes(write, tmp_path):

@@ -24,6 +24,20 @@ def study_of(stages, **methods):
     return settings.from_mapping(mapping)
 
 
+class Watched:
+    """In the place of a mirror: what is new there whenever something was saved."""
+
+    url = "memory://bucket/run"
+
+    def __init__(self, folder):
+        self.folder, self.found = folder, []
+
+    def saved(self):
+        done = len(list(self.folder.glob("stages/*/*/done.json")))
+        seals = list(self.folder.glob("stages/*/*/checkpoints/*/*/seal.json"))
+        self.found.append(("seal.json" if seals else "done.json", done))
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
@@ -35,13 +49,17 @@ def study_of(stages, **methods):
     ],
 )
 def test_something_else_is_told_and_not_saved(tmp_path, how, expected):
-    work = Experiment(study_of((f"{OWN}:Breaks",), Breaks={"how": how}), tmp_path)
+    watched = Watched(tmp_path)
+    settings = study_of((f"{OWN}:Breaks",), Breaks={"how": how})
+    work = Experiment(settings, tmp_path, mirror=watched)
     with pytest.raises(errors.MosaicError) as error:
         work.run()
     assert str(error.value).startswith("stage 'breaks': ")
     assert expected in str(error.value)
     assert [stage.name for stage in work.finished()] == ["init"]
     assert not list(tmp_path.glob("stages/breaks/*/done.json"))
+    # A copy is kept up to date: a checkpoint, and the finished stage.
+    assert watched.found == [("seal.json", 0), ("done.json", 1)]
 
 
 def test_a_template_that_lacks_an_artifact(tmp_path):
