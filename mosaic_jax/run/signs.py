@@ -1,6 +1,7 @@
 """Signs of life that the processes of one study send: a lost one ends the others."""
 
 import atexit
+import contextlib
 import itertools
 import json
 import threading
@@ -14,7 +15,7 @@ LOOK_EVERY = 0.5
 # Signs that are sent in the time after which a process counts as lost.
 _SIGNS = 10
 # Keys of the store.
-_ALIVE = "mosaic_jax/alive/"
+_ALIVE, _THROUGH = "mosaic_jax/alive/", "mosaic_jax/through/"
 
 
 class Signs:
@@ -37,26 +38,45 @@ class Signs:
         self._heard = {
             f"{_ALIVE}{i}": (f"process {i}", -1, now) for i in range(num_processes)
         }
+        self._over = threading.Event()
+        self._threads = [
+            threading.Thread(target=run, daemon=True)
+            for run in (self._exchange, self._check_coordinator)
+        ]
 
     def start(self) -> None:
         """From now on this process ends soon after another gave up or fell silent."""
         # Runs before JAX's own, after which the store is gone.
         atexit.register(self._end)
-        for run in (self._exchange, self._check_coordinator):
-            threading.Thread(target=run, daemon=True).start()
+        for thread in self._threads:
+            thread.start()
 
     def wait_for_lost(self) -> None:
         """Wait for so long that a process that is lost now has ended this one."""
         time.sleep(self.silent_seconds + 10 * LOOK_EVERY)
 
     def _end(self) -> None:
-        """From now on the store may go at any time, as the study is over."""
+        """Wait until all processes are through, then send no more signs.
+
+        One may still draw a report while the others have nothing left to do. From now
+        on the store may go at any time. Python aborts if it ends while a thread is
+        inside the store, so both threads end first.
+        """
         self._ending = True
+        with contextlib.suppress(Exception):
+            peers.store().key_value_set(f"{_THROUGH}{peers.index()}", "")
+            while len(peers.store().key_value_dir_get(_THROUGH)) < len(self._heard):
+                time.sleep(0.1)
+        self._over.set()
+        for thread in self._threads:
+            thread.join(10 * LOOK_EVERY)
 
     def _exchange(self) -> None:
         """Send signs, and end this process if another gave up or sends none."""
         sent = 0.0
         for beat in itertools.count():
+            if self._over.is_set():
+                return
             try:
                 self._follow_others()
                 if time.monotonic() - sent > self.silent_seconds / _SIGNS:
@@ -69,7 +89,7 @@ class Signs:
                 # `_check_coordinator` says how long this may go on.
             else:
                 self._answered = time.monotonic()
-            time.sleep(LOOK_EVERY)
+            self._over.wait(LOOK_EVERY)
 
     def _follow_others(self) -> None:
         if reasons := peers.store().key_value_dir_get(peers.GAVE_UP):
@@ -110,8 +130,7 @@ class Signs:
     def _check_coordinator(self) -> None:
         """End this process if the store, which process 0 keeps, does not answer."""
         looked = time.monotonic()
-        while self._answered is not None:
-            time.sleep(LOOK_EVERY)
+        while self._answered is not None and not self._over.wait(LOOK_EVERY):
             now, before, answered = time.monotonic(), looked, self._answered
             looked = now
             if now - before > self.silent_seconds / 2:

@@ -1,6 +1,7 @@
 """Signs of life of other processes; with real ones: tests/faults/test_lost.py."""
 
 import json
+import threading
 
 import pytest
 
@@ -61,3 +62,33 @@ def test_one_that_was_stopped_itself_takes_nobody_for_lost(clock):
         clock.now += 8
         found = seen.lost(store(500))
     assert found == ["process 0 on host"]
+
+
+def test_a_process_that_is_through_waits_for_the_others(monkeypatch):
+    """And its threads have ended, inside the store they would make Python abort."""
+    kept = {}
+
+    class Store:
+        def key_value_set(self, key, value, **_):
+            kept[key] = value
+
+        def key_value_dir_get(self, folder):
+            return [(key, kept[key]) for key in list(kept) if key.startswith(folder)]
+
+    registered = []
+    monkeypatch.setattr(signs, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(signs.atexit, "register", registered.append)
+    monkeypatch.setattr(signs.peers, "store", Store)
+    monkeypatch.setattr(signs.peers, "index", lambda: 0)
+    before = set(threading.enumerate())
+    Signs(silent_seconds=20, num_processes=2).start()
+    ours = set(threading.enumerate()) - before
+    (end,) = registered
+    ending = threading.Thread(target=end)
+    ending.start()
+    ending.join(0.3)
+    assert ending.is_alive() and all(thread.is_alive() for thread in ours)
+    kept["mosaic_jax/through/1"] = ""
+    ending.join(5)
+    assert not ending.is_alive()
+    assert len(ours) == 2 and not any(thread.is_alive() for thread in ours)
