@@ -47,7 +47,7 @@ requirements:
 badges: $(VENV)/installed-test
 	$(VENV)/bin/python -m tests.badges
 
-# The long form of the tests that break things: an hour.
+# The long form of the tests that break things: about two hours.
 faults: $(VENV)/installed-test
 	$(VENV)/bin/python -m pytest -n 0 -s -m "slow or not slow" tests/faults
 
