@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -270,11 +271,17 @@ def fail_together() -> Iterator[None]:
         if lines := programs.error_lines(error):
             peers.leave("\n".join(lines), 2, tell=_gave_up(lines[-1]))
         told = traceback.format_exc()
-        if _signs and isinstance(error, jax.errors.JaxRuntimeError):
+        if _signs and _is_of_runtime(error):
             # Another process may be lost, which breaks what they compute together, and
             # those who watch for signs of life know better which.
             _signs.wait_for_lost()
         peers.leave(told, 1, tell=_gave_up(told.splitlines()[-1]))
+
+
+def _is_of_runtime(error: BaseException) -> bool:
+    """Whether XLA's runtime failed, of which some calls tell by a ValueError."""
+    status = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error))
+    return isinstance(error, jax.errors.JaxRuntimeError) or bool(status)
 
 
 def _gave_up(line: str) -> str:

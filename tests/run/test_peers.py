@@ -1,8 +1,9 @@
 """How a process of several leaves the others, by a store that this test keeps."""
 
+import jax
 import pytest
 
-from mosaic_jax.run import peers
+from mosaic_jax.run import peers, processes
 
 
 class Ended(Exception):
@@ -59,3 +60,33 @@ def test_the_first_does_not_wait_for_one_that_another_misses(leave):
     for number in (1, 2):
         leave(number, tell="process 3 is silent", lost=1)
     assert leave(0) < 1
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (jax.errors.JaxRuntimeError("INTERNAL: all-reduce failed"), True),
+        (ValueError("UNKNOWN: Gloo AllGather failed: Connection closed"), True),
+        (ValueError("Unknown name"), False),
+        (KeyError("GLOO: x"), False),
+    ],
+)
+def test_what_a_lost_process_breaks_is_not_told_before_its_name(
+    error, waits, monkeypatch
+):
+    """Those who watch for signs of life know better than an error of the runtime."""
+    waited = []
+
+    class Signs:
+        def wait_for_lost(self):
+            waited.append(True)
+
+    def leave(*_, **__):
+        raise Ended
+
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "_signs", Signs())
+    monkeypatch.setattr(peers, "leave", leave)
+    with pytest.raises(Ended), processes.fail_together():
+        raise error
+    assert bool(waited) == waits
