@@ -54,3 +54,15 @@ def start(workdir, *more, config=CONFIG, before=(), **changes):
         text=True,
         **{"env": environment()} | given | changes,
     )
+
+
+def stop_at(workdir, moment, signum):
+    """Start, send `signum` when the log shows `moment`; exit code and the log."""
+    log = []
+    with start(workdir) as process:
+        for line in process.stderr:
+            log.append(line)
+            if moment in line:
+                process.send_signal(signum)
+                moment = "\0"
+    return process.returncode, "".join(log)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core import trees
-from mosaic_jax.run import checkpoint
+from mosaic_jax.run import checkpoint, runner
 from mosaic_jax.run.running import Running
+from tests import tiny
 
 
 def drive(run):
@@ -113,3 +114,9 @@ def kill_at(monkeypatch, step):
             raise Killed
 
     monkeypatch.setattr(checkpoint.Checkpoints, "save", watched)
+
+
+def final_model(workdir):
+    """Digest of the last model of a finished study of end_to_end/tiny_config.py."""
+    study = runner.Experiment(tiny.study(warmup__rounds=2), workdir)
+    return trees.digest(artifacts(study)["finetune"]["final_model"])

@@ -58,6 +58,16 @@ FIELDS = {
 }
 
 
+# Changes of it: two rounds, and nothing after them.
+SHORT = {
+    "method": "federated",
+    "init__rounds": 2,
+    "warmup__rounds": 0,
+    "finetune__rounds": 0,
+    "evaluation__every": 1,
+}
+
+
 def config(**changes):
     """ConfigDict of the tiny study; changes as group__field=value.
 

@@ -66,7 +66,7 @@ class Signs:
         with contextlib.suppress(Exception):
             peers.store().key_value_set(f"{_THROUGH}{peers.index()}", "")
             while len(peers.store().key_value_dir_get(_THROUGH)) < len(self._heard):
-                time.sleep(0.1)
+                time.sleep(LOOK_EVERY)
         self._over.set()
         for thread in self._threads:
             thread.join(10 * LOOK_EVERY)

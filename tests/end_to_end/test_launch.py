@@ -8,10 +8,8 @@ import time
 import pytest
 
 from mosaic_jax.cli import run as program
-from mosaic_jax.core import trees
-from mosaic_jax.run import runner
-from tests import running, tiny
-from tests.launched import CONFIG, ROOT, run, start
+from tests import running
+from tests.launched import CONFIG, ROOT, run, stop_at
 
 SHORT = ("--config.method=federated", "--config.warmup.rounds=4")
 # A word of the log that shows the stage at work: in rounds, in the clients' own steps,
@@ -23,19 +21,6 @@ MOMENTS = [
     "prototypes: running",
     "distill student 4 ",
 ]
-
-
-def stop_at(workdir, moment, signum):
-    """Start, send `signum` when the log shows `moment`; exit code and the log."""
-    process = start(workdir)
-    log = []
-    with process:
-        for line in process.stderr:
-            log.append(line)
-            if moment in line:
-                process.send_signal(signum)
-                moment = "\0"
-    return process.returncode, "".join(log)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +38,6 @@ def short(tmp_path_factory):
     done = run(workdir, *SHORT)
     assert done.returncode == 0, done.stderr
     return workdir, done
-
-
-def final_model(workdir):
-    study = runner.Experiment(tiny.study(warmup__rounds=2), workdir)
-    return running.artifacts(study)["finetune"]["final_model"]
 
 
 def test_output_ends_with_table_and_paths(short):
@@ -79,7 +59,7 @@ def test_killed_in_every_kind_of_stage_and_resumed(undisturbed, tmp_path):
         assert code == -signal.SIGKILL, log
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert trees.digest(final_model(tmp_path)) == trees.digest(final_model(undisturbed))
+    assert running.final_model(tmp_path) == running.final_model(undisturbed)
     summaries = [
         json.loads((workdir / "summary.json").read_text())["test_accuracy"]
         for workdir in (tmp_path, undisturbed)

@@ -11,16 +11,9 @@ import mosaic_jax
 from mosaic_jax.cli import launch, submit, sweep, watch
 from mosaic_jax.cli import run as program
 from mosaic_jax.core import errors, trees
-from mosaic_jax.run import checkpoint, runner, study
+from mosaic_jax.run import checkpoint, study
 from tests import launched, running, several, tiny
 
-SHORT = {
-    "method": "federated",
-    "init__rounds": 2,
-    "warmup__rounds": 0,
-    "finetune__rounds": 0,
-    "evaluation__every": 1,
-}
 # Where a machine is lost: in rounds, in the clients' own steps, between the loops of a
 # stage, on the server.
 MOMENTS = [
@@ -44,7 +37,7 @@ def machine(tmp_path, monkeypatch):
 
 
 def config(**changes):
-    return tiny.config(**SHORT | changes).to_dict()
+    return tiny.config(**tiny.SHORT | changes).to_dict()
 
 
 def test_what_a_run_saves_and_leaves_is_sent(machine, tmp_path, monkeypatch):
@@ -99,8 +92,10 @@ def test_a_study_is_found_again(machine, tmp_path, capsys):
     assert "finished already: init" in capsys.readouterr().out
     # From it another study may start, but not itself.
     start = f"{url}:init"
-    found = study.build(tiny.study(**SHORT, model__start=start)).start
-    expected = study.build(tiny.study(**SHORT, model__start=f"{folder}:init")).start
+    found = study.build(tiny.study(**tiny.SHORT, model__start=start)).start
+    expected = study.build(
+        tiny.study(**tiny.SHORT, model__start=f"{folder}:init")
+    ).start
     assert trees.digest(found) == trees.digest(expected)
     assert launch.run(config(model__start=start), url) == 2
     assert "must be another run" in capsys.readouterr().err
@@ -158,26 +153,9 @@ def test_what_needs_a_folder_says_so(command, words, tmp_path, monkeypatch, caps
 
 def test_a_study_from_python_and_a_job_need_a_folder():
     with pytest.raises(errors.ConfigError, match="must be a folder: URLs are for"):
-        mosaic_jax.Study(tiny.config(**SHORT), BUCKET)
+        mosaic_jax.Study(tiny.config(**tiny.SHORT), BUCKET)
     with pytest.raises(errors.ConfigError, match="must be a folder: URLs are for"):
         submit._of_run(WORDS)
-
-
-def stop_at(workdir, moment, signum):
-    """Start, send `signum` when the log shows `moment`; exit code and the log."""
-    log = []
-    with launched.start(workdir) as process:
-        for line in process.stderr:
-            log.append(line)
-            if moment in line:
-                process.send_signal(signum)
-                moment = "\0"
-    return process.returncode, "".join(log)
-
-
-def final_model(workdir):
-    work = runner.Experiment(tiny.study(warmup__rounds=2), workdir)
-    return trees.digest(running.artifacts(work)["finetune"]["final_model"])
 
 
 @pytest.mark.slow
@@ -188,20 +166,20 @@ def test_lost_machines_cost_no_bit(machine, tmp_path):
     url, there = f"file://{tmp_path}/store/run", tmp_path / "store" / "run"
     for number, moment in enumerate(MOMENTS):
         cache = machine(f"machine {number}")
-        code, log = stop_at(url, moment, signal.SIGKILL)
+        code, log = launched.stop_at(url, moment, signal.SIGKILL)
         assert code == -signal.SIGKILL, log
         assert "fetched" in log or not number
         shutil.rmtree(cache)
         forget_the_lease(there)
     cache = machine("the last")
-    code, log = stop_at(url, "finetune round 2 ", signal.SIGTERM)
+    code, log = launched.stop_at(url, "finetune round 2 ", signal.SIGTERM)
     assert code == 128 + signal.SIGTERM
     assert json.loads((there / "progress.json").read_text())["state"] == "interrupted"
     machine("one more")
     done = launched.run(url)
     assert done.returncode == 0, done.stderr
     assert "finetune round: resuming at step 2" in done.stderr
-    assert final_model(there) == final_model(tmp_path / "undisturbed")
+    assert running.final_model(there) == running.final_model(tmp_path / "undisturbed")
     summaries = [
         json.loads((folder / "summary.json").read_text())["test_accuracy"]
         for folder in (there, tmp_path / "undisturbed")

@@ -190,18 +190,7 @@ def network(count):
         for i in range(count):
             space, end = f"mosaic_{i}", f"mosaic{i}"
             ip("netns", "add", space)
-            ip(
-                "link",
-                "add",
-                end,
-                "type",
-                "veth",
-                "peer",
-                "name",
-                "eth0",
-                "netns",
-                space,
-            )
+            ip(*f"link add {end} type veth peer name eth0 netns {space}".split())
             ip("link", "set", end, "master", bridge, "up")
             inner = ("-n", space)
             ip(*inner, "addr", "add", f"{NETWORK}.{i + 1}/24", "dev", "eth0")
@@ -277,16 +266,16 @@ def test_every_fault_in_turn(tmp_path, capsys, count):
     with Start(tmp_path / "whole", count) as whole:
         whole.seconds_to_end(latest=1800)
         assert whole.codes() == [0] * count, whole.log(0)
-    workdir, rows = tmp_path / "run", []
+    workdir = tmp_path / "run"
     for i, (strike, stage, expected) in enumerate(FAULTS):
         number = i % count
         seconds, told, codes = strike(workdir, count, stage, number)
         check_told(told, number, expected)
         name = strike.__name__.replace("_", " ")
         took = "" if seconds is None else f"{seconds:.0f}"
-        rows.append(f"| {count} | {name} | {stage} | {number} | {took} | {told} |")
+        row = f"| {count} | {name} | {stage} | {number} | {took} | {told} |"
         with capsys.disabled():
-            print(rows[-1], codes, flush=True)
+            print(row, codes, flush=True)
         assert seconds is None or seconds < (90 if expected else SILENT + 15)
         assert all(codes) or expected is None
     expected, found = artifacts(tmp_path / "whole"), artifacts(workdir)

@@ -8,17 +8,9 @@ from mosaic_jax.run import runner
 from mosaic_jax.run.runner import Experiment
 from tests import tiny
 
-SHORT = {
-    "method": "federated",
-    "init__rounds": 2,
-    "warmup__rounds": 0,
-    "finetune__rounds": 0,
-    "evaluation__every": 1,
-}
-
 
 def facts(workdir, reuse_from=(), **changes):
-    study = tiny.study(**SHORT | changes)
+    study = tiny.study(**tiny.SHORT | changes)
     return runner.facts([Experiment(study, workdir, reuse_from=reuse_from)])
 
 
@@ -48,7 +40,7 @@ def test_images_may_lie_elsewhere(tmp_path):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    Experiment(tiny.study(**SHORT), workdir).run()
+    Experiment(tiny.study(**tiny.SHORT), workdir).run()
     return workdir
 
 
