@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mosaic_jax import server, stages
-from mosaic_jax.cli import launch, run
+from mosaic_jax.cli import compared, run
 from mosaic_jax.configs import base, cifar10_mosaic
 from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.data import federated, partition, sources
@@ -374,7 +374,7 @@ def test_forms_may_be_compared_and_train_their_clients_otherwise():
     words = ["--config", str(FOLDER / "baselines.py:digits:all")]
     given = run.parse([*words, f"--config.compare={names}"])
     study = settings.from_mapping(given.config.to_dict())
-    found = {name: launch.study_of_method(study, name) for name in names.split(",")}
+    found = {name: compared.study_of_method(study, name) for name in names.split(",")}
     assert found["mosaic"].generators.discriminator == "network"
     assert found["mosaic:paper"].generators.discriminator == "classifier"
     assert found["mosaic:published"].prototypes.gathered == "every_round"

@@ -25,7 +25,15 @@ if __name__ == "__main__":
 
     programs.end_on_interrupt()
 
-from mosaic_jax.cli import claims, config_files, flag_errors, launch, own_parts
+from mosaic_jax.cli import (
+    claims,
+    compared,
+    config_files,
+    experiments,
+    flag_errors,
+    launch,
+    own_parts,
+)
 from mosaic_jax.core import errors, files
 from mosaic_jax.report import comparison, runs
 from mosaic_jax.run import methods, programs, settings
@@ -60,7 +68,7 @@ class Sweep:
         """
         launch.make_devices(*self.cells.values())
         return {
-            name: launch.studies(settings.from_mapping(config), self.workdir / name)
+            name: experiments.make(settings.from_mapping(config), self.workdir / name)
             for name, config in self.cells.items()
         }
 
@@ -240,7 +248,7 @@ def run(sweep: Sweep, only: int | None = None) -> None:
             elif not mine.settled(name):
                 new, old = counts[name]
                 print(f"{name}: {new} stages to run, {old} shared")
-                mine.settle(name, launch.run_sharing(studies, name, sweep.workdir))
+                mine.settle(name, compared.run_sharing(studies, name, sweep.workdir))
     failures = {name: told for name in names if (told := mine.failure(name))}
     if only is None and len(failures) < len(names):
         report(sweep, counts)

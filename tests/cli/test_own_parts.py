@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mosaic_jax.cli import config_files, launch, main, run, sweep
+from mosaic_jax.cli import compared, config_files, costs, main, run, sweep
 from mosaic_jax.core import errors
 from mosaic_jax.run import settings
 from mosaic_jax.run import study as studies
@@ -50,7 +50,7 @@ def test_fields_on_the_command_line(naming, path, field, number, together):
     assert value(given.config.to_dict(), field) == number
     study = settings.from_mapping(given.config.to_dict())
     for name in study.compare.split(",") if study.compare else ():
-        studies.build(launch.study_of_method(study, name))
+        studies.build(compared.study_of_method(study, name))
     if not study.compare:
         studies.build(study)
 
@@ -83,7 +83,7 @@ def test_the_example_is_compared_with_methods_of_the_library():
     words = ["--config", str(path), compare, "--config.methods.MeanLogits.images=8"]
     study = settings.from_mapping(run.parse(words).config.to_dict())
     mosaic, fedavg, own = (
-        studies.build(launch.study_of_method(study, name))
+        studies.build(compared.study_of_method(study, name))
         for name in study.compare.split(",")
     )
     assert mosaic.algorithm.momentum == own.algorithm.momentum == 0.3
@@ -174,8 +174,8 @@ def test_an_installed_module_comes_first_however_it_is_started(tmp_path):
 
 def test_a_dry_run_checks_every_study_before_the_first(tmp_path, monkeypatch, capsys):
     tried = []
-    monkeypatch.setattr(launch.estimate, "estimate", tried.append)
-    monkeypatch.setattr(launch.forecast, "forecast", lambda *_: tried.append(1))
+    monkeypatch.setattr(costs.estimate, "estimate", tried.append)
+    monkeypatch.setattr(costs.forecast, "forecast", lambda *_: tried.append(1))
     words = ["--config", CONFIG, "--config.compare=mosaic,fedavg,nothing"]
     words += ["--workdir", str(tmp_path / "x")]
     for flag in ("--dry_run", "--dry_run=measure"):

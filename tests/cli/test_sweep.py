@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mosaic_jax.cli import claims, launch, sweep
+from mosaic_jax.cli import claims, compared, launch, sweep
 from mosaic_jax.core import errors
 from mosaic_jax.report import comparison, runs
 from mosaic_jax.run import settings
@@ -164,8 +164,8 @@ def test_a_cell_that_runs_out_of_memory_stops_no_other(tmp_path, monkeypatch):
         def run_all(works, workdir):
             raise error
 
-        monkeypatch.setattr(launch, "_run_all", run_all)
-        return launch.run_sharing({"a": []}, "a", tmp_path)
+        monkeypatch.setattr(compared.experiments, "run", run_all)
+        return compared.run_sharing({"a": []}, "a", tmp_path)
 
     assert raises(errors.DivergedError("loss is nan")) == "loss is nan"
     assert raises(MemoryError()).startswith("out of memory: MemoryError")

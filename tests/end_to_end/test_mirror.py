@@ -50,7 +50,7 @@ def test_what_a_run_saves_and_leaves_is_sent(machine, tmp_path, monkeypatch):
         (folder / "summary.json").write_text("{}")
         return None, []
 
-    monkeypatch.setattr(launch, "_run_all", ran)
+    monkeypatch.setattr(launch.experiments, "run", ran)
     monkeypatch.setattr(launch.telling, "ending", lambda *_: None)
     machine("one")
     there = tmp_path / "store" / "run"
