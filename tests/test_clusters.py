@@ -44,8 +44,10 @@ def test_commands_are_ours(path, tmp_path):
             assert given.coordinator.endswith(":1234") and given.num_processes > 1
             settings.from_mapping(given.config.to_dict())
         else:
-            args = sweep.parser().parse_args(words)
-            found = sweep.parse(args.config, args.grid, args.seeds, tmp_path)
+            args = sweep.parse_words(words)
+            found = sweep.parse(
+                args.config, args.grid, args.seeds, tmp_path, args.fixed
+            )
             assert len(found.cells) > 1
 
 

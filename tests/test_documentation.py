@@ -150,7 +150,8 @@ def takes_sweep(words, tmp_path):
     """Every cell's settings are valid."""
     grid = [words[i + 1] for i, word in enumerate(words) if word == "--grid"]
     config = words[words.index("--config") + 1]
-    for cell in sweep.parse(config, grid, 1, tmp_path).cells.values():
+    fixed = [word for word in words if word.startswith("--config.")]
+    for cell in sweep.parse(config, grid, 1, tmp_path, fixed).cells.values():
         settings.from_mapping(cell)
 
 

@@ -133,14 +133,14 @@ def _of_sweep(words: Sequence[str]) -> tuple[pathlib.Path, Waves]:
     """The workdir of a sweep, and its cells in waves, with the report at last."""
     from mosaic_jax.cli import launch, sweep
 
-    args = sweep.parser().parse_args(words)
+    args = sweep.parse_words(words)
     if args.cell is not None or args.report:
         raise errors.ConfigError(
             "mosaic submit sweep: must be without --cell and --report, which its jobs"
             " have"
         )
     launch.prepare()
-    found = sweep.parse(args.config, args.grid, args.seeds, args.workdir)
+    found = sweep.parse(args.config, args.grid, args.seeds, args.workdir, args.fixed)
     numbers = {name: str(i) for i, name in enumerate(found.cells)}
     waves: Waves = [
         [["--cell", numbers[name]] for name in wave]

@@ -3,10 +3,10 @@ r"""Many studies of one config, which share every stage that is the same.
 mosaic sweep --config digits_mosaic \
     --grid distill.steps=100,200 --grid data.alpha=0.01,0.1 --seeds 3
 
-Each cell of the grid is a study in a folder of the workdir. The same command goes on
-where it stopped, and several may share the work: each takes cells that no other works
-on. A cell that comes to no end stops no other, and the exit code is 3. `mosaic
-submit sweep` submits the cells to Slurm.
+Each cell of the grid is a study in a folder of the workdir; --config.FIELD=VALUE, as to
+mosaic run, holds in all of them. The same command goes on where it stopped, and several
+may share the work: each takes cells that no other works on. A cell that comes to no end
+stops no other, and the exit code is 3. `mosaic submit sweep` submits cells to Slurm.
 """
 
 import argparse
@@ -73,8 +73,15 @@ class Sweep:
         }
 
 
-def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
+def parse_grid(
+    argument: str, config: dict[str, Any], flag: str = "--grid"
+) -> tuple[str, list[Any]]:
     """FIELD=VALUE,VALUE,... with values of the field's type.
+
+    Args:
+      argument: as it was given.
+      config: nested settings of every field.
+      flag: after which it was given, for messages.
 
     Raises:
       ConfigError: the field is unknown or none of a grid, or a value is not of its
@@ -83,31 +90,31 @@ def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
     field, equals, text = argument.partition("=")
     if not equals or not text:
         raise errors.ConfigError(
-            f"--grid = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
+            f"{flag} = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
             " distill.steps=100,200"
         )
     if field in NOT_IN_A_GRID:
-        raise errors.ConfigError(f"--grid = {field}: {NOT_IN_A_GRID[field]}")
+        raise errors.ConfigError(f"{flag} = {field}: {NOT_IN_A_GRID[field]}")
     default: Any = config
     for name in field.split("."):
         if not isinstance(default, dict) or name not in default:
             hint = flag_errors.most_similar(config, field)
-            raise errors.ConfigError(f"--grid: unknown field {field}, {hint}")
+            raise errors.ConfigError(f"{flag}: unknown field {field}, {hint}")
         default = default[name]
     if isinstance(default, dict):
-        raise errors.ConfigError(f"--grid = {field}: must be a field, not a group")
+        raise errors.ConfigError(f"{flag} = {field}: must be a field, not a group")
     if isinstance(default, tuple | list):
         values = _literal(f"[{text}]") or []
         if not values:
             raise errors.ConfigError(
-                f"--grid: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
+                f"{flag}: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
                 " or (VALUE,...),(VALUE,...),... for several"
             )
         return field, values if isinstance(values[0], tuple | list) else [values]
-    return field, [_value(field, word, default) for word in text.split(",")]
+    return field, [_value(flag, field, word, default) for word in text.split(",")]
 
 
-def _value(field: str, word: str, default: Any) -> Any:
+def _value(flag: str, field: str, word: str, default: Any) -> Any:
     if isinstance(default, bool):
         if word.lower() in ("true", "false"):
             return word.lower() == "true"
@@ -123,7 +130,15 @@ def _value(field: str, word: str, default: Any) -> Any:
         if word == "inf" and isinstance(default, float):
             return math.inf  # few fields have a meaning for it
     must_be = TYPES.get(type(default), f"of type {type(default).__name__}")
-    raise errors.ConfigError(f"--grid: {field} = {word[:40]!r}: must be {must_be}")
+    raise errors.ConfigError(f"{flag}: {field} = {word[:40]!r}: must be {must_be}")
+
+
+def _fixed(word: str, config: dict[str, Any]) -> tuple[str, Any]:
+    """--config.FIELD=VALUE, which is the same in every cell."""
+    field, values = parse_grid(word.removeprefix("--config."), config, "--config")
+    if len(values) > 1:
+        raise errors.ConfigError(f"{word}: must be one value; several are for --grid")
+    return field, values[0]
 
 
 def _literal(text: str) -> Any:
@@ -139,6 +154,7 @@ def build(
     grid: Sequence[tuple[str, list[Any]]],
     seeds: int,
     workdir: pathlib.Path,
+    fixed: Sequence[tuple[str, Any]] = (),
 ) -> Sweep:
     """Every combination of the grid's values, in the order given.
 
@@ -147,13 +163,15 @@ def build(
       grid: fields by dotted name, each with its values.
       seeds: of each cell.
       workdir: the cells' run directories lie in it.
+      fixed: fields that have one value in all cells, and no part in their names.
 
     Raises:
       ConfigError: a field is given twice, or two cells would have the same folder.
     """
     fields = [field for field, _ in grid]
-    for field in fields:
-        if fields.count(field) > 1:
+    given = [*fields, *(field for field, _ in fixed)]
+    for field in given:
+        if given.count(field) > 1:
             raise errors.ConfigError(
                 f"--grid = {field}: is given twice: must be {field}=VALUE,VALUE,..."
             )
@@ -169,7 +187,9 @@ def build(
                 f"--grid: several cells would have the folder {name}: must be values"
                 " of different names"
             )
-        cells[name or "study"] = methods.changed(config, values | {"seeds": seeds})
+        cells[name or "study"] = methods.changed(
+            config, dict(fixed) | values | {"seeds": seeds}
+        )
     return Sweep(workdir, cells)
 
 
@@ -305,7 +325,7 @@ def _report(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit code: see `programs.exit_code`."""
-    args = parser().parse_args(arguments)
+    args = parse_words(arguments)
     launch.prepare()
     return programs.exit_code(lambda: _sweep(args))
 
@@ -326,7 +346,22 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(config: str, grid: Sequence[str], seeds: int, workdir: pathlib.Path) -> Sweep:
+def parse_words(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags of a command line; in `fixed` those that begin with --config."""
+    args, fixed = parser().parse_known_args(words)
+    if wrong := [word for word in fixed if not word.startswith("--config.")]:
+        parser().error(f"unrecognized arguments: {' '.join(wrong)}")
+    args.fixed = fixed
+    return args
+
+
+def parse(
+    config: str,
+    grid: Sequence[str],
+    seeds: int,
+    workdir: pathlib.Path,
+    fixed: Sequence[str] = (),
+) -> Sweep:
     """The sweep that the command line describes.
 
     Args:
@@ -334,16 +369,20 @@ def parse(config: str, grid: Sequence[str], seeds: int, workdir: pathlib.Path) -
       grid: FIELD=VALUE,VALUE,... each.
       seeds: of each cell.
       workdir: the cells' run directories lie in it.
+      fixed: --config.FIELD=VALUE each, the same in all cells.
 
     Raises:
       ConfigError: there is no such configuration, a field is unknown, or a value is not
         of its type.
     """
     found = config_files.load(config)
-    named = [(one.partition("=")[0], one.partition("=")[2]) for one in grid]
+    words = [*grid, *(word.removeprefix("--config.") for word in fixed)]
+    named = [(one.partition("=")[0], one.partition("=")[2]) for one in words]
     own = own_parts.add_defaults(found, named)
     mapping = found.to_dict()
-    sweep = build(mapping, [parse_grid(one, mapping) for one in grid], seeds, workdir)
+    values = [parse_grid(one, mapping) for one in grid]
+    same = [_fixed(word, mapping) for word in fixed]
+    sweep = build(mapping, values, seeds, workdir, same)
     for cell in sweep.cells.values():
         cell["compare"] = ""  # each cell is one study
         for group in own_parts.unused(cell, own):
@@ -352,7 +391,7 @@ def parse(config: str, grid: Sequence[str], seeds: int, workdir: pathlib.Path) -
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    sweep = parse(args.config, args.grid, args.seeds, args.workdir)
+    sweep = parse(args.config, args.grid, args.seeds, args.workdir, args.fixed)
     if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
         raise errors.ConfigError(
             f"--cell = {args.cell}: must be in [0, {len(sweep.cells) - 1}]"

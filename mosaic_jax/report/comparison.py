@@ -24,6 +24,8 @@ Spread = dict[str, float]
 Rows = Mapping[str, Mapping[str, Any]]
 # They differ between runs of the same study, or tell nothing about its result.
 NOT_COMPARED = ("seed", "seeds", "compare", "profile", "data.dir")
+# Characters of a name beside a figure.
+LONGEST = 36
 # Models beside the final one that a table has, by their column.
 OTHER_MODELS = {
     "teacher": "teacher, %",
@@ -167,16 +169,20 @@ def write(
       What `summarise` found.
     """
     rows = summarise(groups)
+    short = labels(list(groups))
+    drawn = dict(zip(short, groups.values(), strict=True))
     folder = FigureFolder(path.parent / "figures", interactive=interactive)
     first = next(iter(groups.values()))[0].summary
     head, cells = columns(rows)
     sections = {
         "Summary": _links(groups, path) + html.table(head, cells, "All studies"),
         "Ranking": ranking.ranking(groups) if len(groups) > 1 else Markup(),
-        "Accuracy": _accuracy(groups, rows, folder),
-        "Classes": _classes(groups, folder),
+        "Accuracy": _accuracy(
+            drawn, dict(zip(short, rows.values(), strict=True)), folder
+        ),
+        "Classes": _classes(drawn, folder),
         "Privacy": privacy.trade_off(groups, folder),
-        "Costs": _costs(groups, folder),
+        "Costs": _costs(drawn, folder),
         "Equal terms": _terms(terms) if terms else Markup(),
         "Differences in settings": _differences(groups),
         "Where they ran": _environments(groups),
@@ -189,6 +195,26 @@ def write(
     text = html.page(title, lead, sections, _headline(rows))
     files.write_bytes(path, text.encode())
     return rows
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """Names as figures have them: without what all have in common, and not too long.
+
+    Args:
+      names: of studies; those of a sweep are FIELD=VALUE,FIELD=VALUE,...
+    """
+    parts = [name.split(",") for name in names]
+    common = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
+    short = [",".join(part for part in of if part not in common) for of in parts]
+    cut = [
+        name
+        if len(name) <= LONGEST
+        else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
+        for name in short
+    ]
+    if len(set(cut)) == len(cut) and all(cut):
+        return cut
+    return [f"{i}: {name}" for i, name in enumerate(cut)]
 
 
 def _headline(rows: Rows) -> str:

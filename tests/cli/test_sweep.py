@@ -115,6 +115,37 @@ def test_grids_whose_cells_would_be_lost(tmp_path, capsys, grid, expected):
     assert not (tmp_path / "x").exists()
 
 
+def test_fields_that_are_the_same_in_all_cells(tmp_path, capsys):
+    words = ["--config.data.alpha=2", "--config.model.name=mlp"]
+    found = sweep.parse(CONFIG, ["seed=1,2"], 1, tmp_path, words)
+    assert list(found.cells) == ["seed=1", "seed=2"]
+    for cell in found.cells.values():
+        assert (cell["data"]["alpha"], cell["model"]["name"]) == (2.0, "mlp")
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("--config.seed=1", "seed: is given twice: must be seed=VALUE,"),
+        ("--config.seeds=2", "--config = seeds: must be the option --seeds"),
+        ("--config.data.alpha=1,2", "must be one value; several are for --grid"),
+        ("--config.data.alhpa=1", "--config: unknown field data.alhpa, "),
+        ("--config.data.alpha=x", "--config: data.alpha = 'x': must be a number"),
+    ],
+)
+def test_fields_of_all_cells_that_cannot_be(tmp_path, capsys, word, expected):
+    arguments = ["--config", CONFIG, "--workdir", str(tmp_path / "x")]
+    arguments += ["--grid=seed=1,2", word]
+    assert expected in one_line(capsys, lambda: sweep.main(arguments))
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_flag_of_a_sweep_that_is_none(capsys):
+    with pytest.raises(SystemExit):
+        sweep.main(["--config", CONFIG, "--gird=seed=1,2"])
+    assert "unrecognized arguments: --gird=seed=1,2" in capsys.readouterr().err
+
+
 @pytest.fixture
 def drawn(monkeypatch):
     """Tables over what sweep.json names, drawn slowly; how many were at a time."""

@@ -38,6 +38,23 @@ def test_rows_have_means_and_spreads(compared):
     assert row["headline"]["coverage"] == {"mean": 0.9, "spread": 0.0}
 
 
+def test_names_in_figures():
+    cells = [f"model.name=mlp,data.alpha={alpha},seed=1" for alpha in (0.1, 1)]
+    assert comparison.labels(cells) == ["data.alpha=0.1", "data.alpha=1"]
+    assert comparison.labels(["fedavg", "mosaic"]) == ["fedavg", "mosaic"]
+    assert comparison.labels(["a=1", "a=1,b=2"]) == ["0: ", "1: b=2"]
+    long = "methods.coboosting.iterations=1," * 3
+    (found,) = comparison.labels([long])
+    assert found == "methods.coboosting…ting.iterations=1,"
+
+
+def test_figures_have_room_beside_long_names(folder, tmp_path):
+    """Else matplotlib leaves the axes away, with a warning, which is an error here."""
+    groups = runs.collect([folder / "few", folder / "seeds"])
+    named = dict(zip(["field=1," * 9, "field=2," * 9], groups.values(), strict=True))
+    comparison.write(named, tmp_path / "compare.html", title="Two studies")
+
+
 def test_only_what_some_study_has_is_a_column(compared):
     head, cells = comparison.columns(compared[1])
     assert head[:5] == [
