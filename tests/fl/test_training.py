@@ -193,3 +193,11 @@ def test_same_seed_same_result_and_another_seed_another():
     assert trees.digest(first) == trees.digest(second)
     other, _, _ = make_round(data, prng.root(1))(start(data), 0)
     assert trees.digest(first) != trees.digest(other)
+
+
+def test_a_key_that_is_drawn_from_twice_does_not_pass_here():
+    def twice(key):
+        return jax.random.normal(key) + jax.random.uniform(key)
+
+    with pytest.raises(jax.errors.KeyReuseError):
+        jax.jit(twice)(jax.random.key(0))
