@@ -128,7 +128,8 @@ def columns(rows: Rows) -> tuple[list[str], list[list[str]]]:
         "training on the server": lambda row: row["server"],
     }
     kept = {n: of for n, of in found.items() if any(of(r) for r in rows.values())}
-    cells = [[name, *(of(row) for of in kept.values())] for name, row in rows.items()]
+    named = zip(distinct(list(rows)), rows.values(), strict=True)
+    cells = [[name, *(of(row) for of in kept.values())] for name, row in named]
     return ["study", *kept], cells
 
 
@@ -168,8 +169,12 @@ def write(
     Returns:
       What `summarise` found.
     """
-    rows = summarise(groups)
-    short = labels(list(groups))
+    result = summarise(groups)
+    common = ", ".join(_common(list(groups)))
+    names = distinct(list(groups))
+    groups = dict(zip(names, groups.values(), strict=True))
+    rows = dict(zip(names, result.values(), strict=True))
+    short = labels(names)
     drawn = dict(zip(short, groups.values(), strict=True))
     folder = FigureFolder(path.parent / "figures", interactive=interactive)
     first = next(iter(groups.values()))[0].summary
@@ -189,30 +194,38 @@ def write(
     }
     num_clients = first.partition["num_clients"]
     lead = f"{len(groups)} studies; {num_clients} clients, {first.dataset}"
+    lead += f"; all with {common}" if common else ""
     terms_used = glossary.used("".join(sections.values()))
     if terms_used:
         sections["Terms"] = html.terms(terms_used)
     text = html.page(title, lead, sections, _headline(rows))
     files.write_bytes(path, text.encode())
-    return rows
+    return result
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """Names of studies without the parts that all have in common.
+
+    Args:
+      names: those of a sweep are FIELD=VALUE,FIELD=VALUE,...; others stay as they are.
+    """
+    common = _common(names)
+    parts = [[p for p in name.split(",") if p not in common] for name in names]
+    short = [",".join(part) for part in parts]
+    return short if all(short) and len(set(short)) == len(short) else list(names)
+
+
+def _common(names: Sequence[str]) -> list[str]:
+    """Parts of the first name that all others have too, in its order."""
+    parts = [name.split(",") for name in names]
+    return [p for p in parts[0] if len(parts) > 1 and all(p in one for one in parts)]
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """Names as figures have them: without what all have in common, and not too long.
-
-    Args:
-      names: of studies; those of a sweep are FIELD=VALUE,FIELD=VALUE,...
-    """
-    parts = [name.split(",") for name in names]
-    common = set(parts[0]).intersection(*parts[1:]) if len(parts) > 1 else set()
-    short = [",".join(part for part in of if part not in common) for of in parts]
-    cut = [
-        name
-        if len(name) <= LONGEST
-        else f"{name[: LONGEST // 2]}…{name[-LONGEST // 2 :]}"
-        for name in short
-    ]
-    if len(set(cut)) == len(cut) and all(cut):
+    """Names as figures have room for, each another."""
+    half = LONGEST // 2
+    cut = [n if len(n) <= LONGEST else f"{n[:half]}…{n[-half:]}" for n in names]
+    if len(set(cut)) == len(cut):
         return cut
     return [f"{i}: {name}" for i, name in enumerate(cut)]
 

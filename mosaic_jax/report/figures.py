@@ -95,7 +95,9 @@ def svg(figure: Figure, label: str) -> Markup:
 
 
 def _legend(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    if len(axes.get_legend_handles_labels()[0]) > 1:
+    names = axes.get_legend_handles_labels()[1]
+    if len(names) > 1:
+        columns = max(1, min(columns, 54 // (5 + max(map(len, names)))))
         figure.legend(loc="outside lower center", ncols=columns, fontsize=9)
 
 

@@ -40,9 +40,12 @@ def test_rows_have_means_and_spreads(compared):
 
 def test_names_in_figures():
     cells = [f"model.name=mlp,data.alpha={alpha},seed=1" for alpha in (0.1, 1)]
-    assert comparison.labels(cells) == ["data.alpha=0.1", "data.alpha=1"]
+    assert comparison.distinct(cells) == ["data.alpha=0.1", "data.alpha=1"]
+    for same in (["fedavg", "mosaic"], ["a=1", "a=1,b=2"], ["a=1,b=2"]):
+        assert comparison.distinct(same) == same
     assert comparison.labels(["fedavg", "mosaic"]) == ["fedavg", "mosaic"]
-    assert comparison.labels(["a=1", "a=1,b=2"]) == ["0: ", "1: b=2"]
+    alike = [f"{'x' * 30}{i}{'y' * 30}" for i in range(2)]
+    assert [label[:4] for label in comparison.labels(alike)] == ["0: x", "1: x"]
     long = "methods.coboosting.iterations=1," * 3
     (found,) = comparison.labels([long])
     assert found == "methods.coboosting…ting.iterations=1,"
@@ -52,7 +55,13 @@ def test_figures_have_room_beside_long_names(folder, tmp_path):
     """Else matplotlib leaves the axes away, with a warning, which is an error here."""
     groups = runs.collect([folder / "few", folder / "seeds"])
     named = dict(zip(["field=1," * 9, "field=2," * 9], groups.values(), strict=True))
-    comparison.write(named, tmp_path / "compare.html", title="Two studies")
+    rows = comparison.write(named, tmp_path / "compare.html", title="Two studies")
+    assert rows.keys() == named.keys()
+    cells = dict(zip(["seed=1,a=1", "seed=1,a=2"], groups.values(), strict=True))
+    rows = comparison.write(cells, tmp_path / "compare.html", title="Two cells")
+    assert rows.keys() == cells.keys()
+    text = (tmp_path / "compare.html").read_text()
+    assert "all with seed=1" in text and text.count("seed=1") == 1
 
 
 def test_only_what_some_study_has_is_a_column(compared):
