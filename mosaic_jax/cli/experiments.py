@@ -51,21 +51,33 @@ def make(
     """
     files.check_folder("--workdir", workdir)
     _check_seeds(workdir, study.seeds)
-    folders = {study.seed: workdir}
-    if study.seeds > 1:
-        seeds = range(study.seed, study.seed + study.seeds)
-        folders = {seed: workdir / f"seed_{seed}" for seed in seeds}
     return [
         Experiment(
-            dataclasses.replace(study, seed=seed, seeds=1),
+            one,
             folder,
-            reuse_from=_same_seed(reuse_from, seed),
+            reuse_from=_same_seed(reuse_from, one.seed),
             command=command,
-            data=data(study.data, seed),
+            data=data(one.data, one.seed),
             mirror=mirror,
         )
-        for seed, folder in folders.items()
+        for folder, one in of_seeds(study, workdir).items()
     ]
+
+
+def of_seeds(study: Settings, workdir: pathlib.Path) -> dict[pathlib.Path, Settings]:
+    """The settings of each seed, by its run directory.
+
+    Args:
+      study: settings.
+      workdir: of the study; of several seeds each has a folder `seed_N` in it.
+    """
+    alone = {
+        seed: dataclasses.replace(study, seed=seed, seeds=1)
+        for seed in range(study.seed, study.seed + study.seeds)
+    }
+    if study.seeds == 1:
+        return {workdir: alone[study.seed]}
+    return {workdir / f"seed_{seed}": one for seed, one in alone.items()}
 
 
 def _check_seeds(workdir: pathlib.Path, seeds: int) -> None:

@@ -81,7 +81,7 @@ def run(
                     experiments.agree(works, folder, shared=mirror is None)
                     found, pages = experiments.run(works, folder)
                     if environment.is_primary():
-                        telling.ending(found, pages, study, folder, command)
+                        telling.ending(found, pages, study, folder, command, place)
 
     return programs.exit_code(program)
 

@@ -36,11 +36,13 @@ from mosaic_jax.cli import (
 )
 from mosaic_jax.core import errors, files
 from mosaic_jax.report import comparison, runs
-from mosaic_jax.run import methods, programs, settings
+from mosaic_jax.run import config_file, methods, programs, settings
 from mosaic_jax.run.runner import Experiment
 
 # What a value of each type is called in messages.
 TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
+# Bytes of a file's name on common file systems, but for what is added to a cell's name.
+_LONGEST_NAME = 240
 # Fields that are the same in every cell, with what to do instead.
 NOT_IN_A_GRID = {
     "seeds": "must be the option --seeds",
@@ -73,15 +75,8 @@ class Sweep:
         }
 
 
-def parse_grid(
-    argument: str, config: dict[str, Any], flag: str = "--grid"
-) -> tuple[str, list[Any]]:
+def parse_grid(argument: str, config: dict[str, Any]) -> tuple[str, list[Any]]:
     """FIELD=VALUE,VALUE,... with values of the field's type.
-
-    Args:
-      argument: as it was given.
-      config: nested settings of every field.
-      flag: after which it was given, for messages.
 
     Raises:
       ConfigError: the field is unknown or none of a grid, or a value is not of its
@@ -90,9 +85,23 @@ def parse_grid(
     field, equals, text = argument.partition("=")
     if not equals or not text:
         raise errors.ConfigError(
-            f"{flag} = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
+            f"--grid = {argument!r}: must be FIELD=VALUE,VALUE,..., such as"
             " distill.steps=100,200"
         )
+    default = _default("--grid", field, config)
+    if isinstance(default, tuple | list):
+        values = _literal(f"[{text}]") or []
+        if not values:
+            raise errors.ConfigError(
+                f"--grid: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
+                " or (VALUE,...),(VALUE,...),... for several"
+            )
+        return field, values if isinstance(values[0], tuple | list) else [values]
+    return field, [_value("--grid", field, word, default) for word in text.split(",")]
+
+
+def _default(flag: str, field: str, config: dict[str, Any]) -> Any:
+    """The value that `config` has for a dotted field, given after `flag`."""
     if field in NOT_IN_A_GRID:
         raise errors.ConfigError(f"{flag} = {field}: {NOT_IN_A_GRID[field]}")
     default: Any = config
@@ -103,15 +112,7 @@ def parse_grid(
         default = default[name]
     if isinstance(default, dict):
         raise errors.ConfigError(f"{flag} = {field}: must be a field, not a group")
-    if isinstance(default, tuple | list):
-        values = _literal(f"[{text}]") or []
-        if not values:
-            raise errors.ConfigError(
-                f"{flag}: {field} = {text[:40]!r}: must be VALUE,VALUE,... for one cell"
-                " or (VALUE,...),(VALUE,...),... for several"
-            )
-        return field, values if isinstance(values[0], tuple | list) else [values]
-    return field, [_value(flag, field, word, default) for word in text.split(",")]
+    return default
 
 
 def _value(flag: str, field: str, word: str, default: Any) -> Any:
@@ -135,10 +136,18 @@ def _value(flag: str, field: str, word: str, default: Any) -> Any:
 
 def _fixed(word: str, config: dict[str, Any]) -> tuple[str, Any]:
     """--config.FIELD=VALUE, which is the same in every cell."""
-    field, values = parse_grid(word.removeprefix("--config."), config, "--config")
-    if len(values) > 1:
-        raise errors.ConfigError(f"{word}: must be one value; several are for --grid")
-    return field, values[0]
+    field, equals, text = word.removeprefix("--config.").partition("=")
+    if not equals:
+        raise errors.ConfigError(f"{word}: must be --config.FIELD=VALUE")
+    default = _default("--config", field, config)
+    if isinstance(default, str):  # also without a letter, or with commas
+        return field, text
+    if isinstance(default, tuple | list):
+        value = _literal(text)
+        if not isinstance(value, tuple | list):
+            raise errors.ConfigError(f"{word}: must be (VALUE,...), as Python has it")
+        return field, value
+    return field, _value("--config", field, text, default)
 
 
 def _literal(text: str) -> Any:
@@ -173,7 +182,8 @@ def build(
     for field in given:
         if given.count(field) > 1:
             raise errors.ConfigError(
-                f"--grid = {field}: is given twice: must be {field}=VALUE,VALUE,..."
+                f"{field}: is given twice: must be --grid {field}=VALUE,VALUE,... or"
+                f" --config.{field}=VALUE"
             )
     cells: dict[str, dict[str, Any]] = {}
     for combination in itertools.product(*(found for _, found in grid)):
@@ -182,6 +192,12 @@ def build(
             f"{field}={value}".replace("/", "_").replace(" ", "")
             for field, value in values.items()
         )
+        if len(name.encode()) > _LONGEST_NAME:
+            raise errors.ConfigError(
+                f"--grid: {name[:60]}... would be a folder's name of"
+                f" {len(name.encode())} bytes: must be at most {_LONGEST_NAME}; fields"
+                " that all cells share are given as --config.FIELD=VALUE"
+            )
         if name in cells:
             raise errors.ConfigError(
                 f"--grid: several cells would have the folder {name}: must be values"
@@ -286,6 +302,7 @@ def report(sweep: Sweep, counts: Mapping[str, tuple[int, int]] | None = None) ->
       counts: of stages, as of `shared`.
 
     Raises:
+      ConfigError: a cell was run with other settings, as by another sweep.
       DataError: no cell has finished, or one cannot be read.
     """
     if not sweep.workdir.is_dir():
@@ -294,6 +311,10 @@ def report(sweep: Sweep, counts: Mapping[str, tuple[int, int]] | None = None) ->
     failed = {name: told for name in sweep.cells if (told := mine.failure(name))}
     if len(failed) == len(sweep.cells):
         raise errors.DataError(f"--workdir = {sweep.workdir}: no cell has finished")
+    for name in sweep.cells.keys() - failed.keys():
+        study = settings.from_mapping(sweep.cells[name])
+        for folder, one in experiments.of_seeds(study, sweep.workdir / name).items():
+            config_file.check_same_settings(folder, one)
     with mine.alone():
         _report(sweep, counts or {}, failed)
 
@@ -310,9 +331,9 @@ def _report(
     rows = comparison.write(
         runs.collect([sweep.workdir]), page, title=f"Sweep of {len(sweep.cells)} cells"
     )
+    counts = {name: found for name, found in counts.items() if name in rows}
     for name, (new, old) in counts.items():
-        if name in rows:
-            rows[name] |= {"stages_computed": new, "stages_shared": old}
+        rows[name] |= {"stages_computed": new, "stages_shared": old}
     files.write_json(path, content | {"cells": rows})
     print(comparison.table(rows))
     for name, told in failed.items():
@@ -337,12 +358,16 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid", action="append", default=[], help="FIELD=VALUE,VALUE; repeatable"
     )
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=1, help="of each cell")
     parser.add_argument(
         "--workdir", type=pathlib.Path, default=pathlib.Path("runs/sweep")
     )
     parser.add_argument("--cell", type=int, help="run this cell only, from 0")
-    parser.add_argument("--report", action="store_true", help="of what is there")
+    parser.add_argument(
+        "--report",
+        action="store_true",
+        help="only the table and page of what has finished",
+    )
     return parser
 
 
@@ -391,6 +416,7 @@ def parse(
 
 
 def _sweep(args: argparse.Namespace) -> None:
+    files.check_folder("--workdir", args.workdir)
     sweep = parse(args.config, args.grid, args.seeds, args.workdir, args.fixed)
     if args.cell is not None and not 0 <= args.cell < len(sweep.cells):
         raise errors.ConfigError(

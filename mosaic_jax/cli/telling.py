@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mosaic_jax.core import files
 from mosaic_jax.report import glossary
 from mosaic_jax.run import environment, programs
 from mosaic_jax.run.runner import Experiment
@@ -113,6 +114,7 @@ def ending(
     study: Settings,
     workdir: pathlib.Path,
     command: Sequence[str],
+    place: str,
 ) -> None:
     """Print accuracies, where the files are, and what to do next.
 
@@ -122,35 +124,38 @@ def ending(
       study: its settings.
       workdir: its run directory.
       command: that it was started by.
+      place: the workdir as it was given: a folder, or the URL that has a copy.
     """
     print_summary(found, study)
     print(f"summary  {workdir / 'summary.json'}")
     for page in pages:
         print(f"report   {page}")
-    for line in following(study, workdir, command):
+    if files.is_url(place):
+        print(f"copy     {place}")
+    for line in following(study, place, command):
         print(f"next     {line}")
 
 
-def following(
-    study: Settings, workdir: pathlib.Path, command: Sequence[str]
-) -> list[str]:
-    """What to type after a study: two commands, where the first one is known.
+def following(study: Settings, place: str, command: Sequence[str]) -> list[str]:
+    """What to type after a study, where the command that started it is known.
 
     Args:
       study: its settings.
-      workdir: its run directory.
+      place: of its run directory: a folder, which a report can be drawn of, or a URL.
       command: that it was started by, the program's name first.
     """
     if len(command) < 2:
         return []
     others = programs.without(command[1:], ("workdir", "reuse_from"))
     start = f"{programs.spelled(command[0])} {shlex.join(others)}"
-    here, other = (shlex.quote(f"{workdir}{suffix}") for suffix in ("", "-other"))
+    here, other = (shlex.quote(f"{place}{suffix}") for suffix in ("", "-other"))
     lines = [f"{start} --workdir {other} --reuse_from {here}"]
     if study.method == "mosaic":
         lines[0] += f" --config.distill.steps={2 * study.distill.steps}"
     else:
         lines[0] += f" --config.seed={study.seed + 1}"
+    if files.is_url(place):
+        return lines
     console = programs.spelled(command[0]).replace("launch.py", "-m mosaic_jax")
     console = console.removesuffix(" run")
     lines.append(f"{console} report {here} {other} -o compare.html")

@@ -9,7 +9,7 @@ import flax.traverse_util
 
 from mosaic_jax.core import errors, files, schema
 from mosaic_jax.run import environment
-from mosaic_jax.run.settings import Settings
+from mosaic_jax.run.settings import NEUTRAL, Settings
 
 _log = logging.getLogger(__name__)
 
@@ -71,3 +71,28 @@ def check_same_study(workdir: pathlib.Path, settings: Settings) -> None:
                     f" {before.get(name)!r} where this one has {after[name]!r}: must be"
                     f" a new folder or the same study{hint}"
                 )
+
+
+def check_same_settings(workdir: pathlib.Path, settings: Settings) -> None:
+    """Check that the latest run in a directory had these settings.
+
+    Those that cannot change a result may differ.
+
+    Raises:
+      CheckpointError: the file is damaged.
+      ConfigError: there was no run, or another one; names the first field that differs.
+    """
+    path = workdir / NAME
+    if not path.exists():
+        raise errors.ConfigError(f"--workdir = {workdir}: nothing was run there")
+    saved = files.read_json(path).get("settings", {})
+    before = flax.traverse_util.flatten_dict(saved, sep=".")
+    after = json.loads(json.dumps(schema.flat(settings)))
+    defaults = schema.flat(Settings())
+    for name in sorted(after):
+        was = before.get(name, defaults.get(name))
+        if was != after[name] and not schema.is_covered(name, NEUTRAL):
+            raise errors.ConfigError(
+                f"--workdir = {workdir}: was run with {name} = {was!r} where this study"
+                f" has {after[name]!r}: must be run again, or in a new folder"
+            )

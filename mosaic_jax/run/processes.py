@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import re
+import signal
 import socket
 import sys
 import threading
@@ -67,15 +68,17 @@ def join(
       ConfigError: the arguments contradict each other, or there is no coordinator.
     """
     if not coordinator:
-        if num_processes != 1:
+        if num_processes != 1 or process_id:
             raise errors.ConfigError(
                 f"--coordinator = '': must be HOST:PORT for --num_processes ="
-                f" {num_processes}"
+                f" {num_processes}, --process_id = {process_id}"
             )
         if _of_slurm():
             rank = int(os.environ.get("SLURM_PROCID", "0"))
             _initialize(rank, "the first task", join_seconds, silent_seconds)
         return
+    if num_processes < 1:
+        raise errors.ConfigError(f"--num_processes = {num_processes}: must be >= 1")
     if not 0 <= process_id < num_processes:
         raise errors.ConfigError(
             f"--process_id = {process_id}: must be in [0, {num_processes - 1}] for"
@@ -163,8 +166,9 @@ def _initialize(
     global _signs
     me = peers.name(rank)
     peers.if_killed(
-        f"error: {me} could not join the others at {coordinator} within {join_seconds}"
-        " s (compute.join_seconds): some did not arrive, or two have one --process_id"
+        f"error: {me} ended while it waited for the others at {coordinator}, at most"
+        f" {join_seconds} s (compute.join_seconds): some did not arrive, two have one"
+        " --process_id, or it was stopped"
     )
     waiting = "waiting for the other processes at %s, up to %d s"
     notice = threading.Timer(_PATIENCE, _log.info, (waiting, coordinator, join_seconds))
@@ -172,12 +176,13 @@ def _initialize(
     notice.start()
     # Signs of life tell earlier than JAX's own heartbeats, and while some processes are
     # done and wait for one that still draws a report.
-    jax.distributed.initialize(
-        initialization_timeout=join_seconds,
-        heartbeat_timeout_seconds=max(100, math.ceil(2 * silent_seconds)),
-        shutdown_timeout_seconds=24 * 3600,
-        **named,
-    )
+    with _interruptible():
+        jax.distributed.initialize(
+            initialization_timeout=join_seconds,
+            heartbeat_timeout_seconds=max(100, math.ceil(2 * silent_seconds)),
+            shutdown_timeout_seconds=24 * 3600,
+            **named,
+        )
     notice.cancel()
     cause = "it was killed, out of memory perhaps"
     if rank:
@@ -185,6 +190,20 @@ def _initialize(
     peers.if_killed(f"error: {me} ended: {cause}; the same command resumes")
     _signs = Signs(silent_seconds, peers.count())
     _signs.start()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends this process at once in a wait where Python's handler cannot run."""
+    handler = signal.getsignal(signal.SIGINT)
+    if handler in (signal.SIG_IGN, None):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def exchange(value: Any) -> list[Any]:

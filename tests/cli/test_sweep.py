@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from mosaic_jax.cli import claims, compared, launch, sweep
+from mosaic_jax.cli import claims, compared, experiments, launch, sweep
 from mosaic_jax.core import errors
 from mosaic_jax.report import comparison, runs
-from mosaic_jax.run import settings
+from mosaic_jax.run import config_file, settings
 from tests import tiny
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "end_to_end" / "tiny_config.py")
@@ -102,7 +102,8 @@ def test_a_workdir_that_is_a_file(tmp_path, capsys, inside):
 @pytest.mark.parametrize(
     ("grid", "expected"),
     [
-        (["seed=1", "seed=2"], "--grid = seed: is given twice: must be seed=VALUE,"),
+        (["seed=1", "seed=2"], "seed: is given twice: must be --grid seed=VALUE,"),
+        (["model.start=" + "x" * 260], "a folder's name of 272 bytes: must be at most"),
         (["seeds=1,3"], "--grid = seeds: must be the option --seeds"),
         (["compare=fedavg,mosaic"], "--grid = compare: must be cells of one method"),
         (["data.name=a/b,a_b"], "several cells would have the folder data.name=a_b"),
@@ -117,18 +118,25 @@ def test_grids_whose_cells_would_be_lost(tmp_path, capsys, grid, expected):
 
 def test_fields_that_are_the_same_in_all_cells(tmp_path, capsys):
     words = ["--config.data.alpha=2", "--config.model.name=mlp"]
+    words += ["--config.data.dir=a,b=c", "--config.model.start="]
+    words += ["--config.log.trackers=('wandb',)", "--config.data.in_memory=false"]
     found = sweep.parse(CONFIG, ["seed=1,2"], 1, tmp_path, words)
     assert list(found.cells) == ["seed=1", "seed=2"]
     for cell in found.cells.values():
         assert (cell["data"]["alpha"], cell["model"]["name"]) == (2.0, "mlp")
+        assert (cell["data"]["dir"], cell["model"]["start"]) == ("a,b=c", "")
+        assert cell["log"]["trackers"] == ("wandb",)
+        assert cell["data"]["in_memory"] is False
 
 
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("--config.seed=1", "seed: is given twice: must be seed=VALUE,"),
+        ("--config.seed=1", "or --config.seed=VALUE"),
+        ("--config.data.in_memory", "must be --config.FIELD=VALUE"),
+        ("--config.log.trackers=wandb", "must be (VALUE,...), as Python has it"),
         ("--config.seeds=2", "--config = seeds: must be the option --seeds"),
-        ("--config.data.alpha=1,2", "must be one value; several are for --grid"),
+        ("--config.data.alpha=1,2", "--config: data.alpha = '1,2': must be a number"),
         ("--config.data.alhpa=1", "--config: unknown field data.alhpa, "),
         ("--config.data.alpha=x", "--config: data.alpha = 'x': must be a number"),
     ],
@@ -175,15 +183,50 @@ def test_a_report_is_of_the_cells_that_have_finished(tmp_path, capsys, drawn):
     assert "no cell has finished" in one_line(capsys, lambda: sweep.main(arguments))
     mine.settle("seed=1")
     mine.settle("seed=2", "loss is nan")
+    ran(sweep.parse(CONFIG, ["seed=1"], 1, tmp_path / "x"))
     assert sweep.main(arguments) == 0 and drawn == [1]
     content = json.loads((tmp_path / "x" / "sweep.json").read_text())
     assert content["order"] == list(content["cells"]) == ["seed=1"]
     assert content["failed"] == {"seed=2": "loss is nan", "seed=3": "not finished yet"}
 
 
+def ran(cells):
+    """As if the cells had been run: their settings stand there."""
+    for name, config in cells.cells.items():
+        study = settings.from_mapping(config)
+        for folder, one in experiments.of_seeds(study, cells.workdir / name).items():
+            folder.mkdir(parents=True)
+            config_file.write(folder, one, [])
+        claims.Claims(cells.workdir).settle(name)
+
+
+@pytest.mark.parametrize(
+    ("changed", "seeds", "expected"),
+    [
+        ("init.rounds=9", 1, "was run with init.rounds = 7 where this study has 9"),
+        ("init.rounds=7", 2, "seed_0: nothing was run there"),
+        ("log.every_steps=3", 1, ""),  # cannot change a result
+    ],
+)
+def test_cells_of_another_sweep_are_not_taken_for_its_own(
+    tmp_path, capsys, drawn, changed, seeds, expected
+):
+    """Two sweeps whose fixed fields differ have cells of the same names."""
+    words = ["--config", CONFIG, "--workdir", str(tmp_path), "--grid=data.alpha=1,2"]
+    rounds = "--config.init.rounds=7"
+    ran(sweep.parse(CONFIG, ["data.alpha=1,2"], 1, tmp_path, [rounds]))
+    words += [f"--seeds={seeds}", f"--config.{changed}", "--report"]
+    words += [] if changed.startswith("init") else [rounds]
+    if expected:
+        assert expected in one_line(capsys, lambda: sweep.main(words))
+    else:
+        assert sweep.main(words) == 0
+    assert drawn == ([] if expected else [1])
+
+
 def test_processes_that_end_together_draw_one_report_at_a_time(tmp_path, drawn):
-    claims.Claims(tmp_path).settle("study")
     cells = sweep.Sweep(tmp_path, {"study": {}})
+    ran(cells)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for one in [pool.submit(sweep.report, cells) for _ in range(3)]:
             one.result()

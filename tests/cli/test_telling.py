@@ -45,24 +45,29 @@ def test_expected_time(low, high, expected):
 def test_what_to_type_next(tmp_path):
     command = ["launch.py", "--config", "a.py", "--workdir=old", "--config.seed=3"]
     study = tiny.study(distill__steps=7)
-    first, second = telling.following(study, tmp_path, command)
+    first, second = telling.following(study, str(tmp_path), command)
     assert first == (
         f"python launch.py --config a.py --config.seed=3 --workdir {tmp_path}-other"
         f" --reuse_from {tmp_path} --config.distill.steps=14"
     )
     assert second.startswith(f"python -m mosaic_jax report {tmp_path} {tmp_path}-other")
     federated = tiny.study(method="federated", seed=3)
-    first, second = telling.following(federated, tmp_path, ["/bin/mosaic", "run", "x"])
+    first, second = telling.following(
+        federated, str(tmp_path), ["/bin/mosaic", "run", "x"]
+    )
     assert first.startswith("mosaic run x --workdir ")
     assert first.endswith(" --config.seed=4")
     assert second.startswith("mosaic report ")
-    assert telling.following(study, tmp_path, []) == []
+    assert telling.following(study, str(tmp_path), []) == []
     spaced = tmp_path / "my study"
-    first, second = telling.following(study, spaced, command)
+    first, second = telling.following(study, str(spaced), command)
     words = shlex.split(first)
     assert words[words.index("--workdir") + 1] == f"{spaced}-other"
     assert words[words.index("--reuse_from") + 1] == str(spaced)
     assert shlex.split(second)[4:6] == [str(spaced), f"{spaced}-other"]
+    # Its local folder is a copy, which may be deleted.
+    (only,) = telling.following(study, "s3://a/b", command)
+    assert "--workdir s3://a/b-other --reuse_from s3://a/b " in only
 
 
 def test_words_of_a_command_line():

@@ -1,6 +1,7 @@
 """Processes of one study that are not alike: told by all, at once, before any work."""
 
 import shutil
+import signal
 import sys
 import time
 
@@ -107,8 +108,23 @@ def test_two_that_call_themselves_the_first(tmp_path):
         "Address already in use: is another process number 0?" in t for t in told
     )
     (other,) = [t for t in told if "Address" not in t]
-    assert "could not join the others at 127.0.0.1:" in other
-    assert "within 5 s (compute.join_seconds)" in other
+    assert "ended while it waited for the others at 127.0.0.1:" in other
+    assert "at most 5 s (compute.join_seconds)" in other
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_one_waits_for_the_others(tmp_path):
+    """It waits outside of Python, where no handler of Python's is called."""
+    both = several.launch([tmp_path / "run"] * 2, [[]] * 2, ids=[0, 0])
+    while all(process.poll() is None for process in both):
+        time.sleep(0.1)
+    (left,) = [process for process in both if process.poll() is None]
+    while "waiting for the other processes at" not in (line := left.stdout.readline()):
+        assert line, "it has ended"
+    left.send_signal(signal.SIGINT)
+    text, _ = left.communicate(timeout=20)
+    assert left.returncode == -signal.SIGINT
+    assert "ended while it waited for the others at 127.0.0.1:" in text
 
 
 def test_an_unknown_field_in_one_ends_both(tmp_path):
