@@ -172,7 +172,7 @@ def test_out_of_memory_in_a_study_is_one_line(tmp_path, capsys, monkeypatch):
     def build(*_, **__):
         raise MemoryError("Unable to allocate 7.28 TiB")
 
-    monkeypatch.setattr(launch, "studies", build)
+    monkeypatch.setattr(launch.experiments, "make", build)
     told = one_line(capsys, lambda: launch.run(tiny.config().to_dict(), tmp_path))
     assert told.startswith("error: out of memory: Unable to allocate 7.28 TiB")
 
