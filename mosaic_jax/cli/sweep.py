@@ -312,9 +312,12 @@ def report(sweep: Sweep, counts: Mapping[str, tuple[int, int]] | None = None) ->
     if len(failed) == len(sweep.cells):
         raise errors.DataError(f"--workdir = {sweep.workdir}: no cell has finished")
     for name in sweep.cells.keys() - failed.keys():
-        study = settings.from_mapping(sweep.cells[name])
+        config = sweep.cells[name]
+        # A report may be drawn where there is no GPU, for which "auto" is another type.
+        but = {"model.dtype"} if config["model"]["dtype"] == "auto" else ()
+        study = settings.from_mapping(config)
         for folder, one in experiments.of_seeds(study, sweep.workdir / name).items():
-            config_file.check_same_settings(folder, one)
+            config_file.check_same_settings(folder, one, but)
     with mine.alone():
         _report(sweep, counts or {}, failed)
 

@@ -3,7 +3,7 @@
 import json
 import logging
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import flax.traverse_util
 
@@ -73,10 +73,17 @@ def check_same_study(workdir: pathlib.Path, settings: Settings) -> None:
                 )
 
 
-def check_same_settings(workdir: pathlib.Path, settings: Settings) -> None:
+def check_same_settings(
+    workdir: pathlib.Path, settings: Settings, but: Collection[str] = ()
+) -> None:
     """Check that the latest run in a directory had these settings.
 
     Those that cannot change a result may differ.
+
+    Args:
+      workdir: run directory.
+      settings: of the study.
+      but: fields that may differ too.
 
     Raises:
       CheckpointError: the file is damaged.
@@ -91,7 +98,7 @@ def check_same_settings(workdir: pathlib.Path, settings: Settings) -> None:
     defaults = schema.flat(Settings())
     for name in sorted(after):
         was = before.get(name, defaults.get(name))
-        if was != after[name] and not schema.is_covered(name, NEUTRAL):
+        if was != after[name] and not schema.is_covered(name, {*NEUTRAL, *but}):
             raise errors.ConfigError(
                 f"--workdir = {workdir}: was run with {name} = {was!r} where this study"
                 f" has {after[name]!r}: must be run again, or in a new folder"

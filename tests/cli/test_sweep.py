@@ -205,6 +205,7 @@ def ran(cells):
     [
         ("init.rounds=9", 1, "was run with init.rounds = 7 where this study has 9"),
         ("init.rounds=7", 2, "seed_0: nothing was run there"),
+        ("model.dtype=bfloat16", 1, "was run with model.dtype = 'float32' where"),
         ("log.every_steps=3", 1, ""),  # cannot change a result
     ],
 )
@@ -224,8 +225,15 @@ def test_cells_of_another_sweep_are_not_taken_for_its_own(
     assert drawn == ([] if expected else [1])
 
 
+def test_a_report_may_be_drawn_on_a_machine_of_another_kind(tmp_path, drawn):
+    """What "auto" stands for there cannot be what it was where the cells were run."""
+    ran(sweep.parse(CONFIG, ["seed=1"], 1, tmp_path, ["--config.model.dtype=bfloat16"]))
+    sweep.report(sweep.parse(CONFIG, ["seed=1"], 1, tmp_path))
+    assert drawn == [1]
+
+
 def test_processes_that_end_together_draw_one_report_at_a_time(tmp_path, drawn):
-    cells = sweep.Sweep(tmp_path, {"study": {}})
+    cells = sweep.parse(CONFIG, [], 1, tmp_path)
     ran(cells)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for one in [pool.submit(sweep.report, cells) for _ in range(3)]:
