@@ -19,8 +19,10 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     _FLAGS += ["--xla_cpu_parallel_codegen_split_count=1"]
 os.environ.setdefault("XLA_FLAGS", " ".join(_FLAGS))
 
-# A fault that jax can see: arrays of unlike rank that meet by accident.
+# Faults that jax can see: arrays of unlike rank that meet by accident, and a random key
+# drawn from twice.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ["JAX_DEBUG_KEY_REUSE"] = "1"
 
 # A shell starts what runs in its background with SIGINT ignored, nohup with SIGHUP, and
 # programs that the tests start would inherit that.
@@ -28,7 +30,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import jax
-import pytest
 
 # Looking through all that JAX keeps in its caches took a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
@@ -36,13 +37,3 @@ gc.set_threshold(100_000, 50, 100)
 _CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-# Rooms whose tests draw from random keys, or trace every method's programs.
-_DRAW = {"fl", "server", "stages"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def keys_are_drawn_from_once(request):
-    """Another fault that jax can see; looking for it takes an eighth of the time."""
-    with jax.debug_key_reuse(request.path.parent.name in _DRAW):
-        yield

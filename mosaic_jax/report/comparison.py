@@ -14,7 +14,7 @@ from markupsafe import Markup
 from mosaic_jax import server
 from mosaic_jax.core import files, registry, schema
 from mosaic_jax.fl import algorithms
-from mosaic_jax.report import figures, glossary, html, privacy, ranking
+from mosaic_jax.report import figures, glossary, html, names, privacy, ranking
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, Groups, SavedRun
 from mosaic_jax.run.settings import NEUTRAL
@@ -24,8 +24,6 @@ Spread = dict[str, float]
 Rows = Mapping[str, Mapping[str, Any]]
 # They differ between runs of the same study, or tell nothing about its result.
 NOT_COMPARED = ("seed", "seeds", "compare", "profile", "data.dir")
-# Characters of a name beside a figure.
-LONGEST = 36
 # Models beside the final one that a table has, by their column.
 OTHER_MODELS = {
     "teacher": "teacher, %",
@@ -128,7 +126,7 @@ def columns(rows: Rows) -> tuple[list[str], list[list[str]]]:
         "training on the server": lambda row: row["server"],
     }
     kept = {n: of for n, of in found.items() if any(of(r) for r in rows.values())}
-    named = zip(distinct(list(rows)), rows.values(), strict=True)
+    named = zip(names.distinct(list(rows)), rows.values(), strict=True)
     cells = [[name, *(of(row) for of in kept.values())] for name, row in named]
     return ["study", *kept], cells
 
@@ -170,21 +168,20 @@ def write(
       What `summarise` found.
     """
     result = summarise(groups)
-    common = ", ".join(_common(list(groups)))
-    names = distinct(list(groups))
-    groups = dict(zip(names, groups.values(), strict=True))
-    rows = dict(zip(names, result.values(), strict=True))
-    short = labels(names)
+    common = ", ".join(names.common(list(groups)))
+    shown = names.distinct(list(groups))
+    groups = dict(zip(shown, groups.values(), strict=True))
+    rows = dict(zip(shown, result.values(), strict=True))
+    short = names.labels(shown)
     drawn = dict(zip(short, groups.values(), strict=True))
+    drawn_rows = dict(zip(short, result.values(), strict=True))
     folder = FigureFolder(path.parent / "figures", interactive=interactive)
     first = next(iter(groups.values()))[0].summary
     head, cells = columns(rows)
     sections = {
         "Summary": _links(groups, path) + html.table(head, cells, "All studies"),
         "Ranking": ranking.ranking(groups) if len(groups) > 1 else Markup(),
-        "Accuracy": _accuracy(
-            drawn, dict(zip(short, rows.values(), strict=True)), folder
-        ),
+        "Accuracy": _accuracy(drawn, drawn_rows, folder),
         "Classes": _classes(drawn, folder),
         "Privacy": privacy.trade_off(groups, folder),
         "Costs": _costs(drawn, folder),
@@ -201,33 +198,6 @@ def write(
     text = html.page(title, lead, sections, _headline(rows))
     files.write_bytes(path, text.encode())
     return result
-
-
-def distinct(names: Sequence[str]) -> list[str]:
-    """Names of studies without the parts that all have in common.
-
-    Args:
-      names: those of a sweep are FIELD=VALUE,FIELD=VALUE,...; others stay as they are.
-    """
-    common = _common(names)
-    parts = [[p for p in name.split(",") if p not in common] for name in names]
-    short = [",".join(part) for part in parts]
-    return short if all(short) and len(set(short)) == len(short) else list(names)
-
-
-def _common(names: Sequence[str]) -> list[str]:
-    """Parts of the first name that all others have too, in its order."""
-    parts = [name.split(",") for name in names]
-    return [p for p in parts[0] if len(parts) > 1 and all(p in one for one in parts)]
-
-
-def labels(names: Sequence[str]) -> list[str]:
-    """Names as figures have room for, each another."""
-    half = LONGEST // 2
-    cut = [n if len(n) <= LONGEST else f"{n[:half]}…{n[-half:]}" for n in names]
-    if len(set(cut)) == len(cut):
-        return cut
-    return [f"{i}: {name}" for i, name in enumerate(cut)]
 
 
 def _headline(rows: Rows) -> str:

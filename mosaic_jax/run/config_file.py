@@ -3,7 +3,8 @@
 import json
 import logging
 import pathlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 import flax.traverse_util
 
@@ -14,6 +15,8 @@ from mosaic_jax.run.settings import NEUTRAL, Settings
 _log = logging.getLogger(__name__)
 
 NAME = "config.json"
+# What may not change within a run directory.
+_OF_A_STUDY = ("method", "seed", "data", "model")
 
 
 def write(workdir: pathlib.Path, settings: Settings, command: Sequence[str]) -> None:
@@ -53,24 +56,17 @@ def check_same_study(workdir: pathlib.Path, settings: Settings) -> None:
     except (errors.CheckpointError, KeyError):
         _log.warning("%s is damaged; it is written anew", path)
         return
-    # As JSON represents them: tuples become lists.
-    new = json.loads(json.dumps(schema.to_mapping(settings)))
     ignored = {"data.dir", "model.start"}
-    defaults = schema.flat(Settings())
-    for group in ("method", "seed", "data", "model"):
-        before = flax.traverse_util.flatten_dict({group: old.get(group)}, sep=".")
-        after = flax.traverse_util.flatten_dict({group: new[group]}, sep=".")
-        for name in sorted(after.keys() - ignored):
-            # A field that is newer than the run had its default there.
-            if before.get(name, defaults.get(name)) != after[name]:
-                hint = ""
-                if name == "model.dtype":
-                    hint = f"; --config.model.dtype={before.get(name)} goes on with it"
-                raise errors.ConfigError(
-                    f"--workdir = {workdir}: holds another study, with {name} ="
-                    f" {before.get(name)!r} where this one has {after[name]!r}: must be"
-                    f" a new folder or the same study{hint}"
-                )
+    for name, was, now in _differing(old, settings):
+        if schema.is_covered(name, _OF_A_STUDY) and name not in ignored:
+            hint = ""
+            if name == "model.dtype":
+                hint = f"; --config.model.dtype={was} goes on with it"
+            raise errors.ConfigError(
+                f"--workdir = {workdir}: holds another study, with {name} = {was!r}"
+                f" where this one has {now!r}: must be a new folder or the same"
+                f" study{hint}"
+            )
 
 
 def check_same_settings(
@@ -93,13 +89,29 @@ def check_same_settings(
     if not path.exists():
         raise errors.ConfigError(f"--workdir = {workdir}: nothing was run there")
     saved = files.read_json(path).get("settings", {})
-    before = flax.traverse_util.flatten_dict(saved, sep=".")
-    after = json.loads(json.dumps(schema.flat(settings)))
-    defaults = schema.flat(Settings())
-    for name in sorted(after):
-        was = before.get(name, defaults.get(name))
-        if was != after[name] and not schema.is_covered(name, {*NEUTRAL, *but}):
+    for name, was, now in _differing(saved, settings):
+        if not schema.is_covered(name, {*NEUTRAL, *but}):
             raise errors.ConfigError(
                 f"--workdir = {workdir}: was run with {name} = {was!r} where this study"
-                f" has {after[name]!r}: must be run again, or in a new folder"
+                f" has {now!r}: must be run again, or in a new folder"
             )
+
+
+def _differing(
+    saved: Mapping[str, Any], settings: Settings
+) -> Iterator[tuple[str, Any, Any]]:
+    """Fields that differ, those of a study first: name, value saved, value now."""
+    before = flax.traverse_util.flatten_dict(dict(saved), sep=".")
+    # As JSON represents them: tuples become lists.
+    after = json.loads(json.dumps(schema.flat(settings)))
+    defaults = schema.flat(Settings())
+    for name in sorted(after, key=lambda name: (_place(name), name)):
+        # A field that is newer than the run had its default there.
+        was = before.get(name, defaults.get(name))
+        if was != after[name]:
+            yield name, was, after[name]
+
+
+def _place(name: str) -> int:
+    group = name.partition(".")[0]
+    return _OF_A_STUDY.index(group) if group in _OF_A_STUDY else len(_OF_A_STUDY)

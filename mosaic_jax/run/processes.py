@@ -196,7 +196,8 @@ def _initialize(
 def _interruptible() -> Iterator[None]:
     """Ctrl-C ends this process at once in a wait where Python's handler cannot run."""
     handler = signal.getsignal(signal.SIGINT)
-    if handler in (signal.SIG_IGN, None):
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or handler in (signal.SIG_IGN, None):
         yield
         return
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from mosaic_jax.cli import config_files, sweep
+from mosaic_jax.cli import config_files, grids, sweep
 from mosaic_jax.core import errors
 from mosaic_jax.run import runner
 from tests import tiny
@@ -55,7 +55,7 @@ def test_common_stages_are_computed_once(swept):
 def test_counts_of_shared_stages(swept, tmp_path):
     _, arguments = swept
     config = config_files.load(CONFIG).to_dict()
-    grid = [sweep.parse_grid(one, config) for one in arguments[3:6:2]]
+    grid = [grids.swept(one, config) for one in arguments[3:6:2]]
     fresh = sweep.build(config, grid, 1, tmp_path)
     # Four stages; then finetune alone; then all but the first; then finetune.
     counts = list(sweep.shared(fresh.studies()).values())
@@ -161,10 +161,10 @@ def test_a_wrong_value_in_any_cell_ends_before_work(capsys, tmp_path):
 
 def test_values_take_the_type_of_the_field():
     config = tiny.config().to_dict()
-    assert sweep.parse_grid("data.alpha=1,0.5", config) == ("data.alpha", [1.0, 0.5])
-    assert sweep.parse_grid("distill.balanced=true", config)[1] == [True]
-    assert sweep.parse_grid("meta.head=linear,mean", config)[1] == ["linear", "mean"]
-    rates = sweep.parse_grid("budgets.rates=(1,0.5),(1,0.25)", config)[1]
+    assert grids.swept("data.alpha=1,0.5", config) == ("data.alpha", [1.0, 0.5])
+    assert grids.swept("distill.balanced=true", config)[1] == [True]
+    assert grids.swept("meta.head=linear,mean", config)[1] == ["linear", "mean"]
+    rates = grids.swept("budgets.rates=(1,0.5),(1,0.25)", config)[1]
     assert rates == [(1, 0.5), (1, 0.25)]
 
 

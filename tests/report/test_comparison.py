@@ -38,19 +38,6 @@ def test_rows_have_means_and_spreads(compared):
     assert row["headline"]["coverage"] == {"mean": 0.9, "spread": 0.0}
 
 
-def test_names_in_figures():
-    cells = [f"model.name=mlp,data.alpha={alpha},seed=1" for alpha in (0.1, 1)]
-    assert comparison.distinct(cells) == ["data.alpha=0.1", "data.alpha=1"]
-    for same in (["fedavg", "mosaic"], ["a=1", "a=1,b=2"], ["a=1,b=2"]):
-        assert comparison.distinct(same) == same
-    assert comparison.labels(["fedavg", "mosaic"]) == ["fedavg", "mosaic"]
-    alike = [f"{'x' * 30}{i}{'y' * 30}" for i in range(2)]
-    assert [label[:4] for label in comparison.labels(alike)] == ["0: x", "1: x"]
-    long = "methods.coboosting.iterations=1," * 3
-    (found,) = comparison.labels([long])
-    assert found == "methods.coboosting…ting.iterations=1,"
-
-
 def test_figures_have_room_beside_long_names(folder, tmp_path):
     """Else matplotlib leaves the axes away, with a warning, which is an error here."""
     groups = runs.collect([folder / "few", folder / "seeds"])
