@@ -13,7 +13,7 @@ TYPES = {bool: "true or false", int: "a whole number", float: "a number"}
 # Fields that are the same in every cell, with what to do instead.
 NOT_IN_A_GRID = {
     "seeds": "must be the option --seeds",
-    "compare": "must be cells of one method each, such as --grid method=...",
+    "compare": "must be cells of one method each: --grid init.method=fedavg,fedprox",
 }
 
 
