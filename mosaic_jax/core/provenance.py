@@ -11,7 +11,6 @@ import sys
 import sysconfig
 import textwrap
 import types
-from collections.abc import Iterator
 from typing import Any
 
 from mosaic_jax.core import errors, files, live_code, modules, schema
@@ -140,20 +139,27 @@ def _collect(module: types.ModuleType, package: str, found: dict[str, str]) -> N
             _collect(other, package, found)
 
 
-def _imports(module: types.ModuleType) -> Iterator[str]:
+def _imports(module: types.ModuleType) -> tuple[str, ...]:
     """Full names of all that `module` imports, anywhere in it."""
     try:
-        tree = ast.parse(inspect.getsource(module))
+        return _imported(inspect.getsource(module), module.__package__ or "")
     except (OSError, TypeError):  # compiled
-        return
-    for node in ast.walk(tree):
+        return ()
+
+
+# By the text, as many components share modules, and a module may be loaded anew.
+@functools.cache
+def _imported(text: str, package: str) -> tuple[str, ...]:
+    """Full names of all that a module of `package` with this code imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             dots = "." * node.level + (node.module or "")
-            base = importlib.util.resolve_name(dots, module.__package__ or "")
-            yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            base = importlib.util.resolve_name(dots, package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(names)
 
 
 def _source(thing: Any) -> str:
@@ -164,16 +170,20 @@ def _source(thing: Any) -> str:
     if path.is_file() and not path.stat().st_size:  # an __init__.py, say
         return ""
     try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+        return _uncommented(textwrap.dedent(inspect.getsource(thing)))
     except (OSError, TypeError, SyntaxError) as error:
         raise errors.ConfigError(
             f"{thing.__name__}: has no source file: must have one, so that a study"
             " notices when it changes"
         ) from error
+
+
+@functools.cache
+def _uncommented(text: str) -> str:
+    """Code without comments and docstrings, laid out as `ast` does."""
+    tree = ast.parse(text)
     for node in ast.walk(tree):
-        if not isinstance(node, _DOCUMENTED):
-            continue
-        if ast.get_docstring(node) is not None:
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return ast.unparse(tree)
 
@@ -200,9 +210,14 @@ def _is_installed(module: types.ModuleType, package: str) -> bool:
         return isinstance(
             getattr(module, "__spec__", None), importlib.machinery.ModuleSpec
         )
-    folders = ("stdlib", "platstdlib", "purelib", "platlib")
-    roots = [pathlib.Path(sysconfig.get_path(name)).resolve() for name in folders]
     parents = pathlib.Path(path).resolve().parents
     # Of other environments too, as PYTHONPATH or a .pth file may add them.
     elsewhere = {"site-packages", "dist-packages"} & {one.name for one in parents}
-    return bool(elsewhere) or any(root in parents for root in roots)
+    return bool(elsewhere) or any(root in parents for root in _roots())
+
+
+@functools.cache
+def _roots() -> tuple[pathlib.Path, ...]:
+    """Folders of Python's own modules and of installed packages."""
+    folders = ("stdlib", "platstdlib", "purelib", "platlib")
+    return tuple(pathlib.Path(sysconfig.get_path(name)).resolve() for name in folders)

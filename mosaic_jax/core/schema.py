@@ -8,6 +8,7 @@ any value of its type.
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -307,6 +308,7 @@ class View:
         }
 
 
+@functools.cache  # of most of the time that checking settings takes
 def _types(component: type) -> dict[str, Any]:
     """Type of every field by name, also where a module keeps annotations as text."""
     try:

@@ -212,6 +212,17 @@ def plan(tmp_path, changes):
     return [(link.name, fingerprint) for link, fingerprint in work.plan()]
 
 
+PLANS = {}
+
+
+def earlier_plan(tmp_path, changes):
+    """That of another test with the same changes, if there was one."""
+    key = json.dumps(changes, sort_keys=True)
+    if key not in PLANS:
+        PLANS[key] = plan(tmp_path, changes)
+    return PLANS[key]
+
+
 @functools.cache
 def files_of(folder):
     """Two splits over three clients, and two sets of images."""
@@ -282,7 +293,7 @@ def test_every_setting_counts_or_cannot_change_a_result(
         others = {"method": "federated", "model.name": "mlp", "model.width": 4}
         others |= {"finetune.rounds": 0, name: str(folder / "0.pth")}
         new = str(folder / "1.pth")
-    before = plan(tmp_path, others)
+    before = earlier_plan(tmp_path, others)
     assert before == plan(tmp_path, others)
     changed = before != plan(tmp_path, others | {name: new})
     assert changed != schema.is_covered(name, settings.NEUTRAL)
@@ -443,15 +454,10 @@ def test_an_installed_package_counts_where_the_class_is_its_own(
     users_code, tmp_path, monkeypatch
 ):
     def digest(**code):
-        cls = users_code(**code)
-        found = provenance.sysconfig.get_path
-        with monkeypatch.context() as patch:
-            patch.setattr(
-                provenance.sysconfig,
-                "get_path",
-                lambda name: str(tmp_path) if name == "purelib" else found(name),
-            )
-            return provenance.code_digest(cls)
+        return provenance.code_digest(users_code(**code))
+
+    roots = (*provenance._roots(), tmp_path)
+    monkeypatch.setattr(provenance, "_roots", lambda: roots)
 
     first = digest(factor=1)
     assert digest(factor=3) != first
