@@ -97,6 +97,10 @@ class OwnSteps(Work):
     augmentation: str
     mechanism: Mechanism | None
 
+    @functools.cached_property
+    def _step(self) -> LocalStep:
+        return jax.jit(self.step, inline=True)  # traced once for shapes and loop
+
     def empty(self, args: Tree, state: Tree) -> Tree:
         """See `Work`: sums of metrics [C] by name, and numbers of steps [C]."""
         data, each, shared, key, _ = args
@@ -189,7 +193,8 @@ class OwnSteps(Work):
         )
 
         def step_at(j: Array, state: Tree) -> tuple[Tree, Metrics]:
-            return self.step(state, first + j, batch_at(j), client, each, shared, key)
+            batch = batch_at(j)
+            return self._step(state, first + j, batch, client, each, shared, key)
 
         return step_at
 
