@@ -47,6 +47,7 @@ DEMO = COMMON | {
     "init.rounds": 20,
     "generators.steps": 250,
     "leakage.images": 256,
+    "leakage.shadow_generators": True,
     "audit.images": 0,
     "meta.steps": 1,
     "distill.steps": 1,

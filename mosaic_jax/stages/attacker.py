@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import jax
@@ -24,10 +24,13 @@ from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.stages import gradients, measures, shadows
 from mosaic_jax.stages.base import Context
 from mosaic_jax.stages.candidates import Candidates, Scores
+from mosaic_jax.stages.shadows import Shade, Shadows
 
 if TYPE_CHECKING:
     from mosaic_jax.stages.leakage import Leakage
 
+# Added to distances: that of an image of which a generator draws every pixel is 0.
+_LEAST = 1e-6
 # Of a candidate whose class the client sent no prototype of: less than any other.
 _FAR = -1e30
 
@@ -52,20 +55,37 @@ class Attacker:
     length: int
     suffix: str
 
-    def on_models(self, sent: ClientModels, model: ModelState) -> Run:
+    def shadows(self) -> Shadows:
+        """Those of the clients, of which none is trained yet."""
+        clients = [asked for _, asked in self.places]
+        count = self.config.shadows
+        return shadows.of_clients(
+            self.context, self.images, clients, count, self.suffix
+        )
+
+    def start(self, model: ModelState) -> ModelState:
+        """What shadows start from.
+
+        Args:
+          model: the global one, which is near to what clients started from, unless
+            there was one round alone: then they started from the study's first model.
+        """
+        settings = self.context.settings
+        only = settings.init.rounds + settings.warmup.rounds == 1
+        return self._first_model() if only else model
+
+    def on_models(self, sent: ClientModels, shades: Sequence[Shade]) -> list[Scores]:
         """By how sure a client's model is of an image, and how sure shadows are.
 
         Args:
           sent: the clients' models.
-          model: the global one, which is near to what they started from, unless there
-            was one round alone: then they started from the study's first model.
+          shades: of each of these clients; empty: there are none.
 
         Returns:
           Scores of both attacks.
         """
-        context, count = self.context, self.config.shadows
         confidences = programs.jit(
-            functools.partial(_confidences, context.classifier, self._batch_size)
+            functools.partial(_confidences, self.context.classifier, self._batch_size)
         )
 
         def sure(models: ModelState, asked: Candidates) -> np.ndarray:
@@ -80,16 +100,9 @@ class Attacker:
         scores = [
             Scores("models", "loss", *pair) for pair in zip(clients, first, strict=True)
         ]
-        if not count:
-            return scores
-        if context.settings.init.rounds + context.settings.warmup.rounds == 1:
-            model = self._first_model()
-        models, inside = yield from shadows.train(
-            context, self.images, clients, count, model, self.suffix
-        )
-        for i, asked in enumerate(clients):
-            own = trees.take(models, slice(i * count, (i + 1) * count))
-            ratio = membership.likelihood_ratio(first[i], sure(own, asked), inside[i])
+        for asked, own, shade in zip(clients, first, shades, strict=False):
+            others = sure(shade.model, asked)
+            ratio = membership.likelihood_ratio(own, others, shade.inside)
             scores.append(Scores("models", "LiRA", asked, ratio))
         return scores
 
@@ -100,37 +113,53 @@ class Attacker:
         init = programs.jit(context.classifier.init, static_argnums=1)
         return init(prng.named(key, "model"), context.data.info.image_shape)
 
-    def on_generators(self, sent: Generators) -> list[Scores]:
-        """By how near an image is to the nearest of those that a generator draws."""
+    def on_generators(self, sent: Generators, shades: Sequence[Shade]) -> list[Scores]:
+        """By how near an image is to the nearest of those that a generator draws.
+
+        Args:
+          sent: the clients' generators.
+          shades: with generators, of each of these clients; empty: there are none.
+
+        Returns:
+          Scores by the distance, and by how likely shadows make it.
+        """
         context, count = self.context, self.config.generated
         model_gan = gan.build(context.settings, context.data.info, context.classifier)
 
         @programs.jit
-        def distance(generator: ModelState, key: jax.Array, image: Array) -> Array:
+        def distances(generators: ModelState, key: jax.Array, image: Array) -> Array:
             z = jax.random.normal(key, (count, model_gan.latent_dim))
-            drawn = model_gan.sample(generator, sharing.spread(z))
-            drawn = augment.to_signed(augment.to_uint8(drawn))
-            asked, drawn = (
-                x.reshape(len(x), -1) for x in (augment.to_signed(image), drawn)
-            )
-            return measures.nearest(asked, drawn, jnp.ones(count, bool))[0]
+            asked = augment.to_signed(image).reshape(len(image), -1)
 
-        return [
-            Scores(
-                "generators",
-                "nearest image",
-                asked,
-                -np.asarray(
-                    distance(
-                        trees.take(sent.model, place),
-                        prng.at(prng.named(context.key, "generated"), asked.client),
-                        self._padded(asked)[0],
-                    )
-                )[: len(asked.row)],
-            )
-            for place, asked in self.places
-            if sent.alive[place]
-        ]
+            def of(generator: ModelState) -> Array:
+                drawn = model_gan.sample(generator, sharing.spread(z))
+                drawn = augment.to_signed(augment.to_uint8(drawn))
+                drawn = drawn.reshape(count, -1)
+                return measures.nearest(asked, drawn, jnp.ones(count, bool))[0]
+
+            return parallel.expert_map(of, generators)
+
+        def far(generators: ModelState, asked: Candidates) -> np.ndarray:
+            """[G, N], how far images are from what each generator draws."""
+            key = prng.at(prng.named(context.key, "generated"), asked.client)
+            found = distances(generators, key, self._padded(asked)[0])
+            return np.asarray(found)[:, : len(asked.row)]
+
+        def near(distance: np.ndarray) -> np.ndarray:
+            return -np.log(distance + _LEAST)  # nearly normal
+
+        scores = []
+        for i, (place, asked) in enumerate(self.places):
+            if not sent.alive[place]:
+                continue
+            own = far(trees.take(sent.model, slice(place, place + 1)), asked)[0]
+            scores.append(Scores("generators", "nearest image", asked, -own))
+            if shades:
+                shade = shades[i]
+                others = near(far(shade.model, asked))
+                ratio = membership.likelihood_ratio(near(own), others, shade.inside)
+                scores.append(Scores("generators", "LiRA", asked, ratio))
+        return scores
 
     def on_prototypes(
         self,

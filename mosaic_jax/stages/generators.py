@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -269,13 +269,17 @@ def _train_generators(
     classifiers = client_models and client_models.model
     if classifiers is None:
         classifiers = yield from _fresh_classifiers(context)
-    # Read by the inversion loss only, which is off where there is no global model.
-    inverted: ModelState = global_model or trees.take(classifiers, 0)
+    trained = yield from train(
+        context,
+        "gan",
+        classifiers,
+        # Read by the inversion loss only, which is off where there is no global model.
+        global_model or trees.take(classifiers, 0),
+        pictures=lambda state: films.latest(state.film),
+    )
     model_gan = gan.build(context.settings, context.data.info, context.classifier)
-    sizes = context.data.clients.client.size
-    steps = num_steps(config, sizes)
-    trained = yield from _train(context, model_gan, classifiers, inverted, steps)
-    generators = _uploaded(trained, config)
+    steps = num_steps(config, context.data.clients.client.size)
+    generators = uploaded(trained, config)
     done = np.asarray(trained.best.steps) if trained.best else steps
     sent = trees.num_bytes(generators)
     if context.rates:
@@ -306,8 +310,13 @@ def _train_generators(
     )
 
 
-def _uploaded(state: TrainedGan, config: Generators) -> ModelState:
-    """The generator that a client sends."""
+def uploaded(state: TrainedGan, config: Generators) -> ModelState:
+    """The generators that clients send.
+
+    Args:
+      state: after the last step, leaves [C, ...].
+      config: of the stage.
+    """
     return state.best.model if config.patience else _latest(state.gan, config)
 
 
@@ -333,14 +342,29 @@ def _padding_waste(context: Context, steps: np.ndarray, done: np.ndarray) -> flo
     return waste
 
 
-def _train(
+def train(
     context: Context,
-    model_gan: gan.Gan,
+    name: str,
     classifiers: ModelState,
     global_model: ModelState,
-    steps: np.ndarray,
+    *,
+    pictures: Callable[[TrainedGan], dict[str, Any]] | None = None,
 ) -> Run:
+    """Train a GAN of each client, with the settings `generators`.
+
+    Args:
+      context: of the stage.
+      name: of the loop.
+      classifiers: of the clients, leaves [C, ...].
+      global_model: whose moments the inversion loss matches.
+      pictures: see `Steps`.
+
+    Returns:
+      `TrainedGan`, leaves [C, ...].
+    """
     config, data = context.settings.generators, context.clients
+    steps = num_steps(config, context.data.clients.client.size)
+    model_gan = gan.build(context.settings, context.data.info, context.classifier)
     info = context.data.info
     if context.mechanism is not None:
         model_gan = model_gan.private(context.mechanism, config.batch_size)
@@ -364,8 +388,8 @@ def _train(
         own,
     )
 
-    def images(generator: ModelState, key: Array, name: str, count: int) -> Array:
-        z = jax.random.normal(prng.named(key, name), (count, model_gan.latent_dim))
+    def images(generator: ModelState, key: Array, use: str, count: int) -> Array:
+        z = jax.random.normal(prng.named(key, use), (count, model_gan.latent_dim))
         return model_gan.sample(generator, z)
 
     def step(state, number, batch, client, each, global_model, key):
@@ -416,7 +440,7 @@ def _train(
     blank = jnp.zeros((*film_shape, *info.image_shape), jnp.uint8)
     return local.run_steps(
         context,
-        "gan",
+        name,
         step,
         TrainedGan(networks, blank, best),
         steps,
@@ -425,7 +449,7 @@ def _train(
         augmentation=info.augmentation if config.augment else "none",
         each=each,
         shared=global_model,
-        pictures=lambda state: films.latest(state.film),
+        pictures=pictures,
     )
 
 

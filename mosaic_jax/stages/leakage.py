@@ -17,7 +17,7 @@ from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Tree
 from mosaic_jax.fl import workload
 from mosaic_jax.fl.algorithms import ALGORITHMS
-from mosaic_jax.stages import candidates, gradients, leakage_section
+from mosaic_jax.stages import candidates, federation, gradients, leakage_section
 from mosaic_jax.stages.attacker import Attacker
 from mosaic_jax.stages.base import Blueprint, Context, Outcome, Stage, each_network
 from mosaic_jax.stages.candidates import Scores
@@ -50,6 +50,11 @@ class Leakage(Stage):
         "even and >= 0",
         lambda value: value >= 0 and value % 2 == 0,
         "models trained on random halves of these, for each client; 0: no LiRA",
+    )
+    shadow_generators: bool = schema.anything(
+        default=False,
+        meaning="shadows train GANs too, for LiRA on generators: as much work as the"
+        " clients' times leakage.shadows",
     )
     generated: int = schema.at_least(
         1, default=256, meaning="images drawn from each generator, to be compared with"
@@ -94,6 +99,12 @@ class Leakage(Stage):
                 f" {study.init.method!r}, whose clients do no local SGD on the whole"
                 " network"
             )
+        if self.shadow_generators and not (self.shadows and _has_generators(study)):
+            yield (
+                f"leakage.shadow_generators = {self.shadow_generators}: must be False"
+                f" for method = {study.method!r} and leakage.shadows = {self.shadows}:"
+                " there is no generator to attack, or no shadow"
+            )
 
     def needs(self, study: "Settings") -> tuple[str, ...]:
         """What clients sent, and what the server had made of it by then."""
@@ -112,6 +123,8 @@ class Leakage(Stage):
         sent = ("generators", "compat") if _has_generators(study) else ()
         if _has_prototypes(study):
             sent += ("prototypes.space",)
+        if self.shadow_generators:
+            sent += federation.reads_holdings(study)
         return (*rounds, *sent, "data.shift", "privacy.delta")
 
     def run(self, context: Context, **artifacts: Tree) -> Run:
@@ -141,9 +154,17 @@ class Leakage(Stage):
                 continue
             length = max(len(one.row) for one in asked.values())
             attack = Attacker(self, own, images, places, length, suffix)
-            found += yield from attack.on_models(sent, model)
+            shades, drawing = [], []
+            if self.shadows:
+                shadow = attack.shadows()
+                models = yield from shadow.models(attack.start(model))
+                shades = shadow.each(models)
+                if self.shadow_generators:
+                    drawn = yield from shadow.generators(models, model)
+                    drawing = shadow.each(drawn)
+            found += attack.on_models(sent, shades)
             if generators := artifacts.get(f"client_generators{suffix}"):
-                found += attack.on_generators(generators)
+                found += attack.on_generators(generators, drawing)
             if prototypes := artifacts.get("prototypes"):
                 names = each_network("experts", context.settings)
                 models = (artifacts[name].model for name in names)
@@ -164,7 +185,10 @@ class Leakage(Stage):
         asked = 2 * np.minimum(size, self.images) + self.canaries
         forward = blueprint.classifier.flops(data.info.image_shape)
         passes = flops.TRAINED * images + (1 + self.shadows) * asked.sum()
-        return float(passes * forward)
+        gans = 0.0
+        if self.shadow_generators:
+            gans = self.shadows * blueprint.settings.generators.flops(blueprint)
+        return float(passes * forward + gans)
 
 
 def _has_generators(study: "Settings | schema.View") -> bool:

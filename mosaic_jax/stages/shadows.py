@@ -4,7 +4,8 @@ Shadows are clients as all others, on the axis of clients. Each has all that its
 trained on and no attacker is asked of, and a random half of the rest, members or not.
 It does what its client does in a round, from a model that the server knows: the same
 number of steps of SGD with the settings `local`, private where the study is. What an
-algorithm adds to that loss, shadows leave out.
+algorithm adds to that loss, shadows leave out. Where asked to, each trains a GAN as
+well, as its client did, with its own classifier.
 """
 
 import dataclasses
@@ -15,34 +16,108 @@ import numpy as np
 
 from mosaic_jax.core import prng, trees
 from mosaic_jax.core.steps import Run
-from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages, ModelState
+from mosaic_jax.core.types import (
+    Client,
+    FederatedDataset,
+    LabelledImages,
+    ModelState,
+)
 from mosaic_jax.fl import membership, workload
-from mosaic_jax.stages import local
+from mosaic_jax.stages import generators, local
 from mosaic_jax.stages.base import Context
 from mosaic_jax.stages.candidates import Candidates
 
 
-def train(
+@dataclasses.dataclass(frozen=True)
+class Shadows:
+    """The shadows of clients with one network, S of each, those of the first first.
+
+    Attributes:
+      context: of the stage, with the shadows as its clients.
+      suffix: of the network's names.
+      inside: for each client [S, N] bool, what of its candidates each trained on.
+    """
+
+    context: Context
+    suffix: str
+    inside: list[np.ndarray]
+
+    def models(self, model: ModelState) -> Run:
+        """Train classifiers, as a client does in a round.
+
+        Args:
+          model: that they start from.
+
+        Returns:
+          Models [C S, ...].
+        """
+        context = self.context
+        size = np.asarray(context.data.clients.client.size)
+        steps = np.asarray(workload.planned_steps(context.settings.local, size))
+        return local.train(
+            context,
+            f"shadows{self.suffix}",
+            trees.broadcast(model, len(size)),
+            np.broadcast_to(steps, size.shape),
+            key=prng.named(context.key, "shadows"),
+        )
+
+    def generators(self, models: ModelState, model: ModelState) -> Run:
+        """Train GANs, as clients do.
+
+        Args:
+          models: of `models`.
+          model: the global one.
+
+        Returns:
+          Generators [C S, ...].
+        """
+        trained = yield from generators.train(
+            self.context, f"shadow generators{self.suffix}", models, model
+        )
+        return generators.uploaded(trained, self.context.settings.generators)
+
+    def each(self, models: ModelState) -> list["Shade"]:
+        """What belongs to the shadows of each client.
+
+        Args:
+          models: leaves [C S, ...].
+        """
+        ends = np.cumsum([len(halves) for halves in self.inside])
+        return [
+            Shade(halves, trees.take(models, slice(end - len(halves), end)))
+            for halves, end in zip(self.inside, ends, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shade:
+    """The S shadows of one client.
+
+    Attributes:
+      inside: [S, N] bool, what of its candidates each trained on.
+      model: classifiers or generators, leaves [S, ...].
+    """
+
+    inside: np.ndarray
+    model: ModelState
+
+
+def of_clients(
     context: Context,
     images: LabelledImages,
     clients: Sequence[Candidates],
     count: int,
-    model: ModelState,
     suffix: str,
-) -> Run:
-    """Train the shadows of clients with one network.
+) -> Shadows:
+    """The shadows of clients with one network.
 
     Args:
       context: of the stage, for the clients with this network.
       images: of `candidates.every_image`.
       clients: whose shadows they are.
       count: S, shadows of each, even.
-      model: that they start from.
       suffix: of the network's names.
-
-    Returns:
-      Models [C S, ...], those of the first client first; and what each was trained on
-      of its client's candidates, [S, N] bool for each client.
     """
     seed = context.settings.seed
     inside = [
@@ -57,21 +132,14 @@ def train(
         for half in halves
     ]
     data = _dataset(context, images, held, clients, count)
-    axis, size = context.axis.of(len(held)), np.asarray(data.client.size)
-    steps = np.asarray(workload.planned_steps(context.settings.local, size))
-    models = yield from local.train(
-        dataclasses.replace(
-            context,
-            data=dataclasses.replace(context.data, clients=data),
-            clients=axis.place(data, whole=True),
-            axis=axis,
-        ),
-        f"shadows{suffix}",
-        trees.broadcast(model, len(held)),
-        np.broadcast_to(steps, size.shape),
-        key=prng.named(context.key, "shadows"),
+    axis = context.axis.of(len(held))
+    shown = dataclasses.replace(
+        context,
+        data=dataclasses.replace(context.data, clients=data),
+        clients=axis.place(data, whole=True),
+        axis=axis,
     )
-    return models, inside
+    return Shadows(shown, suffix, inside)
 
 
 def _dataset(

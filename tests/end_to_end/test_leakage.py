@@ -77,6 +77,7 @@ def test_mosaic_is_attacked_by_all_that_is_sent(tmp_path):
         tiny.study(
             leakage__images=32,
             leakage__shadows=2,
+            leakage__shadow_generators=True,
             leakage__inversion_steps=4,
             model__others=("resnet18",),
         ),
@@ -88,6 +89,7 @@ def test_mosaic_is_attacked_by_all_that_is_sent(tmp_path):
         ("models", "loss"),
         ("models", "LiRA"),
         ("generators", "nearest image"),
+        ("generators", "LiRA"),
         ("prototypes", "nearest prototype"),
     }
     assert {row["client"] for row in found.leakage} == {None, 0, 1, 2}

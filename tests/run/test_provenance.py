@@ -104,6 +104,7 @@ CASES = {
         f"leakage.{name}": ({"leakage.images": 4}, new)
         for name, new in {
             "shadows": 2,
+            "shadow_generators": True,
             "generated": 8,
             "canaries": 2,
             "inversion_steps": 2,

@@ -14,7 +14,13 @@ from mosaic_jax.core.types import ClientModels, Generators, ModelState, Prototyp
 from mosaic_jax.fl import gan as gan_module
 from mosaic_jax.fl import membership
 from mosaic_jax.run import runner, settings
-from mosaic_jax.stages import attacker, candidates, leakage_section, shadows
+from mosaic_jax.stages import (
+    attacker,
+    candidates,
+    generators,
+    leakage_section,
+    shadows,
+)
 from mosaic_jax.stages.candidates import Candidates, Scores
 from mosaic_jax.stages.leakage import Leakage
 from tests import running, tiny
@@ -185,25 +191,52 @@ class Bank:
         return generator.params["bank"][: len(z)]
 
 
-def test_a_generator_that_copies_is_found(context, monkeypatch):
+@pytest.fixture
+def banks(context, monkeypatch):
+    """An attacker of two clients that send banks of all of their images, and these."""
     monkeypatch.setattr(gan_module, "build", lambda *_: Bank())
     images = candidates.every_image(context)
     asked = [candidates.of_client(context, images, i, 64) for i in range(2)]
-    banks = [
-        np.asarray(images.image)[np.resize(context.data.parts[i], 512)]
-        for i in range(2)
-    ]
-    bank = jnp.asarray(np.stack(banks), jnp.float32) / 127.5 - 1
     places = list(enumerate(asked))
     length = max(len(one.row) for one in asked)
     config = Leakage(generated=512)
     attack = attacker.Attacker(config, context, images, places, length, "")
-    alive = np.array([True, False])
-    scores = attack.on_generators(Generators(ModelState({"bank": bank}, {}), alive))
+
+    def of(held):
+        rows = [np.asarray(images.image)[np.resize(rows, 512)] for rows in held]
+        bank = jnp.asarray(np.stack(rows), jnp.float32) / 127.5 - 1
+        return ModelState({"bank": bank}, {})
+
+    return attack, of, of(context.data.parts[:2])
+
+
+def test_a_generator_that_copies_is_found(banks):
+    attack, _, bank = banks
+    scores = attack.on_generators(Generators(bank, np.array([True, False])), ())
     assert [one.of.client for one in scores] == [0]  # the other one collapsed
     row = candidates.judged(scores, (), 1e-5)[0]
     assert row["auc"]["value"] > 0.97
     assert row["epsilon_lower"] > 0.4 * row["epsilon_reach"] > 0
+
+
+def test_copies_are_told_from_what_shadows_draw_without_them(banks):
+    attack, of, bank = banks
+    shades = []
+    for i, (_, one) in enumerate(attack.places):
+        half = membership.halves(np.random.RandomState(i), 4, len(one.row))
+        held = [np.concatenate([one.rest, one.row[own]]) for own in half]
+        shades.append(shadows.Shade(half, of(held)))
+    sent = Generators(bank, np.ones(2, bool))
+    scores = attack.on_generators(sent, shades)
+    assert [one.attack for one in scores] == ["nearest image", "LiRA"] * 2
+    for (_, one), found in zip(attack.places, scores[1::2], strict=True):
+        own, other = found.score[one.inside], found.score[~one.inside]
+        assert own.min() > 0 > np.median(other)
+        # All but test images that look very much like one of the client's.
+        assert np.mean(other < 0) > 0.9
+    wrong = [dataclasses.replace(one, inside=~one.inside) for one in shades]
+    turned = attack.on_generators(sent, wrong)
+    assert (turned[1].score[attack.places[0][1].inside] < 0).all()
 
 
 def test_prototypes_of_one_image_are_found(context, asked):
@@ -252,21 +285,57 @@ def test_shadows_train_as_they_would_alone(context, asked):
 
     def trained(at_once, clients):
         axis = dataclasses.replace(context.axis, at_once=at_once)
-        run = shadows.train(
-            dataclasses.replace(context, axis=axis), images, clients, 2, start, ""
-        )
-        return running.drive(run)
+        shown = dataclasses.replace(context, axis=axis)
+        them = shadows.of_clients(shown, images, clients, 2, "")
+        return them.each(running.drive(them.models(start)))
 
-    together, inside = trained(6, found)
-    apart, _ = trained(1, found)
-    tiny.close(together, apart)
-    alone, _ = trained(1, found[1:2])
-    tiny.close(trees.take(together, slice(2, 4)), alone)
-    for one, halves in zip(found, inside, strict=True):
-        assert halves.shape == (2, len(one.row)) and (halves[0] ^ halves[1]).all()
+    together, apart = trained(6, found), trained(1, found)
+    tiny.close([one.model for one in together], [one.model for one in apart])
+    (alone,) = trained(1, found[1:2])
+    tiny.close(together[1].model, alone.model)
+    for one, shade in zip(found, together, strict=True):
+        assert shade.inside.shape == (2, len(one.row))
+        assert (shade.inside[0] ^ shade.inside[1]).all()
     # They were trained on other images, and so are other models.
-    leaves = jax.tree.leaves(together.params)
+    leaves = jax.tree.leaves(trees.concatenate([one.model.params for one in together]))
     assert all(len(np.unique(np.asarray(x), axis=0)) == 6 for x in leaves)
+
+
+def test_shadows_of_generators_train_as_clients_do(tmp_path):
+    """A shadow that holds what a client holds, with its model, sends its generator."""
+    fields = {"model__name": "mlp", "leakage__images": 8, "data__validation": 0.4}
+    fields |= {"leakage__shadow_generators": True}
+    fields |= {"generators__inversion_weight": 0.0, "generators__steps": 3}
+    work = runner.Experiment(tiny.study(**fields), tmp_path)
+    context = work.placement.context(running.link_of(work, "leakage"))
+    clients, images = context.data.clients, candidates.every_image(context)
+    nobody = np.zeros(0, int)
+    asked = [
+        Candidates(i, nobody, nobody, nobody, nobody, context.data.parts[i])
+        for i in range(3)
+    ]
+    them = shadows.of_clients(context, images, asked, 2, "")
+    numbers = np.asarray(them.context.data.clients.client.number)
+    assert numbers.tolist() == [0, 1, 2, 3, 4, 5]  # of which streams are named
+    init = jax.jit(context.classifier.init, static_argnums=1)
+    model = init(jax.random.key(0), context.data.info.image_shape)
+    several = trees.broadcast(model, 6)
+    drawn = running.drive(them.generators(several, model))
+    # The last shadow of the last client, as a client with its number.
+    client = jax.tree.map(lambda x: x[2:], clients.client)
+    data = clients.replace(client=client.replace(number=numbers[5:]), images=images)
+    alone = context.axis.of(1)
+    shown = dataclasses.replace(
+        context,
+        data=dataclasses.replace(context.data, clients=data),
+        clients=alone.place(data, whole=True),
+        axis=alone,
+    )
+    state = running.drive(
+        generators.train(shown, "gan", trees.take(several, slice(1)), model)
+    )
+    sent = generators.uploaded(state, context.settings.generators)
+    tiny.close(trees.take(drawn, slice(5, 6)), sent)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +356,10 @@ def test_shadows_train_as_they_would_alone(context, asked):
         (
             {"leakage__images": 4, "init__method": "fedper"},
             "leakage.images = 4: must be 0 for init.method = 'fedper'",
+        ),
+        (
+            {"leakage__images": 4, "leakage__shadow_generators": True},
+            "leakage.shadow_generators = True: must be False for method = 'federated'",
         ),
         (
             {"leakage__images": 4, "init__method": "heterofl"},
