@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from mosaic_jax.cli import experiments
 from mosaic_jax.core import errors, files
 from mosaic_jax.report import comparison, runs
-from mosaic_jax.run import environment, fairness, methods, processes, programs
-from mosaic_jax.run import study as studied
+from mosaic_jax.run import checks, environment, fairness, methods, processes, programs
 from mosaic_jax.run.mirror import Mirror
 from mosaic_jax.run.runner import Experiment
 from mosaic_jax.run.settings import Settings
@@ -102,7 +101,7 @@ def study_of_method(study: Settings, name: str) -> Settings:
     """
     alone = dataclasses.replace(study, compare="")
     of_each = {one: methods.with_method(alone, one) for one in _compared(study)}
-    groups = {one: studied.components(of_each[one]).keys() for one in of_each}
+    groups = {one: checks.components(of_each[one]).keys() for one in of_each}
     others = set().union(*groups.values()) - groups[name]
     kept = {k: fields for k, fields in study.methods.items() if k not in others}
     return dataclasses.replace(of_each[name], methods=kept)

@@ -2,22 +2,20 @@
 
 import dataclasses
 import functools
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from clu import parameter_overview
 
 from mosaic_jax import server, stages
-from mosaic_jax.core import errors, prng, provenance, registry, schema, trees
+from mosaic_jax.core import errors, provenance, registry, schema, trees
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import canaries, federated
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
-from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
+from mosaic_jax.fl import algorithms, attacks, optimizers
 from mosaic_jax.fl.accounting import Plan
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.partial import PartialTraining
@@ -25,7 +23,7 @@ from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.adapted import Adapted
 from mosaic_jax.nn.classifier import Classifier
-from mosaic_jax.run import callbacks, images, private, start
+from mosaic_jax.run import callbacks, checks, images, private, start
 from mosaic_jax.run import settings as composed
 from mosaic_jax.run.callbacks import Callback
 from mosaic_jax.run.settings import Settings
@@ -249,7 +247,7 @@ def build(
       ConfigError: a name is not known, or parts of the study contradict each other.
       DataError: the data are missing or cannot be split.
     """
-    _check_names(settings)
+    checks.names(settings)
     algorithm = registry.build(
         algorithms.ALGORITHMS, settings.init.method, settings.methods
     )
@@ -259,7 +257,7 @@ def build(
     chain, sending = stages.chain(settings), _sending(settings)
     parts = [sending.rule, sending.attack, sending.compressor]
     parts += [algorithm, method, *(link.stage for link in chain)]
-    _check_problems(settings, parts)
+    checks.problems(settings, parts)
     if method and method.teaches_clients and isinstance(algorithm, PartialTraining):
         raise errors.ConfigError(
             f"init.method = {settings.init.method!r}: must train whole networks for"
@@ -272,11 +270,11 @@ def build(
     data = _planted(_attacked(data, settings), settings)
     classifiers = build_networks(settings, data.info)
     if settings.method == "mosaic":
-        _check_mosaic(settings, data.info, classifiers)
+        checks.mosaic(settings, data.info, classifiers)
     if settings.privacy.epsilon:
         private.check_statistics(settings, data.info, classifiers)
     if sending.attack or sending.compressor or settings.privacy.of_clients:
-        _check_reference(settings, algorithm, classifiers[settings.model.name], data)
+        checks.reference(settings, algorithm, classifiers[settings.model.name], data)
     plan = None
     if settings.privacy.epsilon:
         plan = private.plan(settings, data, chain)
@@ -390,7 +388,7 @@ def build_network(
     )
     classifier = Classifier(module, info.mean, info.std)
     if ":" in name or not info.is_usual:
-        _check_network(name, classifier, info)
+        checks.network(name, classifier, info)
     return classifier
 
 
@@ -412,154 +410,3 @@ def _shown(component: Any, field: str, reads: tuple[str, ...]) -> Any:
     if schema.is_covered(field, reads):
         return component
     return provenance.Undeclared(field)
-
-
-def components(settings: Settings) -> dict[str, type]:
-    """The library's components and the study's own ones, by their group in `methods`.
-
-    Raises:
-      ConfigError: one cannot be imported, is of another kind, or shares its group.
-    """
-    known = composed.components()
-    named = [
-        (algorithms.ALGORITHMS, settings.init.method),
-        (server.METHODS, settings.server.method),
-        (robust.RULES, settings.aggregation.rule),
-        (attacks.ATTACKS, settings.attack.name),
-        (compression.COMPRESSORS, settings.compression.name),
-        *((stages.STAGES, path) for path in settings.stages),
-    ]
-    for kinds, path in named:
-        if ":" in path:
-            registry.add(known, path, kinds.find(path))
-    return known
-
-
-def _check_names(settings: Settings) -> None:
-    """Check what the settings name, and the fields of components that have no use here.
-
-    Raises:
-      ConfigError: a name is unknown or of the wrong kind, a field is wrong, or a group
-        of fields belongs to no component.
-    """
-    for name in settings.networks:
-        networks.NETWORKS.find(name)
-    if settings.method == "mosaic":
-        losses.DIVERGENCES.find(settings.distill.divergence)
-    optimizers.OPTIMIZERS.find(settings.local.optimizer)
-    known = components(settings)
-    for group, fields in settings.methods.items():
-        if group not in known:
-            hint = schema.near(str(group), list(known))
-            raise errors.ConfigError(f"methods.{group}: unknown method, {hint}")
-        schema.check(known[group], fields, f"methods.{group}")
-
-
-def _check_problems(settings: Settings, parts: Iterable[schema.Group | None]) -> None:
-    """Ask every part of a study what it cannot be combined with.
-
-    Raises:
-      ConfigError: something; one line for each.
-    """
-    found = [line for part in parts if part for line in part.problems(settings)]
-    if found:
-        # A stage is asked once for each network.
-        raise errors.ConfigError("\n".join(dict.fromkeys(found)))
-
-
-def _check_network(name: str, classifier: Classifier, info: Info) -> None:
-    """Check by shapes alone that a user's network works on the images.
-
-    Args:
-      name: of the network.
-      classifier: that has the network.
-      info: properties of the images.
-
-    Raises:
-      ConfigError: a method raises something, or returns other shapes.
-    """
-    try:
-        features, logits = classifier.outputs(info.image_shape)
-        shapes = [one.shape for one in (*features, *logits)]
-        fits = all(len(one.shape) == 2 for one in features)
-        fits &= all(one.shape == (2, info.num_classes) for one in logits)
-        why = f"not {', '.join(map(str, shapes))}"
-    except Exception as error:  # whatever the user's network raises
-        fits, why = False, f"{type(error).__name__}: {errors.reason(error)}"
-    if not fits:
-        raise errors.ConfigError(
-            f"model.name = {name!r}: features and logits of 2 images"
-            f" {info.image_shape} must be of shapes (2, F) and"
-            f" (2, {info.num_classes}): {why}"
-        )
-
-
-def _check_reference(
-    settings: Settings, algorithm: Algorithm, classifier: Classifier, data: StudyData
-) -> None:
-    """Check by shapes alone what those who change uploads need of an algorithm.
-
-    Args:
-      settings: of the study.
-      algorithm: whose clients do local SGD on the whole network.
-      classifier: of the clients.
-      data: of the study.
-
-    Raises:
-      ConfigError: its `reference` is not like what clients send, `sent_model` makes no
-        model of that, or private clients would send what is not hidden.
-    """
-    shape, client = data.info.image_shape, trees.take(data.clients.client, 0)
-    model = jax.eval_shape(lambda: classifier.init(prng.root(0), shape))
-    program = algorithm.program(classifier, settings.local)
-    upload, _ = program.messages(shape, client)
-
-    def alike(a: Tree, b: Tree) -> bool:
-        kinds = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (a, b))
-        return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
-
-    reference = jax.eval_shape(algorithm.reference, model)
-    if not alike(reference, upload) or not alike(
-        jax.eval_shape(algorithm.sent_model, upload, model), model
-    ):
-        raise errors.ConfigError(
-            f"init.method = {settings.init.method!r}: must override reference and"
-            " sent_model, as its uploads are no models, for attack.name ="
-            f" {settings.attack.name!r}, compression.name ="
-            f" {settings.compression.name!r} and privacy.unit ="
-            f" {settings.privacy.unit!r}"
-        )
-    hidden = len(uploads.parameters(upload)) == len(jax.tree.leaves(upload))
-    if settings.privacy.of_clients and not hidden:
-        raise errors.ConfigError(
-            f"init.method = {settings.init.method!r}: must be another for privacy.unit"
-            " = 'client', as its clients send more than parameters"
-        )
-
-
-def _check_mosaic(
-    settings: Settings, info: Info, classifiers: Mapping[str, Classifier]
-) -> None:
-    """Check what stages of Mosaic need of data and networks.
-
-    Args:
-      settings: of the study.
-      info: properties of the images.
-      classifiers: by name of the network.
-
-    Raises:
-      ConfigError: the gate keeps more experts than there are classes, or there are no
-        moments to match by inversion.
-    """
-    if settings.meta.gate_experts > info.num_classes:
-        raise errors.ConfigError(
-            f"meta.gate_experts = {settings.meta.gate_experts}: must be <="
-            f" {info.num_classes}, the classes of {settings.data.name}"
-        )
-    weight = settings.generators.inversion_weight
-    for name, classifier in classifiers.items():
-        if weight and not classifier.sows_moments(info.image_shape):
-            raise errors.ConfigError(
-                f"generators.inversion_weight = {weight}: must be 0 for the network"
-                f" {name!r}, which has no batch-norm of mosaic_jax.nn.norm to match"
-            )

@@ -1,0 +1,169 @@
+"""What is checked of a study before any work: its names, and parts that must fit."""
+
+import operator
+from collections.abc import Iterable, Mapping
+
+import jax
+
+from mosaic_jax import server, stages
+from mosaic_jax.core import errors, prng, registry, schema, trees
+from mosaic_jax.core.types import Tree
+from mosaic_jax.data.federated import StudyData
+from mosaic_jax.data.sources import Info
+from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.nn import losses, networks
+from mosaic_jax.nn.classifier import Classifier
+from mosaic_jax.run import settings as composed
+from mosaic_jax.run.settings import Settings
+
+
+def components(settings: Settings) -> dict[str, type]:
+    """The library's components and the study's own ones, by their group in `methods`.
+
+    Raises:
+      ConfigError: one cannot be imported, is of another kind, or shares its group.
+    """
+    known = composed.components()
+    named = [
+        (algorithms.ALGORITHMS, settings.init.method),
+        (server.METHODS, settings.server.method),
+        (robust.RULES, settings.aggregation.rule),
+        (attacks.ATTACKS, settings.attack.name),
+        (compression.COMPRESSORS, settings.compression.name),
+        *((stages.STAGES, path) for path in settings.stages),
+    ]
+    for kinds, path in named:
+        if ":" in path:
+            registry.add(known, path, kinds.find(path))
+    return known
+
+
+def names(settings: Settings) -> None:
+    """Check what the settings name, and the fields of components that have no use here.
+
+    Raises:
+      ConfigError: a name is unknown or of the wrong kind, a field is wrong, or a group
+        of fields belongs to no component.
+    """
+    for name in settings.networks:
+        networks.NETWORKS.find(name)
+    if settings.method == "mosaic":
+        losses.DIVERGENCES.find(settings.distill.divergence)
+    optimizers.OPTIMIZERS.find(settings.local.optimizer)
+    known = components(settings)
+    for group, fields in settings.methods.items():
+        if group not in known:
+            hint = schema.near(str(group), list(known))
+            raise errors.ConfigError(f"methods.{group}: unknown method, {hint}")
+        schema.check(known[group], fields, f"methods.{group}")
+
+
+def problems(settings: Settings, parts: Iterable[schema.Group | None]) -> None:
+    """Ask every part of a study what it cannot be combined with.
+
+    Raises:
+      ConfigError: something; one line for each.
+    """
+    found = [line for part in parts if part for line in part.problems(settings)]
+    if found:
+        # A stage is asked once for each network.
+        raise errors.ConfigError("\n".join(dict.fromkeys(found)))
+
+
+def network(name: str, classifier: Classifier, info: Info) -> None:
+    """Check by shapes alone that a user's network works on the images.
+
+    Args:
+      name: of the network.
+      classifier: that has the network.
+      info: properties of the images.
+
+    Raises:
+      ConfigError: a method raises something, or returns other shapes.
+    """
+    try:
+        features, logits = classifier.outputs(info.image_shape)
+        shapes = [one.shape for one in (*features, *logits)]
+        fits = all(len(one.shape) == 2 for one in features)
+        fits &= all(one.shape == (2, info.num_classes) for one in logits)
+        why = f"not {', '.join(map(str, shapes))}"
+    except Exception as error:  # whatever the user's network raises
+        fits, why = False, f"{type(error).__name__}: {errors.reason(error)}"
+    if not fits:
+        raise errors.ConfigError(
+            f"model.name = {name!r}: features and logits of 2 images"
+            f" {info.image_shape} must be of shapes (2, F) and"
+            f" (2, {info.num_classes}): {why}"
+        )
+
+
+def reference(
+    settings: Settings, algorithm: Algorithm, classifier: Classifier, data: StudyData
+) -> None:
+    """Check by shapes alone what those who change uploads need of an algorithm.
+
+    Args:
+      settings: of the study.
+      algorithm: whose clients do local SGD on the whole network.
+      classifier: of the clients.
+      data: of the study.
+
+    Raises:
+      ConfigError: its `reference` is not like what clients send, `sent_model` makes no
+        model of that, or private clients would send what is not hidden.
+    """
+    shape, client = data.info.image_shape, trees.take(data.clients.client, 0)
+    model = jax.eval_shape(lambda: classifier.init(prng.root(0), shape))
+    program = algorithm.program(classifier, settings.local)
+    upload, _ = program.messages(shape, client)
+
+    def alike(a: Tree, b: Tree) -> bool:
+        kinds = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (a, b))
+        return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
+
+    reference = jax.eval_shape(algorithm.reference, model)
+    if not alike(reference, upload) or not alike(
+        jax.eval_shape(algorithm.sent_model, upload, model), model
+    ):
+        raise errors.ConfigError(
+            f"init.method = {settings.init.method!r}: must override reference and"
+            " sent_model, as its uploads are no models, for attack.name ="
+            f" {settings.attack.name!r}, compression.name ="
+            f" {settings.compression.name!r} and privacy.unit ="
+            f" {settings.privacy.unit!r}"
+        )
+    hidden = len(uploads.parameters(upload)) == len(jax.tree.leaves(upload))
+    if settings.privacy.of_clients and not hidden:
+        raise errors.ConfigError(
+            f"init.method = {settings.init.method!r}: must be another for privacy.unit"
+            " = 'client', as its clients send more than parameters"
+        )
+
+
+def mosaic(
+    settings: Settings, info: Info, classifiers: Mapping[str, Classifier]
+) -> None:
+    """Check what stages of Mosaic need of data and networks.
+
+    Args:
+      settings: of the study.
+      info: properties of the images.
+      classifiers: by name of the network.
+
+    Raises:
+      ConfigError: the gate keeps more experts than there are classes, or there are no
+        moments to match by inversion.
+    """
+    if settings.meta.gate_experts > info.num_classes:
+        raise errors.ConfigError(
+            f"meta.gate_experts = {settings.meta.gate_experts}: must be <="
+            f" {info.num_classes}, the classes of {settings.data.name}"
+        )
+    weight = settings.generators.inversion_weight
+    for name, classifier in classifiers.items():
+        if weight and not classifier.sows_moments(info.image_shape):
+            raise errors.ConfigError(
+                f"generators.inversion_weight = {weight}: must be 0 for the network"
+                f" {name!r}, which has no batch-norm of mosaic_jax.nn.norm to match"
+            )
