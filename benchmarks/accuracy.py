@@ -16,7 +16,9 @@ out of the tables until they are measured anew.
 """
 
 import argparse
+import functools
 import json
+import operator
 import pathlib
 import statistics
 import urllib.parse
@@ -114,7 +116,7 @@ def measure(config: Settings, method: str, workdir: pathlib.Path) -> Cell:
             direction: sum(payloads.values())
             for direction, payloads in summary.communication_bytes.items()
         },
-        "flops": sum(summary.flops.values()),
+        "flops": comparison.cost_of(summary.flops),
         "server": comparison.server_work(schema.to_mapping(config)),
     }
 
@@ -185,9 +187,9 @@ def table(cells: Sequence[Cell]) -> str:
             )
             for model, head in MODELS.items()
         },
-        "MB up": lambda row: f"{row[0]['bytes']['up'] / 1e6:.1f}",
-        "MB down": lambda row: f"{row[0]['bytes']['down'] / 1e6:.1f}",
-        "TFLOP": lambda row: f"{row[0]['flops'] / 1e12:.3g}",
+        "MB up": lambda row: f"{_mean(row, 'bytes', 'up') / 1e6:.1f}",
+        "MB down": lambda row: f"{_mean(row, 'bytes', 'down') / 1e6:.1f}",
+        "TFLOP": lambda row: f"{_mean(row, 'flops') / 1e12:.3g}",
         "training on the server": lambda row: row[0]["server"],
     }
     names = sorted({cell["method"] for cell in cells}, key=_place)
@@ -197,6 +199,12 @@ def table(cells: Sequence[Cell]) -> str:
     lines = [["method", *kept], ["---"] * (len(kept) + 1)]
     lines += [[name, *(of(row) for of in kept.values())] for name, row in rows.items()]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _mean(row: list[Cell], *path: str) -> float:
+    """Mean over seeds of a number, found by the keys of `path`."""
+    found: list[Any] = [functools.reduce(operator.getitem, path, cell) for cell in row]
+    return statistics.mean(found)
 
 
 def _place(method: str) -> tuple[int, str]:

@@ -391,12 +391,22 @@ def test_forms_may_be_compared_and_train_their_clients_otherwise():
         ("fedavg@largest", "'@largest' must be '@smallest'"),
         ("mosaic_decay", "must be without '_decay'"),
         ("dense_decay", "must be without '_decay'"),
+        ("fedavg+moon", "'+moon' must stand after mosaic or a method on the server"),
     ],
 )
 def test_names_of_methods_that_say_nothing(method, told):
     study = settings.from_mapping(get("digits_mosaic").to_dict())
     with pytest.raises(errors.ConfigError, match=re.escape(told)):
         methods.changes(study, method)
+
+
+@pytest.mark.parametrize("base", ["fedavg", "dense", "scaffold"])
+@pytest.mark.parametrize("name", ["mosaic", "fedavg", "dense"])
+def test_methods_are_named_by_what_they_change_of_mosaic(base, name):
+    study = settings.from_mapping(get(f"baselines:digits:{base}").to_dict())
+    told = "method = 'federated': must be 'mosaic' where a method is named"
+    with pytest.raises(errors.ConfigError, match=told):
+        methods.with_method(study, name)
 
 
 @pytest.mark.parametrize("method", ["fedavg", "dfrd"])

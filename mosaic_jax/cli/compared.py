@@ -1,9 +1,10 @@
 """Several methods, one after the other, that share each other's stages."""
 
+import contextlib
 import dataclasses
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mosaic_jax.cli import experiments
 from mosaic_jax.core import errors, files
@@ -81,17 +82,28 @@ def by_method(
       data: makes the data of a seed, see `experiments.make`.
       mirror: keeps a copy of `workdir`; None: none does.
     """
-    return {
-        name: experiments.make(
-            study_of_method(study, name),
-            workdir / name,
-            reuse_from,
-            command,
-            data,
-            mirror,
-        )
-        for name in _compared(study)
-    }
+    works = {}
+    for name in _compared(study):
+        with _named(name):
+            works[name] = experiments.make(
+                study_of_method(study, name),
+                workdir / name,
+                reuse_from,
+                command,
+                data,
+                mirror,
+            )
+    return works
+
+
+@contextlib.contextmanager
+def _named(method: str) -> Iterator[None]:
+    """Within it, errors of settings say of which method of a comparison they are."""
+    try:
+        yield
+    except errors.ConfigError as error:
+        lines = (f"compare, {method}: {line}" for line in str(error).splitlines())
+        raise errors.ConfigError("\n".join(lines)) from error
 
 
 def study_of_method(study: Settings, name: str) -> Settings:
@@ -108,10 +120,19 @@ def study_of_method(study: Settings, name: str) -> Settings:
 
 
 def _compared(study: Settings) -> Sequence[str]:
-    """The methods of `compare`: of a list's name, or names with commas."""
+    """The methods of `compare`: of a list's name, or names with commas.
+
+    Raises:
+      ConfigError: a name stands there twice.
+    """
     if not study.compare:
         return ()
-    return methods.LISTS.get(study.compare) or study.compare.split(",")
+    names = methods.LISTS.get(study.compare) or study.compare.split(",")
+    if len(set(names)) < len(names):
+        raise errors.ConfigError(
+            f"compare = {study.compare!r}: must have every method once"
+        )
+    return names
 
 
 def run_sharing(

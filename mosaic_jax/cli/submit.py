@@ -134,10 +134,10 @@ def _of_sweep(words: Sequence[str]) -> tuple[pathlib.Path, Waves]:
     from mosaic_jax.cli import launch, sweep
 
     args = sweep.parse_words(words)
-    if args.cell is not None or args.report:
+    if args.cell is not None or args.report or args.dry_run:
         raise errors.ConfigError(
             "mosaic submit sweep: must be without --cell and --report, which its jobs"
-            " have"
+            " have, and --dry_run, which tells of mosaic sweep"
         )
     launch.prepare()
     found = sweep.parse(args.config, args.grid, args.seeds, args.workdir, args.fixed)

@@ -170,6 +170,16 @@ def waves(studies: dict[str, list[Experiment]]) -> list[list[str]]:
     return result
 
 
+def tell(sweep: Sweep) -> None:
+    """Print the cells, and how many stages each has to run; nothing is run."""
+    counts = shared(sweep.studies())
+    for name, (new, old) in counts.items():
+        print(f"{name}: {new} stages to run, {old} shared")
+    new, old = (sum(part) for part in zip(*counts.values(), strict=True))
+    print(f"{len(counts)} cells, stages: {new} to run, {old} of {new + old} shared")
+    print("what a cell costs: mosaic run --dry_run with its settings")
+
+
 def run(sweep: Sweep, only: int | None = None) -> None:
     """Run all cells, or the one of number `only`; finished stages are found.
 
@@ -278,6 +288,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="only the table and page of what has finished",
     )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="only check all cells, and tell how many stages they have and share",
+    )
     return parser
 
 
@@ -332,7 +347,9 @@ def _sweep(args: argparse.Namespace) -> None:
         raise errors.ConfigError(
             f"--cell = {args.cell}: must be in [0, {len(sweep.cells) - 1}]"
         )
-    if args.report:
+    if args.dry_run:
+        tell(sweep)
+    elif args.report:
         report(sweep)
     else:
         run(sweep, args.cell)

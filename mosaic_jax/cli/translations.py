@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mosaic_jax.core import errors
+
 # Numbers of Adam's steps in one of its meta epochs.
 META_EPOCH = 5
 MOSAIC, INIT = "main_mosaic.py", "main_init.py"
@@ -204,6 +206,10 @@ def _rounds(program: str, values: Values) -> dict[str, int]:
     if program == MOSAIC:
         # Distillation follows the round of this number, counted from 0.
         warmup = values["warmup_epochs"] + 1
+        if rounds < warmup:
+            raise errors.ConfigError(
+                f"--comm_round = {rounds}: must be > --warmup_epochs = {warmup - 1}"
+            )
         return {"warmup.rounds": warmup, "finetune.rounds": rounds - warmup}
     return {"init.rounds": rounds, "warmup.rounds": 0, "finetune.rounds": 0}
 

@@ -18,12 +18,17 @@ from mosaic_jax.report import figures, glossary, html, names, privacy, ranking
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, Groups, SavedRun
 from mosaic_jax.run.settings import NEUTRAL
+from mosaic_jax.stages.audit import Audit
+from mosaic_jax.stages.leakage import Leakage
+from mosaic_jax.stages.reference import Reference
 
 # {"mean", "spread"}; the spread is the standard deviation of a sample, 0 of one.
 Spread = dict[str, float]
 Rows = Mapping[str, Mapping[str, Any]]
 # They differ between runs of the same study, or tell nothing about its result.
 NOT_COMPARED = ("seed", "seeds", "compare", "profile", "data.dir")
+# Stages that look at what methods do and are no part of any.
+MEASURING = frozenset({Reference.name, Audit.name, Leakage.name})
 # Models beside the final one that a table has, by their column.
 OTHER_MODELS = {
     "teacher": "teacher, %",
@@ -43,10 +48,10 @@ def _summarise(group: Sequence[SavedRun]) -> dict[str, Any]:
     first = found[0]
     row: dict[str, Any] = {
         "seeds": [summary.seed for summary in found],
-        "bytes_up": first.communication_bytes["up"],
-        "bytes_down": first.communication_bytes["down"],
-        "flops": sum(first.flops.values()),
-        "seconds": _spread([sum(summary.seconds.values()) for summary in found]),
+        "bytes_up": _means([one.communication_bytes["up"] for one in found]),
+        "bytes_down": _means([one.communication_bytes["down"] for one in found]),
+        "flops": statistics.mean(cost_of(summary.flops) for summary in found),
+        "seconds": _spread([cost_of(summary.seconds) for summary in found]),
         "server": server_work(group[0].settings),
     }
     for held_out, accuracy in first.accuracies.items():
@@ -71,10 +76,23 @@ def _summarise(group: Sequence[SavedRun]) -> dict[str, Any]:
     return row
 
 
+def cost_of(stages: Mapping[str, float]) -> float:
+    """What a method costs: the sum over its stages, without those that only measure."""
+    return sum(value for name, value in stages.items() if name not in MEASURING)
+
+
+def _means(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over seeds of each payload or stage: a split decides how many there are."""
+    return {name: statistics.mean(one[name] for one in counts) for name in counts[0]}
+
+
 def server_work(settings: Mapping[str, Any]) -> str:
-    """What the server does besides aggregation, in words."""
-    if settings["model"]["rate"] < 1:
-        return f"none; networks of rate {settings['model']['rate']}"
+    """What the server does besides aggregation, in words, and of which networks."""
+    rate = settings["model"]["rate"]
+    return _server_work(settings) + (f"; networks of rate {rate}" if rate < 1 else "")
+
+
+def _server_work(settings: Mapping[str, Any]) -> str:
     if settings["method"] == "mosaic":
         return (
             f"head {settings['meta']['steps']} steps, student"
@@ -308,14 +326,11 @@ def _classes(groups: Groups, folder: FigureFolder) -> Markup:
 
 def _costs(groups: Groups, folder: FigureFolder) -> Markup:
     def mean(group: Sequence[SavedRun]) -> dict[str, float]:
-        return {
-            stage: statistics.mean(run.summary.seconds[stage] for run in group)
-            for stage in group[0].summary.seconds
-        }
+        return _means([run.summary.seconds for run in group])
 
     def sent(group: Sequence[SavedRun], direction: str) -> dict[str, float]:
-        payloads = group[0].summary.communication_bytes[direction]
-        return {name: count / 1e6 for name, count in payloads.items()}
+        each = [run.summary.communication_bytes[direction] for run in group]
+        return {name: count / 1e6 for name, count in _means(each).items()}
 
     parts = [
         folder.add(

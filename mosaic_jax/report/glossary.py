@@ -22,7 +22,8 @@ TERMS: dict[str, str] = {
     "membership-inference AUC": "how well an attacker who sees generated images tells"
     " training images from others: 0.5 is chance, 1 is certainty",
     "padding waste": "processed samples for each one that trains: 1 is none wasted",
-    "TFLOP": "10^12 additions and multiplications, those of the model counted",
+    "TFLOP": "10^12 additions and multiplications, those of the model counted;"
+    " comparisons leave out what only measures, such as the audit",
     "compiling": "turning the program into machine code; kept, so that it is done once",
     "MB up": "megabytes that all clients together send to the server",
     "MB down": "megabytes that the server sends to all clients together",

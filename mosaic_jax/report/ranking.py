@@ -72,13 +72,19 @@ def _below(
 
 
 def _p(points: Sequence[float]) -> float:
-    """Of differences as large as these if there were none; NaN of fewer than two."""
-    if len(points) < 2:
+    """Of differences as large as these if there were none; NaN: they cannot tell."""
+    if not _tell(points):
         return math.nan
-    if not statistics.stdev(points):
-        return 0.0 if points[0] else 1.0
     size = abs(statistics.mean(points)) / _error(points)
     return float(2 * scipy.stats.t.sf(size, len(points) - 1))
+
+
+def _tell(points: Sequence[float]) -> bool:
+    """Whether differences have a spread to be compared with.
+
+    Of few test images two seeds may differ by just as many, by chance.
+    """
+    return len(points) > 1 and statistics.stdev(points) > 1e-9
 
 
 def _error(points: Sequence[float]) -> float:
@@ -102,7 +108,7 @@ def _cells(points: Sequence[float], p: float) -> tuple[str, str, str, str]:
         return ("no split in common", "", "", "")
     mean = f"{statistics.mean(points):.1f}"
     behind = f"{sum(value > 0 for value in points)} of {len(points)}"
-    if len(points) < 2:
+    if not _tell(points):
         return (mean, "", "", behind)
     reach = _error(points) * scipy.stats.t.ppf((1 + LEVEL) / 2, len(points) - 1)
     low, high = statistics.mean(points) - reach, statistics.mean(points) + reach
@@ -118,8 +124,9 @@ def _note(
     tested = [name for name in order[1:] if not math.isnan(corrected[name])]
     if not tested:
         return (
-            "Of a single seed each, or of splits that differ: a ranking of runs, which"
-            " says nothing of the spread between seeds."
+            "Of a single seed each, of splits that differ, or with the same difference"
+            " in every seed: a ranking of runs, which says nothing of the spread"
+            " between seeds."
         )
     sure = [name for name in tested if corrected[name] < 1 - LEVEL]
     clear = f"{', '.join(sure)}" if sure else "none of the others"

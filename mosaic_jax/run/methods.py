@@ -1,6 +1,7 @@
 """The methods that a study can be run with, each by one name."""
 
 import copy
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ HETEROGENEOUS = (
 ARCHITECTURES = ("fedproto", "fedtgp", "mosaic")
 # Ends the name of a method whose last rounds have the learning rate of Mosaic's.
 DECAY = "_decay"
+# What a name says, and its value in a study of Mosaic.
+_NAMED = {"method": "mosaic", "server.method": "none"}
 LISTS = {
     "all": COMPARED,
     "heterogeneous": HETEROGENEOUS,
@@ -58,9 +61,10 @@ def changes(study: Any, name: str) -> dict[str, Any]:
 
     Data, seed, model, local work and the total number of rounds stay the same. One-shot
     methods train on the server after as many rounds as Mosaic, and fine-tune after that
-    as Mosaic does. All others have the learning rate of the first rounds to the end,
-    unless their name says otherwise. A name that is neither "mosaic" nor a server
-    method's is taken for a federated algorithm's.
+    as Mosaic does; their clients train by `init.method`, as Mosaic's. All others have
+    the learning rate of the first rounds to the end, unless their name says otherwise.
+    A name that is neither "mosaic" nor a server method's is taken for a federated
+    algorithm's.
 
     Args:
       study: settings of a Mosaic study, or a ConfigDict of them.
@@ -75,9 +79,15 @@ def changes(study: Any, name: str) -> dict[str, Any]:
       New values of fields by dotted name.
 
     Raises:
-      ConfigError: an import path cannot be imported, or what stands after "@" or
-        "mosaic:", or before "_decay", is something else.
+      ConfigError: `study` is not one of Mosaic, an import path cannot be imported, or
+        what stands after "@" or "mosaic:", or before "_decay" or "+", is another thing.
     """
+    for field, usual in _NAMED.items():
+        if (found := operator.attrgetter(field)(study)) != usual:
+            raise errors.ConfigError(
+                f"{field} = {found!r}: must be {usual!r} where a method is named,"
+                f" {name!r}: its name says by what it differs from Mosaic"
+            )
     told, (name, _, algorithm) = name, name.partition("+")
     name, _, size = name.partition("@")
     decays, name = name.endswith(DECAY), name.removesuffix(DECAY)
@@ -99,6 +109,11 @@ def changes(study: Any, name: str) -> dict[str, Any]:
         raise errors.ConfigError(
             f"compare = {told!r}: must be without {DECAY!r}: the last rounds of"
             f" {name!r} have Mosaic's learning rate anyway"
+        )
+    if algorithm and not is_mosaic and method is None:
+        raise errors.ConfigError(
+            f"compare = {told!r}: '+{algorithm}' must stand after mosaic or a method on"
+            f" the server, not after {name!r}, by which clients train"
         )
     if is_mosaic:
         return result | (variants.changes(study, form) if form else {})

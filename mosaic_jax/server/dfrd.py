@@ -27,10 +27,11 @@ class DFRD(base.ServerTraining):
 
     The teacher is `D(x, y) = sum_i tau_iy f_i(x)`, with tau from the labels that the
     clients used in this round. The generator minimises `CE(D, y) - transfer_weight
-    mean(eps KL(D || f)) + diversity_weight L_div`, where eps is 1 for samples on which
-    the teacher is right and the global model f is wrong. The student minimises `KL(D/T
-    || f/T)` on the generator's samples, plus `average_share` times the same on those of
-    the generator's running mean over rounds, from the second round on.
+    E_eps KL(D || f) + diversity_weight L_div`, where E_eps is the mean over samples on
+    which the teacher is right and the global model f is wrong, 0 without any. The
+    student minimises `KL(D/T || f/T)` on the generator's samples, plus `average_share`
+    times the same on those of the generator's running mean over rounds, from the second
+    round on.
 
     Reference: the original code starts the running mean at zero and creates new
     optimisers in every iteration; here the mean starts as a copy of the generator, and

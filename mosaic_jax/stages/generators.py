@@ -338,7 +338,7 @@ def _padding_waste(context: Context, steps: np.ndarray, done: np.ndarray) -> flo
     if config.epochs:
         each = sizes / steps_of_epochs(1, sizes, config.batch_size)
     waste = processed / float(np.sum(done * each))
-    _log.info("generators: padding waste %.3f", waste)
+    _log.info("generators: %.3f samples processed for each that trains", waste)
     return waste
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import pathlib
+import re
 import time
 
 import pytest
@@ -127,6 +128,18 @@ def test_fields_that_are_the_same_in_all_cells(tmp_path, capsys):
         assert (cell["data"]["dir"], cell["model"]["start"]) == ("a,b=c", "")
         assert cell["log"]["trackers"] == ("wandb",)
         assert cell["data"]["in_memory"] is False
+
+
+def test_a_dry_run_tells_what_cells_share_and_leaves_nothing(tmp_path, capsys):
+    arguments = ["--config", CONFIG, "--workdir", str(tmp_path / "x"), "--dry_run"]
+    assert sweep.main([*arguments, "--grid=distill.steps=3,4"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    first, second = (re.findall(r"\d+", line)[1:] for line in lines[:2])
+    assert lines[0].startswith("distill.steps=3: ") and first[1] == "0"
+    # The second has distillation and all after it to run.
+    assert 0 < int(second[0]) < int(first[0]) == int(second[0]) + int(second[1])
+    assert f"to run, {second[1]} of {2 * int(first[0])} shared" in lines[2]
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,10 @@ def test_a_value_arrives(name, text, field):
         (["main_init.py --outf"], "--outf = None: must be given"),
         (["main_init.py --data_set SVHN"], "--data_set = 'SVHN': must be CIFAR-10, "),
         (["main_init.py --I 0"], "local.steps = 0: must be >= 1"),
-        (["main_mosaic.py --comm_round 9"], "finetune.rounds = -32: must be >= 0"),
+        (
+            ["main_mosaic.py --comm_round 9"],
+            "--comm_round = 9: must be > --warmup_epochs = 40",
+        ),
         (["main_init.py", "main_init.py"], "must be one, or one of main_init.py and"),
         (["main_init.py", "main_fedavg.py"], "must be one, or one of main_init.py and"),
         (

@@ -1,5 +1,6 @@
 """Several run directories side by side."""
 
+import dataclasses
 import re
 
 import pytest
@@ -105,6 +106,30 @@ def test_work_of_the_server(server, methods, expected):
         "methods": methods,
     }
     assert comparison.server_work(settings) == expected
+    settings["model"]["rate"] = 0.25
+    assert comparison.server_work(settings) == f"{expected}; networks of rate 0.25"
+
+
+def test_costs_are_means_over_seeds_of_what_belongs_to_a_method(tmp_path):
+    group = []
+    for seed, number in enumerate((1.0, 4.0)):
+        run = runs.read(saved.write_run(tmp_path / f"{seed}", seed=seed))
+        stages = ("init", "reference", "audit", "leakage", "distill")
+        changed = dataclasses.replace(
+            run.summary,
+            flops=dict.fromkeys(stages, number * 1e12),
+            seconds=dict.fromkeys(stages, 10 * number),
+            communication_bytes={
+                "up": {"models": number * 1e6},
+                "down": {"models": number * 2e6},
+            },
+        )
+        run = dataclasses.replace(run, summary=changed)
+        group.append(run)
+    head, ((_, *cells),) = comparison.columns(comparison.summarise({"a": group}))
+    found = dict(zip(head[1:], cells, strict=True))
+    assert found["MB up"] == "2.5" and found["TFLOP"] == "5"
+    assert found["seconds"] == "50"
 
 
 @pytest.mark.parametrize(

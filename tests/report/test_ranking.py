@@ -65,6 +65,22 @@ def test_single_seeds_say_nothing_of_the_spread(tmp_path):
     assert rows(ranking.ranking(groups))[1][3] == "no split in common"
 
 
+def test_equal_differences_tell_nothing_of_their_spread(tmp_path):
+    """Of 360 images, say: no p of 0, no interval without length."""
+    groups = {
+        "a": study(tmp_path, "a", {0: 0.90, 1: 0.80}),
+        "b": study(tmp_path, "b", {0: 0.85, 1: 0.75}),
+        "c": study(tmp_path, "c", {0: 0.70, 1: 0.69}),
+    }
+    text = ranking.ranking(groups)
+    _, b, c = rows(text)
+    assert b[3:] == ["5.0", "", "", "2 of 2"]
+    assert c[4] and c[5]  # corrected for one comparison, not two
+    assert "for 1 comparisons" in text
+    del groups["c"]
+    assert "with the same difference in every seed" in ranking.ranking(groups)
+
+
 def test_holm_by_hand():
     found = ranking._holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": float("nan")})
     assert found["a"] == pytest.approx(0.03)
