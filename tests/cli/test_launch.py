@@ -52,3 +52,19 @@ def test_devices_are_made_of_cores(asked, there):
     env |= {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.stdout.split() == [str(there)], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ("fedavg,mosaic:paper", "compare, mosaic:paper: generators.inversion_weight ="),
+        ("fedavg,mosaic,fedavg", "compare = 'fedavg,mosaic,fedavg': must have every"),
+    ],
+)
+def test_what_is_wrong_with_a_comparison_says_where(tmp_path, names, told):
+    fields = {"model__name": "mlp", "generators__inversion_weight": 0.0}
+    study = settings.from_mapping(tiny.config(compare=names, **fields).to_dict())
+    with pytest.raises(errors.ConfigError) as caught:
+        compared.by_method(study, tmp_path / "x", ())
+    assert str(caught.value).startswith(told)
+    assert not (tmp_path / "x").exists()
