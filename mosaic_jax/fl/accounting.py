@@ -348,12 +348,11 @@ def _least_noise(
             return low
         low, high = low / 2, low
     # Of too little noise epsilon may be infinite.
-    noise = optimize.brentq(
+    noise = optimize.root_scalar(
         lambda noise: min(spent(noise), 10 * epsilon) - epsilon,
-        low,
-        high,
+        bracket=(low, high),
         rtol=_TOLERANCE,
-    )
+    ).root
     while spent(noise) > epsilon:
         noise = min(noise * (1 + _TOLERANCE), high)
     return noise
