@@ -83,7 +83,7 @@ class Plan:
     epsilon: tuple[float, ...]
     delta: float
     by_payload: dict[str, tuple[float, ...]]
-    neighbours: str = "one image"
+    neighbours: str = "what one image tells (how many there are is public)"
     of_clients: ClientMechanism | None = None
 
 
