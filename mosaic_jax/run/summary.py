@@ -57,8 +57,9 @@ class Summary:
         "client", None for all together: "auc" and, by false-positive rate,
         "tpr_at_fpr", each {"value", "low", "high"} or None where there is nothing to
         tell it by; numbers of "members", "others" and "canaries"; "epsilon_claimed",
-        "epsilon_lower", which canaries bound it by, and "epsilon_reach", the most that
-        so many could.
+        "epsilon_lower", which canaries bound it by with 95 % confidence,
+        "epsilon_lower_together", by which they bound it so that all rows hold at once
+        with 95 %, and "epsilon_reach", the most that the first could be with so many.
     """
 
     method: str
