@@ -148,7 +148,8 @@ def _most(
 def _least(values: Iterable[float | None]) -> float | None:
     """Of all values; None where there is none, or one is missing."""
     found = list(values)
-    return min(found) if found and None not in found else None
+    known = [value for value in found if value is not None]
+    return min(known) if known and len(known) == len(found) else None
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

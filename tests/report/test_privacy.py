@@ -59,8 +59,9 @@ def test_nothing_is_shown_where_nothing_is_claimed_or_found(tmp_path):
     [
         (
             run(0.5, 8.0, 0.75),
-            "Test accuracy 50.00 %; epsilon at most 8 is claimed for what one image tells;"
-            " planted images show that it is at least 0.75, with 95 % confidence.",
+            "Test accuracy 50.00 %; epsilon at most 8 is claimed for what one image"
+            " tells; planted images show that it is at least 0.75, with 95 %"
+            " confidence.",
         ),
         (run(0.5, 8.0), "Test accuracy 50.00 %; epsilon at most 8 is claimed"),
         (run(None, None, 2.0), "No epsilon is claimed; planted images show"),
