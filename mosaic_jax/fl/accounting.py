@@ -12,11 +12,11 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import ModuleType
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from mosaic_jax.core import errors
 from mosaic_jax.fl import client_privacy, privacy
@@ -31,16 +31,15 @@ _SILENCE = 4.0
 OVERFLOW_SHARE = 0.01
 # Rows of a batch are a multiple of this.
 _ROWS = 8
-# Of privacy losses: a tenth of it moves epsilon by less than 1 % (measured).
-_INTERVAL = 1e-3
-# Orders of the Renyi divergences that the search for noise starts from.
+# Between privacy losses of the grid, over the deviation of one mechanism's loss: losses
+# are rounded up, and a finer grid moves epsilon by less than 1 %.
+_INTERVAL = 0.08
+# Orders of the Renyi divergences of draws without replacement.
 _ORDERS = (*range(2, 65), 72, 80, 96, 128, 192, 256, 512)
 # Of noise multipliers, relative.
 _TOLERANCE = 1e-3
-# No epsilon in its range allows less.
-_LEAST = 0.05
-# The search goes down by this factor to where noise is too little.
-_LESS = 0.7
+# Between these noise multipliers it is searched for.
+_LEAST, _MOST = 0.02, 1e9
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ class Plan:
     epsilon: tuple[float, ...]
     delta: float
     by_payload: dict[str, tuple[float, ...]]
-    neighbours: str = "one image"
+    neighbours: str = "what one image tells (how many there are is public)"
     of_clients: ClientMechanism | None = None
 
 
@@ -115,19 +114,20 @@ def plan(config: Privacy, sizes: np.ndarray, releases: Sequence[Release]) -> Pla
         if one.batch_size is not None:
             steps = drawn.get(one.batch_size, np.zeros(len(sizes), int))
             drawn[one.batch_size] = steps + one.count
-    spared = OVERFLOW_SHARE * config.delta
     # Where two neighbours both leave images out with chance p, what holds for all
     # others with (epsilon, delta) holds with delta + (1 + e^epsilon) p.
-    log_chance = math.log(spared) - np.logaddexp(0.0, config.epsilon)
+    log_chance = math.log(config.delta) + math.log(OVERFLOW_SHARE)
+    log_chance -= np.logaddexp(0.0, config.epsilon)
     log_chance -= math.log(max(1, sum(steps.max() for steps in drawn.values())))
     rows = tuple(
         (batch_size, max(rows_for(int(n), batch_size, log_chance) for n in set(sizes)))
         for batch_size in sorted(drawn)
     )
-    delta = config.delta - spared
+    delta = config.delta * (1 - OVERFLOW_SHARE)
     payloads = list(dict.fromkeys(one.payload for one in releases))
     noise, epsilon = [], []
     by_payload: dict[str, list[float]] = {payload: [] for payload in payloads}
+    _log.info("privacy: searching for the noise of %d clients", len(sizes))
     said = time.monotonic()
     for i, size in enumerate(sizes):
         if time.monotonic() - said > _SILENCE:
@@ -135,7 +135,7 @@ def plan(config: Privacy, sizes: np.ndarray, releases: Sequence[Release]) -> Pla
             _log.info("privacy: noise of %d of %d clients found", i, len(sizes))
         uses = {p: _uses(releases, i, int(size), p) for p in payloads}
         every = _merged(use for of_payload in uses.values() for use in of_payload)
-        noise.append(noise_multiplier(config.epsilon, delta, every))
+        noise.append(_enough(config, noise_multiplier(config.epsilon, delta, every)))
         epsilon.append(spent(noise[-1], delta, every))
         for payload, of_payload in uses.items():
             by_payload[payload].append(spent(noise[-1], delta, of_payload))
@@ -179,23 +179,27 @@ def plan_of_clients(
     local = config.noised_by == "client"
     uses: Uses = ((1.0, rounds),)
     moved = 1.0
-    if local or participants == num_clients:
+    if local:
+        neighbours, moved = "a client's images, for any others", 2.0
+    elif participants == num_clients:
         neighbours = "a client's part"
-        if local:
-            neighbours, moved = "a client's images, for any others", 2.0
-        noise = noise_multiplier(config.epsilon, config.delta, uses)
-        epsilon = spent(noise, config.delta, uses)
     else:
         neighbours, moved = "a client, for another", 2.0
-        # Without what the draw adds, which may be less than its bound takes.
-        noise = noise_multiplier(config.epsilon, config.delta, uses)
-        epsilon = spent(noise, config.delta, uses)
-        drawn = _noise_of_drawn(config, num_clients, participants, rounds)
-        if drawn < noise:
-            noise = drawn
-            epsilon = spent_of_drawn(
-                noise, config.delta, num_clients, participants, rounds
-            )
+    _log.info("privacy: searching for the noise of %d rounds", rounds)
+    noise = _enough(config, noise_multiplier(config.epsilon, config.delta, uses))
+    epsilon = spent(noise, config.delta, uses)
+    if participants < num_clients and not local:
+        # The draw's bound may take more than the draw gives, then it is left out.
+        of_drawn = functools.partial(
+            spent_of_drawn,
+            delta=config.delta,
+            num_clients=num_clients,
+            participants=participants,
+            rounds=rounds,
+        )
+        less = _least_noise(of_drawn, config.epsilon, noise)
+        if less < noise:
+            noise, epsilon = less, of_drawn(less)
     count_noise = (
         client_privacy.COUNT_NOISE * participants if config.clip_quantile else 0.0
     )
@@ -223,31 +227,21 @@ def plan_of_clients(
     )
 
 
-def _noise_of_drawn(
-    config: Privacy, num_clients: int, participants: int, rounds: int
-) -> float:
-    """The least noise, over how far one client moves the sum, of rounds of some.
+def _enough(config: Privacy, noise: float) -> float:
+    """`noise`, if there is any that is enough.
 
     Raises:
-      ConfigError: no noise is enough.
+      ConfigError: there is none.
     """
-    dp, _, _ = _accountants()
-    shape = num_clients, participants, rounds
-    try:
-        return dp.calibrate_dp_mechanism(
-            _rdp_of_drawn,
-            lambda noise: _event_of_drawn(noise, *shape),
-            config.epsilon,
-            config.delta,
-            bracket_interval=dp.LowerEndpointAndGuess(_LEAST, 1.0),
-            tol=_TOLERANCE,
-        )
-    except dp.NoBracketIntervalFoundError as error:
+    if math.isinf(noise):
         raise errors.ConfigError(
-            f"privacy.epsilon = {config.epsilon}: must be larger: no noise is enough"
-        ) from error
+            f"privacy.epsilon = {config.epsilon}, privacy.delta = {config.delta}: one"
+            " must be larger: no noise is enough"
+        )
+    return noise
 
 
+@functools.cache
 def spent_of_drawn(
     noise: float, delta: float, num_clients: int, participants: int, rounds: int
 ) -> float:
@@ -260,24 +254,12 @@ def spent_of_drawn(
       participants: in a round.
       rounds: number of rounds.
     """
-    accountant = _rdp_of_drawn()
-    accountant.compose(_event_of_drawn(noise, num_clients, participants, rounds))
-    return float(accountant.get_epsilon(delta))
-
-
-def _rdp_of_drawn():
-    """An accountant for one client replaced by another."""
     dp, rdp, _ = _accountants()
-    return rdp.RdpAccountant(_ORDERS, dp.NeighboringRelation.REPLACE_ONE)
-
-
-def _event_of_drawn(noise: float, num_clients: int, participants: int, rounds: int):
-    """The composition of the rounds, for the accountant."""
-    dp, _, _ = _accountants()
-    drawn = dp.SampledWithoutReplacementDpEvent(
-        num_clients, participants, dp.GaussianDpEvent(noise)
-    )
-    return dp.SelfComposedDpEvent(drawn, rounds)
+    gaussian = dp.GaussianDpEvent(noise)
+    drawn = dp.SampledWithoutReplacementDpEvent(num_clients, participants, gaussian)
+    accountant = rdp.RdpAccountant(_ORDERS, dp.NeighboringRelation.REPLACE_ONE)
+    accountant.compose(dp.SelfComposedDpEvent(drawn, rounds))
+    return float(accountant.get_epsilon(delta))
 
 
 def _uses(releases: Sequence[Release], client: int, size: int, payload: str) -> Uses:
@@ -328,47 +310,52 @@ def rows_for(size: int, batch_size: int, log_chance: float) -> int:
     return -(-low // _ROWS) * _ROWS
 
 
-@functools.cache
 def noise_multiplier(epsilon: float, delta: float, uses: Uses) -> float:
     """The least noise multiplier of a client; 0 where it tells nothing.
+
+    Infinite where no noise is enough.
 
     Args:
       epsilon: that it may spend.
       delta: likewise.
       uses: of its images.
-
-    Raises:
-      ConfigError: no noise is enough.
     """
     if not uses:
         return 0.0
-    dp, rdp, _ = _accountants()
+    return _least_noise(lambda noise: spent(noise, delta, uses), epsilon)
 
-    def search(accountant, bracket, tolerance: float) -> float:
-        return dp.calibrate_dp_mechanism(
-            accountant,
-            lambda noise: _event(noise, uses),
-            epsilon,
-            delta,
-            bracket_interval=bracket,
-            tol=tolerance,
-        )
 
-    try:
-        # Quick, and never too little.
-        enough = search(
-            lambda: rdp.RdpAccountant(_ORDERS),
-            dp.LowerEndpointAndGuess(_LEAST, 1.0),
-            _TOLERANCE,
-        )
-    except dp.NoBracketIntervalFoundError as error:
-        raise errors.ConfigError(
-            f"privacy.epsilon = {epsilon}: must be larger: no noise is enough"
-        ) from error
-    low = _LESS * enough
-    while spent(low, delta, uses) <= epsilon:
-        low *= _LESS
-    return search(_pld, dp.ExplicitBracketInterval(low, enough), _TOLERANCE * low)
+def _least_noise(
+    spent: Callable[[float], float], epsilon: float, most: float = _MOST
+) -> float:
+    """The least noise, up to `_TOLERANCE`, that spends no more than `epsilon`.
+
+    Infinite where `most` is not enough.
+
+    Args:
+      spent: epsilon of a noise, which falls with it; answers are kept.
+      epsilon: that may be spent.
+      most: noise to search up to.
+    """
+    high = min(1.0, most)
+    while spent(high) > epsilon:
+        if high == most:
+            return math.inf
+        high = min(2 * high, most)
+    low = high / 2
+    while spent(low) <= epsilon:
+        if low < _LEAST:
+            return low
+        low, high = low / 2, low
+    # Of too little noise epsilon may be infinite.
+    noise = optimize.root_scalar(
+        lambda noise: min(spent(noise), 10 * epsilon) - epsilon,
+        bracket=(low, high),
+        rtol=_TOLERANCE,
+    ).root
+    while spent(noise) > epsilon:
+        noise = min(noise * (1 + _TOLERANCE), high)
+    return noise
 
 
 @functools.cache
@@ -382,30 +369,29 @@ def spent(noise: float, delta: float, uses: Uses) -> float:
     """
     if not uses:
         return 0.0
-    accountant = _pld()
-    accountant.compose(_event(noise, uses))
+    dp, _, pld = _accountants()
+    gaussian = dp.GaussianDpEvent(noise)
+    # Losses are rounded so that they tell more.
+    accountant = pld.PLDAccountant(value_discretization_interval=_interval(noise, uses))
+    for share, count in uses:
+        one = gaussian if share == 1 else dp.PoissonSampledDpEvent(share, gaussian)
+        accountant.compose(one, count)
     return float(accountant.get_epsilon(delta))
 
 
-def _event(noise: float, uses: Uses):
-    """The composition of a client's mechanisms, for the accountant."""
-    dp, _, _ = _accountants()
-    gaussian = dp.GaussianDpEvent(noise)
-    return dp.ComposedDpEvent(
-        [
-            dp.SelfComposedDpEvent(
-                gaussian if share == 1 else dp.PoissonSampledDpEvent(share, gaussian),
-                count,
-            )
-            for share, count in uses
-        ]
-    )
+def _interval(noise: float, uses: Uses) -> float:
+    """Of the grid of privacy losses.
 
-
-def _pld():
-    """An accountant of privacy loss distributions, rounded so that they tell more."""
-    _, _, pld = _accountants()
-    return pld.PLDAccountant(value_discretization_interval=_INTERVAL)
+    On a grid that is wide beside the loss of one mechanism every loss is rounded up by
+    a part of it that adds up over many; one that is narrow beside large losses takes
+    long, and gains nothing.
+    """
+    square = noise**-2
+    # Of a step that draws few its variance is about the chi-squared divergence (Dong et
+    # al., Gaussian differential privacy, 2022), and no more than of one that draws all.
+    few = math.expm1(min(square, 500.0))
+    total = sum(count * min(share**2 * few, square) for share, count in uses)
+    return _INTERVAL * math.sqrt(total / sum(count for _, count in uses))
 
 
 @functools.cache

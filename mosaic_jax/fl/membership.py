@@ -139,7 +139,9 @@ def guesses(score: np.ndarray, inside: np.ndarray, share: float) -> tuple[int, i
     return 2 * count, int(np.sum(~low) + np.sum(high))
 
 
-def bound(coins: int, guessed: Sequence[tuple[int, int]], delta: float) -> float:
+def bound(
+    coins: int, guessed: Sequence[tuple[int, int]], delta: float, among: int = 1
+) -> float:
     """A lower bound of epsilon that holds with probability `CONFIDENCE`.
 
     The best of several ways to guess, each held to its part of what is left of 1.
@@ -148,8 +150,9 @@ def bound(coins: int, guessed: Sequence[tuple[int, int]], delta: float) -> float
       coins: fair ones, each of which decided on one image.
       guessed: how many coins were guessed, and rightly, each way.
       delta: with which epsilon is claimed.
+      among: bounds that all hold together with that probability (Bonferroni).
     """
-    level = (1 - CONFIDENCE) / max(1, len(guessed))
+    level = (1 - CONFIDENCE) / max(1, among * len(guessed))
     return max((_bound(coins, *one, delta, level) for one in guessed), default=0.0)
 
 

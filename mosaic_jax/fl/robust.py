@@ -28,6 +28,7 @@ class Mean(Rule):
     """The mean, weighted as the algorithm says: one attacker moves it anywhere."""
 
     needs_each = False
+    is_told = False
 
     def combine(self, upload: Tree, weight: Array, attackers: int) -> Tree:
         """Where attackers must know each other's updates; else uploads are summed."""
@@ -42,6 +43,8 @@ class Mean(Rule):
 @dataclasses.dataclass(frozen=True)
 class Median(Rule):
     """The median of every coordinate (Yin et al., ICML 2018)."""
+
+    is_told = False
 
     def combine(self, upload: Tree, weight: Array, attackers: int) -> Tree:
         """Of an even number of uploads the mean of the two in the middle."""
@@ -259,6 +262,12 @@ class Aggregation(schema.Group):
           ConfigError: it is unknown, or a field of it is wrong.
         """
         return build(RULES, self.rule, methods)
+
+    def withstands(self, study: Any) -> int:
+        """Attackers in a round of the study that the rule is to withstand."""
+        rule = self.build(study.methods)
+        most = rule.most_attackers(study.clients_in_round)
+        return self.attackers if rule.is_told else most
 
     def problems(self, study: Any) -> Iterator[str]:
         """More attackers than the rule withstands; uploads that are not alike."""

@@ -34,7 +34,7 @@ class Sending:
 
     Attributes:
       rule: by which the server combines uploads.
-      withstands: attackers that it is told to withstand.
+      withstands: attackers in a round that it is to withstand.
       attack: on updates; None: there is none.
       num_attackers: clients of the study that attack.
       num_clients: of the study.
@@ -64,6 +64,13 @@ class Sending:
     def colludes(self) -> bool:
         """Whether there is an attack whose clients know each other's updates."""
         return self.attack is not None and self.attack.colludes
+
+    @property
+    def outnumbered(self) -> str:
+        """That more clients attack than the rule is to withstand, in words; or ""."""
+        if not self.rule.needs_each or self.num_attackers <= self.withstands:
+            return ""
+        return f"{self.num_attackers} attack, the rule withstands {self.withstands}"
 
     def attackers(self, key: Array, number: Array) -> Array:
         """Whether the clients with these numbers attack, [...] bool.

@@ -85,6 +85,8 @@ class Rule(schema.Group):
 
     # Sums over clients do not do: the uploads are kept one by one.
     needs_each = True
+    # It goes by the number of attackers that it is told; else by the clients alone.
+    is_told = True
 
     def combine(self, upload: Tree, weight: Array, attackers: int) -> Tree:
         """What the algorithm aggregates in place of the weighted mean.

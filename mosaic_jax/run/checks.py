@@ -1,5 +1,6 @@
 """What is checked of a study before any work: its names, and parts that must fit."""
 
+import logging
 import operator
 from collections.abc import Iterable, Mapping
 
@@ -12,10 +13,13 @@ from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
 from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.sending import Sending
 from mosaic_jax.nn import losses, networks
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.run import settings as composed
 from mosaic_jax.run.settings import Settings
+
+_log = logging.getLogger(__name__)
 
 
 def components(settings: Settings) -> dict[str, type]:
@@ -96,6 +100,12 @@ def network(name: str, classifier: Classifier, info: Info) -> None:
             f" {info.image_shape} must be of shapes (2, F) and"
             f" (2, {info.num_classes}): {why}"
         )
+
+
+def attackers(sending: Sending) -> None:
+    """Warn where more clients attack than the rule withstands, which may be meant."""
+    if sending.outnumbered:
+        _log.warning("attack.share, aggregation.attackers: %s", sending.outnumbered)
 
 
 def reference(

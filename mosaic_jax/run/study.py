@@ -266,6 +266,7 @@ def build(
     if settings.privacy.epsilon:
         private.check(settings, algorithm, chain)
     images.check(settings, chain, sending)
+    checks.attackers(sending)
     data = data or federated.load(settings.data, settings.seed)
     data = _planted(_attacked(data, settings), settings)
     classifiers = build_networks(settings, data.info)
@@ -314,7 +315,7 @@ def _sending(settings: Settings) -> Sending:
     attack = settings.attack.build(settings.methods)
     return Sending(
         rule=settings.aggregation.build(settings.methods),
-        withstands=settings.aggregation.attackers,
+        withstands=settings.aggregation.withstands(settings),
         attack=attack if attack and attack.changes_updates else None,
         num_attackers=settings.attack.number(count),
         num_clients=count,

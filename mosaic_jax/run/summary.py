@@ -51,12 +51,15 @@ class Summary:
         of each payload by itself, [C]; and what is private, in words. {}: the study is
         not private.
       attackers: numbers of the clients that attack.
+      withstands: how many in a round the rule is to withstand; None: nobody attacks,
+        or the rule is the mean, which withstands none.
       leakage: of attacks on what clients send, a row for each "payload", "attack" and
         "client", None for all together: "auc" and, by false-positive rate,
         "tpr_at_fpr", each {"value", "low", "high"} or None where there is nothing to
         tell it by; numbers of "members", "others" and "canaries"; "epsilon_claimed",
-        "epsilon_lower", which canaries bound it by, and "epsilon_reach", the most that
-        so many could.
+        "epsilon_lower", which canaries bound it by with 95 % confidence,
+        "epsilon_lower_together", by which they bound it so that all rows hold at once
+        with 95 %, and "epsilon_reach", the most that the first could be with so many.
     """
 
     method: str
@@ -84,6 +87,7 @@ class Summary:
     privacy: dict[str, Any] = dataclasses.field(default_factory=dict)
     attackers: list[int] = dataclasses.field(default_factory=list)
     leakage: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    withstands: int | None = None
 
     @property
     def accuracies(self) -> dict[str, Accuracies]:
@@ -160,6 +164,11 @@ def build(
             for client in record.results.get("collapsed_clients", [])
         ),
         attackers=list(data.attackers),
+        withstands=(
+            settings.aggregation.withstands(settings)
+            if data.attackers and settings.aggregation.rule != "mean"
+            else None
+        ),
         leakage=[
             row for record in records for row in record.results.get("leakage", [])
         ],
@@ -248,7 +257,11 @@ def read(path: pathlib.Path) -> Summary:
     content = files.read_json(path)
     fields = dataclasses.fields(Summary)
     names = {field.name for field in fields}
-    needed = {f.name for f in fields if f.default_factory is dataclasses.MISSING}
+    needed = {
+        field.name
+        for field in fields
+        if field.default is field.default_factory is dataclasses.MISSING
+    }
     if not needed <= set(content) <= names:
         raise errors.DataError(
             f"{path}: made by another version: its study must be run again, with its"

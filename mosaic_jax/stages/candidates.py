@@ -122,21 +122,30 @@ def judged(
     Returns:
       Rows of the summary, see `run.summary.Summary`.
     """
-    rows = []
+    groups = []
     for payload, attack in dict.fromkeys((one.payload, one.attack) for one in scores):
         group = [
             one for one in scores if (one.payload, one.attack) == (payload, attack)
         ]
-        for client, some in [(None, group), *((one.of.client, [one]) for one in group)]:
-            row = {"payload": payload, "attack": attack, "client": client}
-            claimed = [epsilon[one.of.client] for one in some] if epsilon else []
-            row["epsilon_claimed"] = max(claimed) if claimed else None
-            rows.append(row | _found(some, delta))
+        groups += [(None, group), *((one.of.client, [one]) for one in group)]
+    rows = []
+    for client, some in groups:
+        payload, attack = some[0].payload, some[0].attack
+        row = {"payload": payload, "attack": attack, "client": client}
+        claimed = [epsilon[one.of.client] for one in some] if epsilon else []
+        row["epsilon_claimed"] = max(claimed) if claimed else None
+        rows.append(row | _found(some, delta, len(groups)))
     return rows
 
 
-def _found(scores: Sequence[Scores], delta: float) -> dict[str, Any]:
-    """Rates over members and others, and the bound by canaries, of clients together."""
+def _found(scores: Sequence[Scores], delta: float, among: int) -> dict[str, Any]:
+    """Rates over members and others, and the bounds by canaries, of clients together.
+
+    Args:
+      scores: of these clients.
+      delta: with which epsilon is claimed.
+      among: bounds of the study.
+    """
     member, other = (
         np.concatenate(
             [one.score[~one.of.canary & (one.of.inside == inside)] for one in scores]
@@ -153,7 +162,7 @@ def _found(scores: Sequence[Scores], delta: float) -> dict[str, Any]:
     }
     coins = sum(int(one.of.canary.sum()) for one in scores)
     found["canaries"] = coins
-    found["epsilon_lower"] = found["epsilon_reach"] = None
+    found |= dict.fromkeys(("epsilon_lower", "epsilon_lower_together", "epsilon_reach"))
     if coins:
         guessed = []
         for share in membership.SHARES:
@@ -165,6 +174,7 @@ def _found(scores: Sequence[Scores], delta: float) -> dict[str, Any]:
             ]
             guessed.append((sum(n for n, _ in each), sum(v for _, v in each)))
         found["epsilon_lower"] = membership.bound(coins, guessed, delta)
+        found["epsilon_lower_together"] = membership.bound(coins, guessed, delta, among)
         perfect = [(count, count) for count, _ in guessed]
         found["epsilon_reach"] = membership.bound(coins, perfect, delta)
     return found

@@ -106,7 +106,7 @@ def _form_experts(
 ) -> Run:
     data = context.data.clients
     models, last_round = client_models.model, client_models.last_round
-    up, down = {}, {}
+    up, down = {"label_counts": federation.label_count_bytes(data)}, {}
     mask = None
     if context.rates:
         mask = federation.trained_masks(context, global_model, last_round)

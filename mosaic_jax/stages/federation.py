@@ -9,7 +9,14 @@ import numpy as np
 
 from mosaic_jax.core import flops, prng, registry, trees
 from mosaic_jax.core.schema import View
-from mosaic_jax.core.types import Array, ClientModels, ModelState, ServerState, Tree
+from mosaic_jax.core.types import (
+    Array,
+    ClientModels,
+    FederatedDataset,
+    ModelState,
+    ServerState,
+    Tree,
+)
 from mosaic_jax.fl import workload
 from mosaic_jax.fl.accounting import Release
 from mosaic_jax.fl.algorithms import ALGORITHMS
@@ -192,9 +199,18 @@ def round_artifacts(study: "Settings") -> tuple[str, ...]:
 
 
 def sends_label_counts(study: "Settings") -> bool:
-    """Whether a private study has a use for the clients' label counts."""
+    """Whether anything reads clients' label counts, so that private ones hide them.
+
+    The loss of a client reads its own, which models tell of; the server is sent them by
+    the stages `experts` and `server`, which bill them.
+    """
     reads = ALGORITHMS.find(study.init.method).reads_label_counts
     return study.method == "mosaic" or study.server.method != "none" or reads
+
+
+def label_count_bytes(clients: FederatedDataset) -> int:
+    """Bytes of the clients' label counts, each sent once, as int32."""
+    return clients.client.label_count.size * np.dtype(np.int32).itemsize
 
 
 def round_state(state: ServerState) -> Tree:

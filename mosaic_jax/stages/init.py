@@ -71,14 +71,10 @@ class Init(federation.FederatedStage):
         outcome.results["num_parameters"] = int(
             parameter_overview.count_parameters(model.params)
         )
-        if context.privacy is not None:
-            if context.name == next(iter(context.networks)):  # once, of all clients
-                outcome = private.told(context.privacy, outcome)
-            if privacy.LABEL_COUNTS not in context.privacy.by_payload:
-                return outcome
-        # Label histograms are sent once: experts and methods on the server use them.
-        outcome.up["label_counts"] = context.data.label_count.size * 4
-        return dataclasses.replace(outcome, sent_before=("label_counts",))
+        # Once, of all clients.
+        if context.privacy is not None and context.name == next(iter(context.networks)):
+            outcome = private.told(context.privacy, outcome)
+        return outcome
 
     def flops(self, blueprint: Blueprint) -> float:
         """FLOPs of all rounds."""

@@ -20,9 +20,13 @@ PICTURES = ("of the client", "found by its gradient")
 
 
 def broken(rows: Sequence[Row]) -> Iterator[str]:
-    """A line for each claim of an epsilon that an attack speaks against."""
+    """A line for each claim of an epsilon that an attack speaks against.
+
+    By bounds that all hold together with 95 %, so that no study is warned of by chance
+    because it has many clients.
+    """
     for row in rows:
-        claimed, low = row["epsilon_claimed"], row["epsilon_lower"]
+        claimed, low = row["epsilon_claimed"], row["epsilon_lower_together"]
         if claimed is not None and low is not None and low > claimed:
             yield (
                 f"{_who(row)}: {row['payload']} by {row['attack']}: epsilon is at least"
@@ -89,8 +93,9 @@ def _told(rows: Sequence[Row]) -> Iterator[str]:
     if any(row["canaries"] for row in rows):
         yield (
             "Planted images were trained on or not by the toss of a coin; how many"
-            " coins are guessed bounds epsilon from below, with 95 % confidence. It can"
-            " come no higher than the bound that all guesses being right would give."
+            " coins are guessed bounds epsilon from below. Each number holds by itself"
+            " with 95 % confidence; a warning is of bounds that all hold together with"
+            " 95 %. It can come no higher than what all guesses being right would give."
         )
     for line in broken(rows):
         yield f"Warning: {line}."

@@ -62,7 +62,9 @@ def share(hits: np.ndarray) -> Estimate:
 def auc(positive: np.ndarray, negative: np.ndarray) -> Estimate:
     """Probability in [0, 1] that a positive scores above a negative; ties count half.
 
-    The variance is that of DeLong et al. (1988).
+    The variance is that of DeLong et al. (1988) with a success and a failure added to
+    each sample's shares, as Agresti and Caffo (2000) do for the difference of two
+    shares: it would be 0 where a few scores are all in order, and is DeLong's for many.
 
     Args:
       positive: [m] scores of the positives.
@@ -73,9 +75,8 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> Estimate:
     above = (ranks[:m] - scipy.stats.rankdata(positive)) / n
     below = 1 - (ranks[m:] - scipy.stats.rankdata(negative)) / m
     variance = sum(
-        float(np.var(part, ddof=1)) / len(part)
+        float(np.var([*part, 0.0, 1.0], ddof=1)) / (len(part) + 2)
         for part in (above, below)
-        if len(part) > 1
     )
     return Estimate(float(np.mean(above)), variance)
 

@@ -87,7 +87,9 @@ def report_columns(
     if context.rates:
         columns["rate"] = dict(zip(number, map(str, context.rates), strict=True))
     if attackers := context.data.attackers:
-        columns["attacks"] = {i: "yes" for i in number if i in attackers}
+        told = context.sending.outnumbered
+        name = f"attacks ({told})" if told else "attacks"
+        columns[name] = {i: "yes" for i in number if i in attackers}
     if accuracy:
         shown = (f"{100 * value:.2f} %" for value in accuracy)
         columns[f"own model after {stage}"] = dict(zip(number, shown, strict=True))

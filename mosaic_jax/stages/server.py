@@ -169,6 +169,7 @@ def _train_once(
         artifacts={"student": model},
         models={"distilled": assessed, "final": assessed},
         results={"num_teachers": len(members)},
+        up={"label_counts": federation.label_count_bytes(context.clients)},
     )
 
 

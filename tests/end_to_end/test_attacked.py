@@ -10,6 +10,7 @@ from mosaic_jax.core import trees
 from mosaic_jax.fl import compression, uploads
 from mosaic_jax.run import runner, study
 from mosaic_jax.run import summary as summaries
+from mosaic_jax.stages import own_models
 from tests import running, tiny
 
 FIELDS = {
@@ -34,9 +35,41 @@ def finished(tmp_path_factory):
 def test_who_attacks_is_named(finished):
     work, summary = finished
     (hostile,) = summary.attackers
+    assert summary.withstands == 1
     assert summaries.read(work.workdir / "summary.json").attackers == [hostile]
     for stage in work.finished():
         assert stage.record.clients["attacks"] == {str(hostile): "yes"}
+
+
+def test_a_rule_that_is_told_of_too_few_says_so(tmp_path, caplog):
+    """Where attackers are named, and before the rounds; it is legitimate."""
+    fields = FIELDS | {"compression__name": "none", "attack__share": 0.67}
+    work = runner.Experiment(tiny.study(**fields), tmp_path)
+    told = "2 attack, the rule withstands 1"
+    assert caplog.text.count(told) == 1
+    rounds = work.placement.context(running.link_of(work, "init"))
+    (column,) = own_models.report_columns(rounds, "init", [])
+    assert column == f"attacks ({told})"
+
+
+@pytest.mark.parametrize(
+    ("rule", "share", "withstands", "outnumbered"),
+    [
+        ("mean", 0.67, 3, False),
+        ("trimmed_mean", 0.34, 1, False),
+        ("trimmed_mean", 0.67, 1, True),
+        # Whatever it is told.
+        ("median", 0.34, 1, False),
+        ("median", 0.67, 1, True),
+    ],
+)
+def test_what_rules_withstand(rule, share, withstands, outnumbered):
+    fields = FIELDS | {"compression__name": "none", "aggregation__rule": rule}
+    told = 0 if rule == "median" else 1
+    fields |= {"attack__share": share, "aggregation__attackers": told}
+    sending = study.build(tiny.study(**fields)).sending
+    assert sending.withstands == withstands
+    assert bool(sending.outnumbered) == outnumbered
 
 
 def test_what_is_left_out_goes_on_from_stage_to_stage(finished):

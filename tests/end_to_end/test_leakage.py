@@ -15,7 +15,7 @@ ATTACKED = {
     "init__rounds": 2,
     "leakage__images": 32,
     "leakage__canaries": 16,
-    "leakage__shadows": 2,
+    "leakage__shadows": 4,
 }
 
 
@@ -76,7 +76,7 @@ def test_mosaic_is_attacked_by_all_that_is_sent(tmp_path):
     work = Experiment(
         tiny.study(
             leakage__images=32,
-            leakage__shadows=2,
+            leakage__shadows=4,
             leakage__shadow_generators=True,
             leakage__inversion_steps=4,
             model__others=("resnet18",),

@@ -85,6 +85,9 @@ def test_communication_is_counted(finished):
     assert up["models"] == 10 * 3 * size
     assert up["specialised_models"] == 3 * size
     assert up["label_counts"] == 3 * 10 * 4
+    # Of what methods share, those that send none are billed for none.
+    sent_by = {s.name for s in study.finished() if "label_counts" in s.record.up}
+    assert sent_by == {"experts"}
     assert set(up) == {
         "models",
         "label_counts",

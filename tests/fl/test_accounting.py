@@ -1,6 +1,7 @@
 """The noise of private studies, against the accountant's own answers and exact ones."""
 
 import fractions
+import functools
 import math
 
 import dp_accounting
@@ -15,7 +16,7 @@ from mosaic_jax.fl.accounting import Release
 
 DELTA = 1e-5
 # For which the accountant has formulas: those between them it often fails to find.
-ORDERS = range(2, 200)
+ORDERS = (*range(2, 200), 256, 512)
 # Epsilon, and (chance, count) of what a client does: steps of rounds, steps of a GAN of
 # another batch size, and what it sends once.
 SETTINGS = [
@@ -39,6 +40,14 @@ SETTINGS = [
     (8.0, ((0.256, 400), (0.256, 500), (1.0, 2))),
     (0.25, ((0.05, 300), (1.0, 2))),
     (20.0, ((0.7, 60), (1.0, 1))),
+    # Many steps, whose losses are far below epsilon; and losses far above one.
+    (0.5, ((0.01, 20000),)),
+    (1.0, ((0.01, 20000),)),
+    (0.05, ((0.25, 460), (1.0, 2))),
+    (1.0, ((0.001, 100000),)),
+    (100.0, ((0.3, 10), (1.0, 2))),
+    (100.0, ((1.0, 1),)),
+    (100.0, ((0.01, 2000), (1.0, 2))),
 ]
 
 
@@ -74,8 +83,13 @@ def theirs(epsilon, uses, accountant, guess):
 )
 def test_noise_is_what_dp_accounting_finds(epsilon, uses):
     found = accounting.noise_multiplier(epsilon, DELTA, uses)
-    # With their own, finer, grid of losses.
-    wanted = theirs(epsilon, uses, pld.PLDAccountant, found)
+    finer = accounting._interval(found, uses) / 5
+    wanted = theirs(
+        epsilon,
+        uses,
+        functools.partial(pld.PLDAccountant, value_discretization_interval=finer),
+        found,
+    )
     assert found == pytest.approx(wanted, rel=1e-2)
     # Renyi divergences never ask for less.
     assert (
@@ -85,16 +99,20 @@ def test_noise_is_what_dp_accounting_finds(epsilon, uses):
     assert accounting.spent(0.99 * found, DELTA, uses) > epsilon
 
 
-@pytest.mark.parametrize(("noise", "count"), [(1.0, 1), (0.7, 3), (12.0, 100)])
+@pytest.mark.parametrize(
+    ("noise", "count"),
+    [(1.0, 1), (0.7, 3), (12.0, 100), (0.1, 1), (1.0, 200), (1e4, 100)],
+)
 def test_a_plain_gaussian_costs_what_its_formula_says(noise, count):
     """Balle and Wang (2018), theorem 8."""
     away = math.sqrt(count) / noise
 
     def gap(epsilon):
         over = stats.norm.cdf(away / 2 - epsilon / away)
-        return over - math.exp(epsilon) * stats.norm.cdf(-away / 2 - epsilon / away)
+        under = stats.norm.logcdf(-away / 2 - epsilon / away)
+        return over - math.exp(epsilon + under)
 
-    wanted = optimize.brentq(lambda epsilon: gap(epsilon) - DELTA, 0, 100)
+    wanted = optimize.brentq(lambda epsilon: gap(epsilon) - DELTA, 0, 500, xtol=1e-9)
     found = accounting.spent(noise, DELTA, ((1.0, count),))
     assert found == pytest.approx(wanted, rel=1e-3)
 
@@ -172,6 +190,34 @@ def test_a_client_that_tells_nothing_needs_no_noise():
     none = Release("models", np.array([0, 5]), 8)
     plan = accounting.plan(privacy.Privacy(epsilon=1.0), np.array([20, 20]), [none])
     assert plan.noise[0] == plan.epsilon[0] == 0 < plan.noise[1]
+
+
+def test_no_noise_is_enough_for_a_delta_that_no_accountant_can_tell():
+    """Neither of images nor of clients, drawn or not."""
+    told = r"privacy.epsilon = 1.0, privacy.delta = 1e-300: .* no noise is enough"
+    images = Release("models", np.array([5, 5]), 8)
+    config = privacy.Privacy(epsilon=1.0, delta=1e-300)
+    with pytest.raises(errors.ConfigError, match=told):
+        accounting.plan(config, np.array([20, 20]), [images])
+    for participants in (5, 20):
+        with pytest.raises(errors.ConfigError, match=told):
+            accounting.plan_of_clients(
+                config, num_clients=20, participants=participants, rounds=3
+            )
+
+
+def test_the_draw_is_left_out_where_its_bound_tells_nothing(monkeypatch):
+    config = privacy.Privacy(epsilon=1.0, unit="client")
+    monkeypatch.setattr(accounting, "spent_of_drawn", lambda *_, **__: math.inf)
+    plan = accounting.plan_of_clients(config, num_clients=20, participants=5, rounds=3)
+    without = accounting.noise_multiplier(1.0, config.delta, ((1.0, 3),))
+    assert plan.of_clients.noise == 2 * without
+    assert plan.epsilon[0] == accounting.spent(without, config.delta, ((1.0, 3),))
+
+
+def test_chance_alone_may_be_enough():
+    """Of an image that is hardly ever drawn delta covers all that is told."""
+    assert accounting.noise_multiplier(1.0, 1e-2, ((1e-3, 2),)) < accounting._LEAST
 
 
 def test_delta_must_be_less_than_one_in_the_images():

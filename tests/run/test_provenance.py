@@ -103,7 +103,7 @@ CASES = {
     **{
         f"leakage.{name}": ({"leakage.images": 4}, new)
         for name, new in {
-            "shadows": 2,
+            "shadows": 4,
             "shadow_generators": True,
             "generated": 8,
             "canaries": 2,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from mosaic_jax.core.types import Generators, ModelState
 from mosaic_jax.fl import gan as gan_module
@@ -25,6 +26,33 @@ def test_auc_variance_is_that_of_repeated_draws():
     measured = np.var([one.value for one in found])
     claimed = np.mean([one.variance for one in found])
     assert claimed == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 11, 1000])
+def test_auc_of_few_that_are_in_order_is_not_told_for_sure(count):
+    found = measures.auc(np.arange(count) + 0.5, -np.arange(count))
+    assert found.value == 1
+    assert found.variance == pytest.approx(2 / (count + 2) ** 2)
+
+
+@pytest.mark.parametrize(("count", "area"), [(4, 0.95), (10, 0.5), (10, 0.99)])
+def test_auc_intervals_hold_what_they_say_of_few(count, area):
+    np_rng = np.random.RandomState(0)
+    away = np.sqrt(2) * scipy.stats.norm.ppf(area)
+    found = [
+        measures.auc(np_rng.randn(count) + away, np_rng.randn(count)).interval()
+        for _ in range(400)
+    ]
+    assert np.mean([one["low"] <= area <= one["high"] for one in found]) > 0.94
+
+
+def test_auc_of_many_has_delongs_variance():
+    np_rng = np.random.RandomState(0)
+    positive, negative = np_rng.randn(1000) + 0.5, np_rng.randn(800)
+    above = np.mean(positive[:, None] > negative, axis=1)
+    below = np.mean(positive[:, None] > negative, axis=0)
+    delong = np.var(above, ddof=1) / 1000 + np.var(below, ddof=1) / 800
+    assert measures.auc(positive, negative).variance == pytest.approx(delong, rel=0.01)
 
 
 def test_nearest_by_hand():

@@ -133,6 +133,23 @@ def test_a_claim_that_does_not_hold_is_told():
     assert not list(leakage_section.broken(candidates.judged(sure, (99.0, 99.0), 0.0)))
 
 
+def test_all_bounds_of_a_study_hold_at_once():
+    """Of many clients whose scores tell nothing, hardly ever is one warned of."""
+    np_rng = np.random.RandomState(0)
+    alone = together = 0
+    for _ in range(20):
+        clients = [a_client(np_rng, number, 4) for number in range(20)]
+        scores = [
+            Scores("models", "loss", one, np_rng.randn(len(one.inside)))
+            for one in clients
+        ]
+        rows = candidates.judged(scores, (0.0,) * 20, 0.0)
+        alone += any(row["epsilon_lower"] > 0 for row in rows)
+        together += bool(list(leakage_section.broken(rows)))
+        assert all(r["epsilon_lower_together"] <= r["epsilon_lower"] for r in rows)
+    assert together <= 2 < alone
+
+
 def overfitted(network, image, label):
     """A model that knows its images by heart."""
 
@@ -347,7 +364,11 @@ def test_shadows_of_generators_train_as_clients_do(tmp_path):
         ),
         (
             {"leakage__images": 4, "leakage__shadows": 3},
-            "leakage.shadows = 3: must be even and >= 0",
+            "leakage.shadows = 3: must be 0, or even and >= 4",
+        ),
+        (
+            {"leakage__images": 4, "leakage__shadows": 2},
+            "leakage.shadows = 2: must be 0, or even and >= 4",
         ),
         (
             {"leakage__images": 4, "init__method": "fedproto"},

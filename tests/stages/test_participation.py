@@ -92,11 +92,11 @@ def test_experts_are_of_those_who_trained(studied, which, tmp_path):
         )
 
 
-def test_experts_without_steps_of_their_own_send_nothing(studied, tmp_path):
+def test_experts_without_steps_of_their_own_take_label_counts_alone(studied, tmp_path):
     study, artifacts, _ = studied
     other = Experiment(tiny.study(**FIELDS), tmp_path)
     result = running.outcome(other, "experts", {**artifacts})
-    assert (result.up, result.down) == ({}, {})
+    assert (result.up, result.down) == ({"label_counts": 7 * 10 * 4}, {})
     context = context_of(study)
     test = context.data.held_out["test"]
     image = jnp.asarray(test.image) / 127.5 - 1
@@ -120,7 +120,7 @@ def test_clients_that_specialise_all_count(studied, tmp_path):
     never = np.flatnonzero(np.asarray(before.last_round) < 0)
     assert 0 < len(never) < 7
     size = trees.num_bytes(whole)
-    assert result.up == {"specialised_models": 7 * size}
+    assert result.up == {"label_counts": 7 * 10 * 4, "specialised_models": 7 * size}
     assert result.down == {"models": len(never) * size}
     for k in range(10):
         weight = jnp.asarray(study.data.label_count[:, k], jnp.float32)
@@ -184,6 +184,7 @@ def test_experts_of_parts_of_the_network(halves, tmp_path):
     never = found.results["never_trained"]
     assert 0 < len(never) < 7
     assert result.up == {
+        "label_counts": 7 * 10 * 4,
         "specialised_models": 4 * size + 3 * half,
         "moments": 10 * 7 * trees.num_bytes(whole.batch_stats),
     }

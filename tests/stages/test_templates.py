@@ -118,6 +118,9 @@ def test_what_stages_tell_is_what_the_summary_has(finished):
     for way in ("up", "down"):
         sent = sum(sum(getattr(record, way).values()) for record in records.values())
         assert sum(summary.communication_bytes[way].values()) == sent
+    study = work.settings
+    reads = study.method == "mosaic" or study.trains_once or study.exchanges_prototypes
+    assert ("label_counts" in summary.communication_bytes["up"]) == reads
     final = [r.models["final"] for r in records.values() if "final" in r.models][-1]
     assert summary.test_accuracy["final"] == final["test_accuracy"]
     assert len(final["predictions"]) == len(work.data.held_out["test"].label)
