@@ -106,7 +106,7 @@ class Repeated(Work):
 
     @functools.cached_property
     def _step(self) -> Step:
-        return jax.jit(self.step, inline=True)  # traced once for shapes and loop
+        return traced_once(self.step)
 
     def empty(self, args: Tree, state: Tree) -> Tally:
         """See `Work`."""
@@ -253,6 +253,14 @@ class Steps:
         tally = self.work.empty(args, state)
         state, _, metrics = self.work.run(args, state, tally, first, end)
         return state, metrics | (self.measure(args, state) if self.measure else {})
+
+
+def traced_once(step: Callable[..., Tree]) -> Callable[..., Tree]:
+    """`step`, which is traced once for the shapes of its metrics and for its loop.
+
+    It is no program of its own: what it is called in contains it.
+    """
+    return jax.jit(step, inline=True)
 
 
 def train(

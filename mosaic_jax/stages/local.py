@@ -99,7 +99,7 @@ class OwnSteps(Work):
 
     @functools.cached_property
     def _step(self) -> LocalStep:
-        return jax.jit(self.step, inline=True)  # traced once for shapes and loop
+        return steps.traced_once(self.step)
 
     def empty(self, args: Tree, state: Tree) -> Tree:
         """See `Work`: sums of metrics [C] by name, and numbers of steps [C]."""
