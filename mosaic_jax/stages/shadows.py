@@ -5,7 +5,8 @@ trained on and no attacker is asked of, and a random half of the rest, members o
 It does what its client does in a round, from a model that the server knows: the same
 number of steps of SGD with the settings `local`, private where the study is. What an
 algorithm adds to that loss, shadows leave out. Where asked to, each trains a GAN as
-well, as its client did, with its own classifier.
+well, with its own classifier, as a client with these images does: steps by epochs and
+the bound of the inversion loss go by their number, which is smaller than its client's.
 """
 
 import dataclasses

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from mosaic_jax import stages
 from mosaic_jax.report import comparison, runs
+from tests import tiny
 from tests.report import saved
 
 
@@ -108,6 +110,16 @@ def test_work_of_the_server(server, methods, expected):
     assert comparison.server_work(settings) == expected
     settings["model"]["rate"] = 0.25
     assert comparison.server_work(settings) == f"{expected}; networks of rate 0.25"
+
+
+def test_what_only_measures_is_what_the_last_model_does_not_need():
+    study = tiny.study(audit__images=4, leakage__images=4)
+    chain, part, needed = stages.chain(study), {"finetune"}, set()
+    for link in reversed(chain):
+        if link.name in part or needed & set(link.provides(study)):
+            part.add(link.name)
+            needed |= set(link.needs(study))
+    assert {link.name for link in chain} - part == comparison.MEASURING
 
 
 def test_costs_are_means_over_seeds_of_what_belongs_to_a_method(tmp_path):
