@@ -207,7 +207,7 @@ def for_peers(study: studies.Study) -> dict[str, np.ndarray]:
 
     @jax.jit
     def turns(number: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        (who,) = rounds.participants(key, number)
+        (who,) = rounds.participation.participants(key, number)
         client = jax.tree.map(lambda leaf: jnp.asarray(leaf)[who], data.clients.client)
         rows, mask = jax.vmap(
             lambda one: training.client_rows(

@@ -63,6 +63,37 @@ def arrives(
     return jax.random.uniform(draw) >= local.failures
 
 
+def labels_used(
+    local: training.Local,
+    client: Client,
+    label: Array,
+    key: jax.Array,
+    number: int | Array,
+) -> Array:
+    """Number of images of each class [K] in a client's minibatches of a round.
+
+    Args:
+      local: settings of its training.
+      client: the client.
+      label: [N] int32, of all images that its rows point to.
+      key: random key of all rounds.
+      number: [] int32 of the round, over the study.
+    """
+    done = steps_done(local, client, key, number)
+    rows, mask = training.client_rows(
+        client,
+        number * planned_steps(local, client.size),
+        most_steps(local, client.index.shape[-1]),
+        key=key,
+        batch_size=local.batch_size,
+        count=done,
+    )
+    if done is not None:
+        mask &= (jnp.arange(len(mask)) < done)[:, None]
+    held = jax.nn.one_hot(label[rows], len(client.label_count))
+    return jnp.sum(held * mask[..., None], axis=(0, 1))
+
+
 def mean_steps(local: training.Local, sizes: Array) -> float:
     """Expected number of minibatches in a round of one of the clients.
 

@@ -96,7 +96,7 @@ class Gathering:
             placed=(data.images,),
         )
         takes_part = jnp.zeros(len(label), bool)
-        for who in self.program.participants(key, number):
+        for who in self.program.participation.participants(key, number):
             takes_part = takes_part.at[who].set(True)
         label = jnp.where(takes_part[:, None], label, -1)
         return jax.tree.map(

@@ -31,8 +31,7 @@ class HostRounds:
         Images are those of `in_host`, see `Context.in_host`; None: all are on devices.
         """
         self._rounds = rounds
-        self._participants = programs.jit(rounds.participants)
-        self._arrived = rounds.arrived
+        self._turnout = programs.jit(rounds.participation.turnout)
         self._finish = programs.jit(rounds.finish)
 
         # What it returns depends on `keeps`: a rehearsal tells programs apart by what
@@ -64,15 +63,16 @@ class HostRounds:
           As `Rounds.run`, the losses [m] as NumPy array.
         """
         axis = self._rounds.axis
-        participants = self._participants(key, number)
-        arrived = self._arrived(data, key, participants, number)
-        total = self._rounds.total_weight(data, participants, arrived)
-        who = np.concatenate(participants)
-        came = who[np.ones(len(who), bool) if arrived is None else np.asarray(arrived)]
+        turnout = self._turnout(data.client, key, number)
+        who = came = np.asarray(turnout.who)
+        if turnout.arrived is not None:
+            came = who[np.asarray(turnout.arrived)]
         size = axis.at_once * axis.num_devices
         batches = [
             (np.asarray(who)[first : first + size], group.rate)
-            for group, who in zip(self._rounds.groups, participants, strict=True)
+            for group, who in zip(
+                self._rounds.groups, turnout.participants, strict=True
+            )
             for first in range(0, len(who), size)
         ]
         sent = self._rounds.sent(state)
@@ -89,7 +89,7 @@ class HostRounds:
                 sent,
                 client_state,
                 number,
-                total,
+                turnout.total,
                 rate,
                 keeps=self._rounds.keep_models,
             )
@@ -110,9 +110,7 @@ class HostRounds:
             teachers,
             key,
             number,
-            self._rounds.share(data, total),
-            arrived,
-            self._rounds.weights(data, participants, arrived),
+            turnout,
         )
         state = on_device.replace(**in_host)
         loss = np.concatenate(loss)

@@ -160,7 +160,7 @@ class PrototypeFederation:
         With a single network they are those of every other algorithm.
         """
         return [
-            part.participants(prng.at(key, i) if i else key, number)[0]
+            part.participation.participants(prng.at(key, i) if i else key, number)[0]
             for i, part in enumerate(self.parts)
         ]
 

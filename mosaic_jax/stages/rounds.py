@@ -1,8 +1,7 @@
-"""Federated rounds: participation, and the weighted sum of the clients' uploads."""
+"""Federated rounds: the clients' turns, and the weighted sum of their uploads."""
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +29,8 @@ from mosaic_jax.fl import (
 from mosaic_jax.fl.algorithms.base import Algorithm, initial_state
 from mosaic_jax.fl.anchors import Anchor, anchored
 from mosaic_jax.fl.client_program import ClientProgram, Traffic, Turn
-from mosaic_jax.fl.holdings import Group, Holdings, shares
+from mosaic_jax.fl.holdings import Group, Holdings
+from mosaic_jax.fl.participation import Participation, Turnout
 from mosaic_jax.fl.parts import PartsOfNetwork
 from mosaic_jax.fl.privacy import Mechanism
 from mosaic_jax.fl.sending import Sending
@@ -81,7 +81,7 @@ class Rounds:
         Raises:
           ConfigError: none of a rate would.
         """
-        for group, count in zip(self.groups, self.counts, strict=True):
+        for group, count in zip(self.groups, self.participation.counts, strict=True):
             if not count:
                 raise errors.ConfigError(
                     f"init.clients_per_round = {self.clients_per_round}: must be"
@@ -92,6 +92,12 @@ class Rounds:
     def groups(self) -> list[Group]:
         """Clients by rate: those of one rate have networks of one size."""
         return self.holdings.groups
+
+    @functools.cached_property
+    def participation(self) -> Participation:
+        """Draws the participants of each round."""
+        count = self.clients_per_round or self.axis.num_clients
+        return Participation(self.groups, count, self.local, self.weight)
 
     def initial_state(self, model: ModelState, key: jax.Array) -> ServerState:
         """The state before the first round; `key` is that of all rounds."""
@@ -127,12 +133,10 @@ class Rounds:
           diverged; and metrics: those of the server's training, and `DIVERGED_CLIENT`,
           the number of the first client that diverged or -1.
         """
-        everyone = len(self.groups) == 1 and not self._some
-        participants = self.participants(key, number)
-        arrived = self.arrived(data, key, participants, number)
-        total = self.total_weight(data, participants, arrived)
+        everyone = len(self.groups) == 1 and self.participation.everyone
+        turnout = self.participation.turnout(data.client, key, number)
         parts = []
-        for group, who in zip(self.groups, participants, strict=True):
+        for group, who in zip(self.groups, turnout.participants, strict=True):
             axis, client = self.axis, data.client
             client_state = state.client, state.error
             if not everyone:
@@ -147,13 +151,13 @@ class Rounds:
                     client,
                     client_state,
                     number,
-                    total,
+                    turnout.total,
                     group.rate,
                 )
             )
         each, loss, teachers = trees.concatenate([part[:3] for part in parts])
         upload = self.joined([part[3] for part in parts])
-        who = jnp.concatenate(participants)
+        who = turnout.who
         if self.sending.colludes:
             numbers = data.client.number[who]
             upload, each, teachers = self._colluded(
@@ -162,9 +166,9 @@ class Rounds:
         old = state.client, state.error, state.client_model
         last_round = state.last_round
         now = number
-        if arrived is not None:
-            each = jax.vmap(trees.select)(arrived, each, trees.take(old, who))
-            now = jnp.where(arrived, number, last_round[who])
+        if turnout.arrived is not None:
+            each = jax.vmap(trees.select)(turnout.arrived, each, trees.take(old, who))
+            now = jnp.where(turnout.arrived, number, last_round[who])
         if not everyone:
             each = jax.tree.map(lambda old, new: old.at[who].set(new), old, each)
         last_round = jnp.asarray(last_round).at[who].set(now)
@@ -175,16 +179,7 @@ class Rounds:
             client_model=client_model,
             last_round=last_round,
         )
-        state, metrics = self.finish(
-            state,
-            upload,
-            teachers,
-            key,
-            number,
-            self.share(data, total),
-            arrived,
-            self.weights(data, participants, arrived),
-        )
+        state, metrics = self.finish(state, upload, teachers, key, number, turnout)
         return state, loss, metrics | {DIVERGED_CLIENT: first_diverged(loss, who)}
 
     def sent(self, state: ServerState) -> tuple[ModelState, Tree, Tree, Tree, Tree]:
@@ -211,58 +206,6 @@ class Rounds:
             program = client_program.with_lesson(program, penalty)
         return self.sending.around(program)
 
-    def participants(self, key: jax.Array, number: Array) -> list[Array]:
-        """Participants of round `number` for each group, in ascending order."""
-        if not self._some:
-            return [jnp.asarray(group.members) for group in self.groups]
-        draw = prng.at(prng.named(key, "participants"), number)
-        return [
-            jnp.sort(jax.random.permutation(prng.at(draw, i), group.members)[:count])
-            for i, (group, count) in enumerate(
-                zip(self.groups, self.counts, strict=True)
-            )
-        ]
-
-    @property
-    def clients_in_round(self) -> int:
-        """Number of participants m in a round."""
-        return self.clients_per_round or self.axis.num_clients
-
-    @property
-    def counts(self) -> list[int]:
-        """Number of participants of each group, in proportion to its size.
-
-        The numbers are rounded so that they sum to `clients_in_round`.
-        """
-        sizes = [len(group.members) for group in self.groups]
-        return shares(sizes, self.clients_in_round)
-
-    @property
-    def _some(self) -> bool:
-        return self.clients_in_round < self.axis.num_clients
-
-    def arrived(
-        self,
-        data: FederatedDataset,
-        key: jax.Array,
-        participants: list[Array],
-        number: int | Array,
-    ) -> jax.Array | None:
-        """Whether the uploads of a round's m participants arrive, [m] bool; None: all.
-
-        Args:
-          data: of all clients.
-          key: random key of all rounds.
-          participants: of each group.
-          number: [] int32, number of the round, over the study.
-        """
-        if not self.local.failures:
-            return None
-        client = trees.take(data.client, jnp.concatenate(participants))
-        return jax.vmap(
-            lambda client: workload.arrives(self.local, client, key, number)
-        )(client)
-
     @property
     def is_private(self) -> bool:
         """Whether clients hide images, or themselves, and so keep their losses."""
@@ -278,61 +221,11 @@ class Rounds:
             return self.algorithm.weight(size)
         return jnp.ones_like(size, jnp.float32)
 
-    def total_weight(
-        self,
-        data: FederatedDataset,
-        participants: list[Array],
-        arrived: Array | None = None,
-    ) -> Array:
-        """Sum [] of the weights of all participants whose uploads arrive.
-
-        Args:
-          data: of all clients.
-          participants: of each group.
-          arrived: the result of `arrived`.
-        """
-        weight = self.weight(data.client.size)
-        if arrived is None:
-            return trees.total([jnp.sum(weight[who]) for who in participants])
-        return jnp.sum(jnp.where(arrived, weight[jnp.concatenate(participants)], 0))
-
-    def weights(
-        self,
-        data: FederatedDataset,
-        participants: list[Array],
-        arrived: Array | None = None,
-    ) -> Array | None:
-        """Weights [m] of the participants, 0 where nothing arrives.
-
-        None where uploads are weighted and summed before they come to the server.
-
-        Args:
-          data: of all clients.
-          participants: of each group.
-          arrived: the result of `arrived`.
-        """
-        if not self.sending.needs_each:
-            return None
-        size = jnp.asarray(data.client.size)[jnp.concatenate(participants)]
-        weight = jnp.asarray(self.weight(size), jnp.float32)
-        return weight if arrived is None else jnp.where(arrived, weight, 0)
-
     def joined(self, parts: list[Tree]) -> Tree:
         """The uploads of several batches of clients: their sum, or all of them."""
         if self.sending.needs_each:
             return trees.concatenate(parts)
         return functools.reduce(trees.add, parts)
-
-    def share(self, data: FederatedDataset, total: Array) -> float | Array:
-        """Part of all clients' weight whose uploads arrive in a round, in (0, 1].
-
-        Args:
-          data: of all clients.
-          total: the result of `total_weight`.
-        """
-        if not self._some and not self.local.failures:
-            return 1.0
-        return total / jnp.sum(self.weight(data.client.size))
 
     def clients(
         self,
@@ -394,7 +287,9 @@ class Rounds:
             kept = result.model if self.keep_models else ()
             teachers, weight = (), self.weight(client.size) / total
             if self.server is not None:
-                used = self._labels_used(client, images.label, key, number)
+                used = workload.labels_used(
+                    self.local, client, images.label, key, number
+                )
                 teachers = result.model, used, client.number
             if self.local.failures:
                 arrives = workload.arrives(self.local, client, key, number)
@@ -456,24 +351,6 @@ class Rounds:
             teachers = (with_false(teachers[0]), *teachers[1:])
         return upload, each, teachers
 
-    def _labels_used(
-        self, client: Client, label: Array, key: jax.Array, number: Array
-    ) -> Array:
-        """Number of images of each class [K] in a client's minibatches of a round."""
-        done = workload.steps_done(self.local, client, key, number)
-        rows, mask = training.client_rows(
-            client,
-            number * workload.planned_steps(self.local, client.size),
-            workload.most_steps(self.local, client.index.shape[-1]),
-            key=key,
-            batch_size=self.local.batch_size,
-            count=done,
-        )
-        if done is not None:
-            mask &= (jnp.arange(len(mask)) < done)[:, None]
-        held = jax.nn.one_hot(label[rows], len(client.label_count))
-        return jnp.sum(held * mask[..., None], axis=(0, 1))
-
     def round_bytes(
         self, image_shape: tuple[int, int, int], clients: Client
     ) -> Traffic:
@@ -485,7 +362,7 @@ class Rounds:
         """
         result = Traffic(0, 0)
         client = jax.eval_shape(lambda each: trees.take(each, 0), clients)
-        for group, count in zip(self.groups, self.counts, strict=True):
+        for group, count in zip(self.groups, self.participation.counts, strict=True):
             result += count * self.client_bytes(group.rate, image_shape, client)
         return result
 
@@ -565,9 +442,7 @@ class Rounds:
         teachers: Tree,
         key: jax.Array,
         number: Array,
-        share: Any = 1.0,
-        arrived: Array | None = None,
-        weight: Array | None = None,
+        turnout: Turnout,
     ) -> tuple[ServerState, Metrics]:
         """Aggregate the uploads, then train on the server if there is such training.
 
@@ -579,23 +454,20 @@ class Rounds:
           teachers: the participants' models [m, ...], labels used [m, K], numbers [m].
           key: random key of all rounds.
           number: [] int32, number of the round, over the study.
-          share: the result of `share`.
-          arrived: the result of `arrived`.
-          weight: the result of `weights`.
+          turnout: of the round.
 
         Returns:
           The new state, and metrics of the training on the server.
         """
-        before = state
-        if weight is not None:
-            sending = self.sending
-            upload = sending.rule.combine(upload, weight, sending.withstands)
-        if self.sending.private is not None:
-            upload, clip = self._revealed(state, upload, key, number, arrived)
+        before, sending, arrived = state, self.sending, turnout.arrived
+        if sending.needs_each:
+            upload = sending.rule.combine(upload, turnout.weight, sending.withstands)
+        if sending.private is not None:
+            upload, clip = self._revealed(state, upload, key, number, turnout)
             state = state.replace(clip=clip)
         upload = self.holdings.combine(upload, state.model)
         server, model = self.algorithm.aggregate(
-            state.server, state.model, upload, share
+            state.server, state.model, upload, turnout.share
         )
         state = state.replace(server=server, model=model)
         if self.server is None or self.task is None:
@@ -617,13 +489,13 @@ class Rounds:
         upload: Tree,
         key: jax.Array,
         number: Array,
-        arrived: Array | None,
+        turnout: Turnout,
     ) -> tuple[Tree, Array]:
         """The mean upload that the algorithm may see, and the next round's clip."""
         assert self.sending.private is not None
-        count = jnp.float32(self.clients_in_round)
-        if arrived is not None:
-            count = jnp.maximum(jnp.sum(arrived), 1).astype(jnp.float32)
+        count = jnp.float32(self.participation.count)
+        if turnout.arrived is not None:
+            count = jnp.maximum(jnp.sum(turnout.arrived), 1).astype(jnp.float32)
         draw = prng.at(prng.named(key, "privacy"), number)
         reference = self.algorithm.reference(state.model)
         return self.sending.private.read(upload, reference, state.clip, count, draw)

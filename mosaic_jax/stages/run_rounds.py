@@ -103,7 +103,7 @@ def train(
         (state, gatherer.empty() if gatherer else ()),
         rounds,
         every=settings.evaluation.every,
-        samples_per_step=round(program.clients_in_round * images),
+        samples_per_step=round(program.participation.count * images),
         measure=_measure(context, program),
         # Private batches have rows by each seed's own clients.
         together=context.mechanism is None,
@@ -197,11 +197,11 @@ def traffic(
     if program.server is not None:
         # Each client tells how many images of each class it used in the round.
         count = context.data.info.num_classes * np.dtype(np.float32).itemsize
-        arrived = rounds * program.clients_in_round - int(lost.sum())
+        arrived = rounds * program.participation.count - int(lost.sum())
         up["used_label_counts"] = arrived * count
         if program.server.teaches_clients:
             lesson = _lesson_bytes(program, shape)
-            down["lessons"] = rounds * program.clients_in_round * lesson
+            down["lessons"] = rounds * program.participation.count * lesson
     if count := _anchor_bytes(context, program, rounds, first):
         down["anchor"] = count
     return up, down
@@ -211,16 +211,14 @@ def _lost_uploads(
     context: Context, program: Rounds, rounds: int, first: int
 ) -> np.ndarray:
     """Number of uploads of each group, [G] int, that do not arrive."""
-    data, key = context.clients, federation.rounds_key(context.settings)
+    participation = program.participation
+    client, key = context.clients.client, federation.rounds_key(context.settings)
     arrived = jax.vmap(
-        lambda number: program.arrived(
-            data, key, program.participants(key, number), number
-        )
+        lambda number: participation.turnout(client, key, number).arrived
     )(first + jnp.arange(rounds))
-    lost = np.split(
-        np.sum(~np.asarray(arrived), axis=0), np.cumsum(program.counts)[:-1]
-    )
-    return np.array([count.sum() for count in lost])
+    lost = np.sum(~np.asarray(arrived), axis=0)
+    ends = np.cumsum(participation.counts)[:-1]
+    return np.array([count.sum() for count in np.split(lost, ends)])
 
 
 def _bytes_of(context: Context, program: Rounds, uploads: np.ndarray) -> int:
@@ -246,7 +244,7 @@ def _anchor_bytes(context: Context, program: Rounds, rounds: int, first: int) ->
     if isinstance(program.holdings, PartsOfNetwork):
         return (rounds - 1) * program.round_bytes(shape, clients).down
     key = federation.rounds_key(context.settings)
-    (drawn,) = jax.vmap(program.participants, (None, 0))(
+    (drawn,) = jax.vmap(program.participation.participants, (None, 0))(
         key, first + jnp.arange(rounds)
     )
     late = np.setdiff1d(drawn, drawn[0])

@@ -210,5 +210,5 @@ def test_rounds_with_states_in_host_memory(monkeypatch, tmp_path):
     with counted(monkeypatch) as (found, asked, windows):
         runner.Experiment(config, tmp_path).run()
     assert (asked, windows) == ({"round": 1}, {"round": 3})
-    for name in ("run_clients", "finish", "participants", "evaluate"):
+    for name in ("run_clients", "finish", "turnout", "evaluate"):
         assert found["backend_compile_duration", name] == 1, name

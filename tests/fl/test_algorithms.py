@@ -215,9 +215,12 @@ def test_partial_participation():
     changed = np.flatnonzero(np.any(scales != 1, axis=1))
     axis = parallel.build(np.ones(count), num_devices=1)
     program = tiny.rounds(axis, clients_per_round=per_round)
-    np.testing.assert_array_equal(changed, program.participants(KEY, 0)[0])
+    np.testing.assert_array_equal(
+        changed, program.participation.participants(KEY, 0)[0]
+    )
     drawn = [
-        tuple(program.participants(KEY, number)[0].tolist()) for number in range(40)
+        tuple(program.participation.participants(KEY, number)[0].tolist())
+        for number in range(40)
     ]
     assert {len(set(who)) for who in drawn} == {per_round}
     assert {client for who in drawn for client in who} == set(range(count))
@@ -227,7 +230,9 @@ def test_a_round_of_some_equals_a_round_of_a_federation_of_them():
     sizes = [10, 19, 8, 5, 6]
     state, _ = run(algorithms.FedAvg(), 1, sizes=sizes, clients_per_round=2)
     axis = parallel.build(np.ones(5), num_devices=1)
-    who = np.asarray(tiny.rounds(axis, clients_per_round=2).participants(KEY, 0)[0])
+    who = np.asarray(
+        tiny.rounds(axis, clients_per_round=2).participation.participants(KEY, 0)[0]
+    )
     data = tiny.dataset(sizes)
     alone = data.replace(client=trees.take(data.client, who))
     close(state.model, run(algorithms.FedAvg(), 1, data=alone)[0].model)

@@ -137,8 +137,8 @@ def lossy(local, numbers, *, on_host=False, **fields):
 
 def came(program, number):
     """Whether each client's upload arrives."""
-    who = program.participants(KEY, number)
-    return np.asarray(program.arrived(tiny.dataset(SAME), KEY, who, number))
+    client = tiny.dataset(SAME).client
+    return np.asarray(program.participation.turnout(client, KEY, number).arrived)
 
 
 def test_an_upload_that_is_lost_changes_nothing():

@@ -256,7 +256,7 @@ def test_some_take_part_and_states_may_be_in_host_memory(name):
     some = build(name, data, clients_per_round=2)
     state, (loss, _) = run(name, data, start(name), range(1), jax.jit(some.run))
     assert len(loss) == 2
-    who = np.concatenate(some.participants(KEY, 0))
+    who = np.concatenate(some.participation.participants(KEY, 0))
     others = np.setdiff1d(np.arange(len(SIZES)), who)
     same(
         trees.take((state.client, models(state)[0]), others),

@@ -149,7 +149,7 @@ def test_who_takes_no_part_sends_nothing(tmp_path):
     found, program = after["gathered"], rounds_of(work)
     key = federation.rounds_key(work.settings)
     for number in (2, 3, 4):
-        (who,) = program.participants(key, number)
+        (who,) = program.participation.participants(key, number)
         assert set(found.client[found.round == number]) == set(np.asarray(who).tolist())
 
 

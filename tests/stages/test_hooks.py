@@ -222,7 +222,9 @@ def scaffold(drawn):
 )
 def test_the_servers_state_reaches_the_clients(layout):
     program, state, _ = run(ControlVariates(), **layout)
-    drawn = [program.participants(KEY, n)[0].tolist() for n in range(ROUNDS)]
+    drawn = [
+        program.participation.participants(KEY, n)[0].tolist() for n in range(ROUNDS)
+    ]
     assert all(len(who) == layout.get("clients_per_round", 3) for who in drawn)
     model, c, own = scaffold(drawn)
     assert max(np.abs(leaf).max() for leaf in c.values()) > 1e-3
@@ -295,7 +297,7 @@ def test_an_anchor_is_the_model_before_the_first_round_in_all_rounds(kind, layou
     program, state, _ = run(algorithms.FedAvg(), anchor=anchor, **layout)
     model, near = start(), start()
     for number in range(ROUNDS):
-        (who,) = program.participants(KEY, number)
+        (who,) = program.participation.participants(KEY, number)
         who, trained = who.tolist(), []
         for i in who:
             params = dict(model)

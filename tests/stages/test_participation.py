@@ -50,7 +50,10 @@ def test_a_client_has_the_model_of_its_last_round(studied):
         context_of(study), study.settings.local, keep_models=True
     )
     key = federation.rounds_key(study.settings)
-    drawn = [program.participants(key, number)[0].tolist() for number in range(4)]
+    drawn = [
+        program.participation.participants(key, number)[0].tolist()
+        for number in range(4)
+    ]
     expected = [
         max([n for n, who in enumerate(drawn) if i in who], default=-1)
         for i in range(7)

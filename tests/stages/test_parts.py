@@ -111,9 +111,9 @@ def test_disjoint_halves_are_joined():
         value = jax.tree.map(lambda x, h=half: jnp.full_like(x, 2.0 + h), model)
         parts.append(submodel.Part(submodel.within(value, share), share))
     mean = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, *parts)
-    merged = program.finish(program.initial_state(model, KEY), mean, (), KEY, 0)[
-        0
-    ].model
+    turnout = program.participation.turnout(data.client, KEY, 0)
+    state = program.initial_state(model, KEY)
+    merged = program.finish(state, mean, (), KEY, 0, turnout)[0].model
     kernel = merged.params["blocks_layer2_0"]["conv2"]["kernel"]
     np.testing.assert_array_equal(kernel[..., :4, :4], 2.0)
     np.testing.assert_array_equal(kernel[..., 4:, 4:], 3.0)
@@ -230,7 +230,7 @@ def test_host_memory_and_some_clients_change_nothing():
     data, rates = tiny.dataset([10, 19, 8, 5, 9, 4]), [1.0, 0.5] * 3
     layout = {"clients_per_round": 4, "at_once": 1}
     program, model, expected, _ = run(HETEROFL, rates, 2, data=data, **layout)
-    assert program.counts == [2, 2]
+    assert program.participation.counts == [2, 2]
     state = program.initial_state(model, KEY)
     state = state.replace(client_model=jax.tree.map(np.array, state.client_model))
     on_host = HostRounds(program)

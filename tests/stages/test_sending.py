@@ -133,9 +133,8 @@ def test_uploads_that_are_lost_do_not_count(clients_per_round):
     data = tiny.dataset(SIZES)
 
     def came(number):
-        who = program.participants(KEY, number)
-        arrived = np.asarray(program.arrived(data, KEY, who, number))
-        return np.asarray(who[0])[arrived], len(arrived)
+        turnout = program.participation.turnout(data.client, KEY, number)
+        return np.asarray(turnout.who)[turnout.arrived], len(turnout.who)
 
     number = next(n for n in range(50) if 1 < len(came(n)[0]) < came(n)[1])
     state = run(program, 1, first=number)

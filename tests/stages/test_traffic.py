@@ -133,7 +133,10 @@ def test_who_joins_later_gets_the_anchor_once(first):
     key = federation.rounds_key(tiny.study())
     axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
     program = tiny.rounds(axis, algorithms.FedAvg(), clients_per_round=1)
-    who = [program.participants(key, first + i)[0].item() for i in range(ROUNDS)]
+    who = [
+        program.participation.participants(key, first + i)[0].item()
+        for i in range(ROUNDS)
+    ]
     assert len(set(who)) > 1
     assert up == {"models": ROUNDS * MODEL}
     assert down == {"models": ROUNDS * MODEL, "anchor": (len(set(who)) - 1) * MODEL}
@@ -153,9 +156,9 @@ def test_uploads_that_are_lost_are_not_counted(taking_part):
     axis = parallel.build(np.full(CLIENTS, 10), num_devices=1)
     program = tiny.rounds(axis, algorithms.FedAvg(), **fields)
     key, data = federation.rounds_key(tiny.study()), tiny.dataset([10] * CLIENTS, 4)
+    turnout = program.participation.turnout
     arrived = sum(
-        int(program.arrived(data, key, program.participants(key, i), i).sum())
-        for i in range(ROUNDS)
+        int(turnout(data.client, key, i).arrived.sum()) for i in range(ROUNDS)
     )
     count = ROUNDS * (taking_part or CLIENTS)
     assert 0 < arrived < count
