@@ -15,7 +15,8 @@ from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.fl.algorithms.fedopt import FedAdam
 from mosaic_jax.fl.algorithms.moon import Moon
 from mosaic_jax.fl.algorithms.scaffold import Scaffold, sent, way_of
-from mosaic_jax.fl.client_program import Seen, Turn
+from mosaic_jax.fl.client_program import Turn
+from mosaic_jax.fl.local_sgd import Seen
 
 
 @dataclasses.dataclass(frozen=True)

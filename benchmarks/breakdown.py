@@ -25,7 +25,8 @@ from benchmarks.random_data import CLASSES, DEPTH, SIDE
 from mosaic_jax.cli import launch
 from mosaic_jax.core import prng, trees
 from mosaic_jax.fl import client_program, parallel, training
-from mosaic_jax.fl.client_program import Hooks, LocalSGD, Turn
+from mosaic_jax.fl.client_program import Turn
+from mosaic_jax.fl.local_sgd import Hooks, LocalSGD
 from mosaic_jax.nn import resnet
 from mosaic_jax.nn.classifier import Classifier
 

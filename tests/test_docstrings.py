@@ -20,6 +20,7 @@ HOOKS = {
         "stages/base.py",
         "server/base.py",
         "fl/client_program.py",
+        "fl/local_sgd.py",
         "fl/holdings.py",
         "fl/uploads.py",
         "fl/algorithms/base.py",

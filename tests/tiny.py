@@ -11,7 +11,8 @@ from configs import digits_mosaic
 from mosaic_jax.core import prng
 from mosaic_jax.core.types import Client, FederatedDataset, LabelledImages, ModelState
 from mosaic_jax.fl import algorithms, parallel
-from mosaic_jax.fl.client_program import Seen, Turn
+from mosaic_jax.fl.client_program import Turn
+from mosaic_jax.fl.local_sgd import Seen
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import norm, resnet
 from mosaic_jax.nn.classifier import Classifier

@@ -20,6 +20,7 @@ PAGES: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = {
         ("fl",),
         (
             "fl.client_program",
+            "fl.local_sgd",
             "fl.algorithms.prototypical",
             "fl.algorithms.partial",
             "fl.uploads",

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 
 from mosaic_jax.core import trees
 from mosaic_jax.core.types import Array, Tree
-from mosaic_jax.fl.client_program import ClientProgram, LocalSGD, Seen
+from mosaic_jax.fl.client_program import ClientProgram
+from mosaic_jax.fl.local_sgd import LocalSGD, Seen
 from mosaic_jax.fl.parts import NarrowSGD
 from mosaic_jax.nn import losses
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Struct, Tree
-from mosaic_jax.fl.client_program import LocalSGD, Result, Traffic, Turn
+from mosaic_jax.fl.client_program import Result, Traffic, Turn
+from mosaic_jax.fl.local_sgd import LocalSGD
 
 
 class GlobalPrototypes(Struct):

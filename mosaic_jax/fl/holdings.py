@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from mosaic_jax.core.types import ModelState, Tree
-from mosaic_jax.fl.client_program import ClientProgram, Hooks
+from mosaic_jax.fl.client_program import ClientProgram
+from mosaic_jax.fl.local_sgd import Hooks
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn.classifier import Classifier
 

@@ -14,14 +14,9 @@ from clu import parameter_overview
 
 from mosaic_jax.core import prng, trees
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Tree
-from mosaic_jax.fl.client_program import (
-    ClientProgram,
-    LocalSGD,
-    Result,
-    Traffic,
-    Turn,
-)
+from mosaic_jax.fl.client_program import ClientProgram, Result, Traffic, Turn
 from mosaic_jax.fl.holdings import Group, Holdings
+from mosaic_jax.fl.local_sgd import LocalSGD
 from mosaic_jax.fl.training import Local
 from mosaic_jax.nn import norm, submodel
 from mosaic_jax.nn.classifier import Classifier

@@ -16,14 +16,8 @@ from mosaic_jax.core import prng, trees
 from mosaic_jax.core.types import Array, Batch, Client, ModelState, Tree
 from mosaic_jax.fl import attacks, compression, uploads
 from mosaic_jax.fl.client_privacy import ClientMechanism
-from mosaic_jax.fl.client_program import (
-    ClientProgram,
-    Hooks,
-    LocalSGD,
-    Result,
-    Traffic,
-    Turn,
-)
+from mosaic_jax.fl.client_program import ClientProgram, Result, Traffic, Turn
+from mosaic_jax.fl.local_sgd import Hooks, LocalSGD
 from mosaic_jax.fl.robust import Mean
 from mosaic_jax.fl.uploads import Attack, Compressor, Rule
 

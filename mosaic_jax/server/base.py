@@ -17,8 +17,8 @@ import optax
 from mosaic_jax.core import flops, schema, trees
 from mosaic_jax.core.types import Array, GeneratorState, ModelState, Teachers, Tree
 from mosaic_jax.fl import parallel
-from mosaic_jax.fl.client_program import Seen
 from mosaic_jax.fl.gan import Gan
+from mosaic_jax.fl.local_sgd import Seen
 from mosaic_jax.nn import networks
 from mosaic_jax.nn.classifier import Classifier
 

@@ -16,7 +16,7 @@ from mosaic_jax.core.types import (
     Teachers,
     Tree,
 )
-from mosaic_jax.fl.client_program import Seen
+from mosaic_jax.fl.local_sgd import Seen
 from mosaic_jax.nn import losses
 from mosaic_jax.nn.feature_generator import FeatureGenerator
 from mosaic_jax.server import base

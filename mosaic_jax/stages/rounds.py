@@ -21,6 +21,7 @@ from mosaic_jax.core.types import (
 from mosaic_jax.fl import (
     aggregation,
     client_program,
+    local_sgd,
     moments,
     parallel,
     training,
@@ -199,11 +200,11 @@ class Rounds:
     def program(self, rate: float) -> ClientProgram:
         """What a client of the group of this `rate` does in a round."""
         program = anchored(self.holdings.program(rate, self.local), self.anchor)
-        program = client_program.with_mechanism(program, self.mechanism)
+        program = local_sgd.with_mechanism(program, self.mechanism)
         teacher = self.server
         if teacher is not None and self.task is not None and teacher.teaches_clients:
             penalty = functools.partial(teacher.penalty, self.task)
-            program = client_program.with_lesson(program, penalty)
+            program = local_sgd.with_lesson(program, penalty)
         return self.sending.around(program)
 
     @property

@@ -10,8 +10,8 @@ import pytest
 from mosaic_jax.core import errors, trees
 from mosaic_jax.core.steps import DIVERGED_CLIENT, DIVERGED_STEP, Repeated
 from mosaic_jax.fl.algorithms.base import Algorithm
-from mosaic_jax.fl.client_program import LocalSGD
 from mosaic_jax.fl.holdings import WholeNetwork
+from mosaic_jax.fl.local_sgd import LocalSGD
 from mosaic_jax.run import checkpoint, runner
 from tests import tiny
 

@@ -11,7 +11,7 @@ from mosaic_jax import server
 from mosaic_jax.core import errors, prng, trees
 from mosaic_jax.core.types import Batch, Teachers
 from mosaic_jax.fl import algorithms
-from mosaic_jax.fl.client_program import Seen, with_lesson
+from mosaic_jax.fl.local_sgd import Seen, with_lesson
 from mosaic_jax.run import study as studies
 from mosaic_jax.server import base
 from tests import tiny

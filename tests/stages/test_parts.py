@@ -10,7 +10,8 @@ import pytest
 
 from mosaic_jax.core import errors, prng, trees
 from mosaic_jax.fl import algorithms, client_program, parallel, training
-from mosaic_jax.fl.client_program import LocalSGD, Seen, Turn
+from mosaic_jax.fl.client_program import Turn
+from mosaic_jax.fl.local_sgd import LocalSGD, Seen
 from mosaic_jax.nn import norm, resnet, submodel
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.stages.host_rounds import HostRounds

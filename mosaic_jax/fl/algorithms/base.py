@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from mosaic_jax.core import schema, trees
 from mosaic_jax.core.types import Array, ModelState, ServerState, Tree
 from mosaic_jax.fl import holdings
-from mosaic_jax.fl.client_program import Hooks
+from mosaic_jax.fl.local_sgd import Hooks
 from mosaic_jax.nn.classifier import Classifier
 
 

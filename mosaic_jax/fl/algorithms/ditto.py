@@ -9,7 +9,8 @@ from mosaic_jax.core import flops, schema, trees
 from mosaic_jax.core.types import Array, Batch, ModelState, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.fl.algorithms.base import Algorithm
-from mosaic_jax.fl.client_program import LocalSGD, Result, Turn
+from mosaic_jax.fl.client_program import Result, Turn
+from mosaic_jax.fl.local_sgd import LocalSGD
 from mosaic_jax.nn.classifier import Classifier
 
 

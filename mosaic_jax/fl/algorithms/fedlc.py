@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from mosaic_jax.core import schema
 from mosaic_jax.core.types import Array
 from mosaic_jax.fl.algorithms.base import Algorithm
-from mosaic_jax.fl.client_program import Seen
+from mosaic_jax.fl.local_sgd import Seen
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from mosaic_jax.core import schema, trees
 from mosaic_jax.core.types import Array, Batch, Tree
 from mosaic_jax.fl import training
 from mosaic_jax.fl.algorithms.personal_layers import PersonalLayers
-from mosaic_jax.fl.client_program import LocalSGD, Turn
+from mosaic_jax.fl.client_program import Turn
+from mosaic_jax.fl.local_sgd import LocalSGD
 from mosaic_jax.nn.classifier import Classifier
 
 

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from mosaic_jax.core import schema
 from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.fl.algorithms.base import Algorithm
-from mosaic_jax.fl.client_program import Seen, Turn
+from mosaic_jax.fl.client_program import Turn
+from mosaic_jax.fl.local_sgd import Seen
 from mosaic_jax.nn import losses
 
 

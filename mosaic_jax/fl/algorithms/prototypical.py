@@ -12,8 +12,8 @@ from mosaic_jax.core import schema
 from mosaic_jax.core.types import Array, ModelState, Tree
 from mosaic_jax.fl.algorithms.base import Algorithm, without_mean
 from mosaic_jax.fl.class_means import ClassMeans, GlobalPrototypes, pooled
-from mosaic_jax.fl.client_program import Seen
 from mosaic_jax.fl.holdings import shares
+from mosaic_jax.fl.local_sgd import Seen
 from mosaic_jax.nn import losses
 
 
