@@ -33,7 +33,8 @@ from mosaic_jax.cli import launch
 from mosaic_jax.core import prng
 from mosaic_jax.core.types import FederatedDataset
 from mosaic_jax.data import federated
-from mosaic_jax.data.federated import Data, StudyData
+from mosaic_jax.data.federated import StudyData
+from mosaic_jax.data.settings import Data
 from mosaic_jax.fl import algorithms, parallel
 from mosaic_jax.nn.classifier import Classifier
 from mosaic_jax.nn.mlp import MLP

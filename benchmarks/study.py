@@ -29,7 +29,7 @@ from mosaic_jax.core.steps import Run
 from mosaic_jax.core.types import Tree
 from mosaic_jax.data import federated, sources
 from mosaic_jax.data.dataset import Arrays, Info
-from mosaic_jax.data.federated import Data
+from mosaic_jax.data.settings import Data
 from mosaic_jax.fl import evaluation, parallel
 from mosaic_jax.run import settings
 from mosaic_jax.run import study as studies

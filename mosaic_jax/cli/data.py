@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from mosaic_jax.core import errors, files, schema
-from mosaic_jax.data import dataset, federated, partition, sources
+from mosaic_jax.data import dataset, partition, settings, sources
 from mosaic_jax.report import figures
 from mosaic_jax.run import programs
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--split_file", default="", help="of --split file")
     parser.add_argument("--num_clients", type=int, default=10)
     parser.add_argument("--alpha", type=float, default=0.1)
-    of_data = schema.defaults(federated.Data)
-    for field in federated.SPLIT_FIELDS[1:]:
+    of_data = schema.defaults(settings.Data)
+    for field in settings.SPLIT_FIELDS[1:]:
         value = of_data[field]
         told = "as in config.data"
         parser.add_argument(f"--{field}", type=type(value), default=value, help=told)
@@ -91,7 +91,7 @@ def _draw(args: argparse.Namespace, label: np.ndarray, num_classes: int) -> None
             mode=args.split,
             num_clients=args.num_clients,
             seed=args.seed,
-            **{field: getattr(args, field) for field in federated.SPLIT_FIELDS},
+            **{field: getattr(args, field) for field in settings.SPLIT_FIELDS},
         )
     count = partition.label_counts(label, parts, num_classes)
     size = count.sum(axis=1)

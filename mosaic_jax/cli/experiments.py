@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from mosaic_jax import report
 from mosaic_jax.cli import telling
 from mosaic_jax.core import errors, files
-from mosaic_jax.data.federated import Data, StudyData
+from mosaic_jax.data.federated import StudyData
+from mosaic_jax.data.settings import Data
 from mosaic_jax.run import environment, processes, runner, summary
 from mosaic_jax.run.mirror import Mirror
 from mosaic_jax.run.runner import Experiment

@@ -20,7 +20,8 @@ from mosaic_jax.core.steps import Steps
 from mosaic_jax.core.types import FederatedDataset, Tree
 from mosaic_jax.data import federated, sources
 from mosaic_jax.data.dataset import Arrays, Info
-from mosaic_jax.data.federated import Data, StudyData
+from mosaic_jax.data.federated import StudyData
+from mosaic_jax.data.settings import Data
 from mosaic_jax.fl.parallel import ClientAxis
 from mosaic_jax.fl.schedule import Pieces
 from mosaic_jax.run.devices import Device

@@ -11,7 +11,7 @@ from typing import Any
 
 from mosaic_jax.core import errors, schema
 from mosaic_jax.core.registry import Registry, group_of
-from mosaic_jax.data.federated import Data
+from mosaic_jax.data.settings import Data
 from mosaic_jax.fl.algorithms import ALGORITHMS
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.attacks import ATTACKS, Attackers
