@@ -34,7 +34,7 @@ from mosaic_jax.run.devices import Device
 from mosaic_jax.run.rehearsal import Part, Seen
 from mosaic_jax.run.study import Study
 
-_HEADER = (
+HEADER = (
     "loop", "compile, s", "kernels", "GB", "GFLOP", "memory, GB", "ms", "steps", "s",
 )  # fmt: skip
 
@@ -175,7 +175,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in compiler.texts.items():
             (folder / f"{name.replace(' ', '_')}.txt").write_text(text)
-    print(timing.table(_HEADER, list(map(shown, rows))))
+    print(timing.table(HEADER, list(map(shown, rows))))
     total = sum(one["seconds"] for one in rows)
     print(
         f"{args.config} on {args.devices} x {device.title}: {total / 60:.2f} minutes,"
