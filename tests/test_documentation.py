@@ -74,6 +74,9 @@ class MyStage(Stage):
     name = "mine"
     after = "init"
     images: int = 100
+
+    def run(self, context):
+        yield from ()
 """
 
 

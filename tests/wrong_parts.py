@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from mosaic_jax.core import schema
 from mosaic_jax.fl.algorithms.base import Algorithm
 from mosaic_jax.fl.algorithms.heterofl import HeteroFL
+from mosaic_jax.fl.uploads import Compressor, Rule
 from mosaic_jax.server.base import ServerTraining
-from mosaic_jax.stages.base import Stage
 from tests import own_parts
 
 
@@ -23,7 +23,7 @@ class Bare(Algorithm):
 
 
 @dataclasses.dataclass(frozen=True)
-class Nameless(Stage):
+class Nameless(own_parts.Idle):
     after = "init"
 
 
@@ -31,7 +31,7 @@ class Nameless(Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Doubled(Stage):
+class Doubled(own_parts.Idle):
     """Its name is that of an algorithm in `own_parts`."""
 
     name = "doubled"
@@ -72,17 +72,48 @@ class OwnProgram(Algorithm):
 class PickyServer(ServerTraining):
     least: int = schema.at_least(1, default=100)
 
+    def init(self, task, model, key):
+        return ()
+
+    def train(self, task, state, model, teachers, key, number):
+        return state, model, {}
+
     def problems(self, study):
         yield f"init.rounds = {study.init.rounds}: must be >= {self.least} for it"
 
 
 @dataclasses.dataclass(frozen=True)
-class PickyStage(Stage):
+class PickyStage(own_parts.Idle):
     name = "picky"
     after = "init"
 
     def problems(self, study):
         yield f"init.rounds = {study.init.rounds}: must be >= 100 for PickyStage"
+
+
+# --- what is sent
+
+
+@dataclasses.dataclass(frozen=True)
+class All(Rule):
+    """Uploads as they are, one by one."""
+
+    def combine(self, upload, weight, attackers):
+        return upload
+
+    def most_attackers(self, clients):
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Half(Compressor):
+    """Half of an array, and no more is read of it."""
+
+    def encode(self, array, key):
+        return array[::2]
+
+    def decode(self, message, size):
+        return message
 
 
 # --- networks

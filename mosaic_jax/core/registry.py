@@ -1,6 +1,8 @@
 """Components by name: the library's own, and any class as "package.module:Class"."""
 
+import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -74,11 +76,36 @@ class Registry(Mapping[str, T], Generic[T]):
 
 
 def subclass_of(base: type) -> schema.Allowed:
-    """The kind of a component that inherits `base` and has fields as settings."""
+    """The kind of a component that inherits `base` and has fields as settings.
+
+    It has the functions that its bases leave open (`abc.abstractmethod`), and none that
+    is called nearly as one of theirs, which would never be called.
+    """
     return schema.Allowed(
         f"a frozen dataclass that inherits {place(base)}",
-        lambda found: schema.is_component(found) and issubclass(found, base),
+        lambda found: (
+            schema.is_component(found) and issubclass(found, base) and _is_whole(found)
+        ),
     )
+
+
+def _is_whole(found: type) -> bool:
+    """Whether a class has all functions that it should; else a TypeError names one."""
+    names = [name for name in dir(found) if not name.startswith("_")]
+    for name in names:
+        if getattr(getattr(found, name), "__isabstractmethod__", False):
+            raise TypeError(f"it has no function {name!r}")
+    ours = [one for one in found.__mro__ if one.__module__.startswith("mosaic_jax.")]
+    known = {name for one in ours for name in vars(one) if not name.startswith("_")}
+    for name in names:
+        if name in known or not inspect.isfunction(getattr(found, name)):
+            continue
+        if near := difflib.get_close_matches(name, known, n=1, cutoff=0.8):
+            raise TypeError(
+                f"nothing calls its function {name!r}: did you mean {near[0]!r}? Else"
+                " give it a name that begins with an underscore"
+            )
+    return True
 
 
 def group_of(name: str, component: type) -> str:

@@ -109,11 +109,12 @@ class Arrays:
                 )
             name = f"{part}_label"
             label = np.asarray(getattr(self, name))
-            low, high = (label.min(), label.max()) if label.size else (0, 0)
-            if label.dtype.kind not in "iu" or low < 0 or high >= MOST_CLASSES:
+            kind = label.dtype.kind
+            span = f", {label.min()}..{label.max()}" if kind in "iuf" else ""
+            if kind not in "iu" or label.min() < 0 or label.max() >= MOST_CLASSES:
                 raise errors.DataError(
-                    f"{part} labels of type {label.dtype}, {low}..{high}: must be"
-                    f" integers 0..{MOST_CLASSES - 1}"
+                    f"{part} labels of type {label.dtype}{span}: must be integers"
+                    f" 0..{MOST_CLASSES - 1}"
                 )
             object.__setattr__(self, name, label.astype(np.int32))
         check_groups(self.train_group, len(self.train_label))

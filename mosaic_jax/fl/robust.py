@@ -103,11 +103,12 @@ class MultiKrum(Rule):
 
     def combine(self, upload: Tree, weight: Array, attackers: int) -> Tree:
         """The plain mean of the uploads with the least scores."""
-        score = krum_scores(upload, weight > 0, attackers)
-        count = jnp.sum(weight > 0)
-        selected = self.selected or jnp.maximum(count - attackers, 1)
-        rank = jnp.argsort(jnp.argsort(score))
-        chosen = (rank < selected) & (weight > 0)
+        counts = weight > 0
+        score = krum_scores(upload, counts, attackers)
+        selected = self.selected or jnp.maximum(jnp.sum(counts) - attackers, 1)
+        rank = jnp.argsort(_by_score(score, counts))
+        # One at least; none beyond it whose distances are infinite.
+        chosen = (rank == 0) | ((rank < selected) & jnp.isfinite(score))
         chosen = chosen.astype(jnp.float32)
         return _by_chunk(lambda part: trees.weighted_mean(part, chosen), upload)
 
@@ -135,8 +136,9 @@ class Krum(Rule):
 
     def combine(self, upload: Tree, weight: Array, attackers: int) -> Tree:
         """An upload as it was sent."""
-        score = krum_scores(upload, weight > 0, attackers)
-        return trees.take(upload, jnp.argmin(score))
+        counts = weight > 0
+        score = krum_scores(upload, counts, attackers)
+        return trees.take(upload, _by_score(score, counts)[0])
 
     def most_attackers(self, clients: int) -> int:
         """By m >= 2 f + 3."""
@@ -161,6 +163,16 @@ def krum_scores(upload: Tree, counts: Array, attackers: int) -> Array:
     # Of a single upload, which has no others, the score is 0.
     alone = jnp.sum(counts) == 1
     return jnp.where(counts, jnp.where(alone, 0, score), jnp.inf)
+
+
+def _by_score(score: Array, counts: Array) -> jax.Array:
+    """Uploads [m] by ascending score; those that do not count come last.
+
+    Args:
+      score: [m], the result of `krum_scores`.
+      counts: [m] bool.
+    """
+    return jnp.lexsort((score, ~counts))
 
 
 def squared_distances(upload: Tree) -> Array:

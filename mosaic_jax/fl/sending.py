@@ -32,6 +32,7 @@ class Sending:
       attack: on updates; None: there is none.
       num_attackers: clients of the study that attack.
       num_clients: of the study.
+      clients_in_round: that take part in each; 0: all of them.
       compressor: of updates; None: there is none.
       private: hides each client's update, where clients are private; None: none are.
     """
@@ -41,6 +42,7 @@ class Sending:
     attack: Attack | None = None
     num_attackers: int = 0
     num_clients: int = 0
+    clients_in_round: int = 0
     compressor: Compressor | None = None
     private: ClientMechanism | None = None
 
@@ -62,9 +64,14 @@ class Sending:
     @property
     def outnumbered(self) -> str:
         """That more clients attack than the rule is to withstand, in words; or ""."""
-        if not self.rule.needs_each or self.num_attackers <= self.withstands:
+        drawn = self.clients_in_round or self.num_clients
+        most = min(self.num_attackers, drawn)
+        if not self.rule.needs_each or most <= self.withstands:
             return ""
-        return f"{self.num_attackers} attack, the rule withstands {self.withstands}"
+        who = f"{self.num_attackers} attack"
+        if drawn < self.num_clients:
+            who += f", up to {most} of the {drawn} of a round"
+        return f"{who}, the rule withstands {self.withstands}"
 
     def attackers(self, key: Array, number: Array) -> Array:
         """Whether the clients with these numbers attack, [...] bool.

@@ -5,6 +5,7 @@ numbers, such as FedNova's counts of gradients, are sent as they are: they are f
 a variance must not become negative.
 """
 
+import abc
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,6 +61,7 @@ class Compressor(schema.Group):
     # Whether clients keep what is left out, and add it to the next update.
     error_feedback = False
 
+    @abc.abstractmethod
     def encode(self, array: Array, key: Array) -> Tree:
         """The arrays that are sent, whose shapes depend on that of `array` alone.
 
@@ -69,6 +71,7 @@ class Compressor(schema.Group):
         """
         raise NotImplementedError
 
+    @abc.abstractmethod
     def decode(self, message: Tree, size: int) -> Array:
         """What the server reads [n] float32.
 
@@ -88,6 +91,7 @@ class Rule(schema.Group):
     # It goes by the number of attackers that it is told; else by the clients alone.
     is_told = True
 
+    @abc.abstractmethod
     def combine(self, upload: Tree, weight: Array, attackers: int) -> Tree:
         """What the algorithm aggregates in place of the weighted mean.
 
@@ -100,6 +104,7 @@ class Rule(schema.Group):
         """
         raise NotImplementedError
 
+    @abc.abstractmethod
     def most_attackers(self, clients: int) -> int:
         """How many attackers it can withstand among a round's `clients`."""
         raise NotImplementedError

@@ -18,6 +18,7 @@ from mosaic_jax.report import figures, glossary, html, names, privacy, ranking
 from mosaic_jax.report.html import FigureFolder
 from mosaic_jax.report.runs import FINAL, Groups, SavedRun
 from mosaic_jax.run.settings import NEUTRAL
+from mosaic_jax.run.summary import means
 from mosaic_jax.stages.audit import Audit
 from mosaic_jax.stages.leakage import Leakage
 from mosaic_jax.stages.reference import Reference
@@ -48,8 +49,8 @@ def _summarise(group: Sequence[SavedRun]) -> dict[str, Any]:
     first = found[0]
     row: dict[str, Any] = {
         "seeds": [summary.seed for summary in found],
-        "bytes_up": _means([one.communication_bytes["up"] for one in found]),
-        "bytes_down": _means([one.communication_bytes["down"] for one in found]),
+        "bytes_up": means([one.communication_bytes["up"] for one in found]),
+        "bytes_down": means([one.communication_bytes["down"] for one in found]),
         "flops": statistics.mean(cost_of(summary.flops) for summary in found),
         "seconds": _spread([cost_of(summary.seconds) for summary in found]),
         "server": server_work(group[0].settings),
@@ -79,11 +80,6 @@ def _summarise(group: Sequence[SavedRun]) -> dict[str, Any]:
 def cost_of(stages: Mapping[str, float]) -> float:
     """What a method costs: the sum over its stages, without those that only measure."""
     return sum(value for name, value in stages.items() if name not in MEASURING)
-
-
-def _means(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean over seeds of each payload or stage: a split decides how many there are."""
-    return {name: statistics.mean(one[name] for one in counts) for name in counts[0]}
 
 
 def server_work(settings: Mapping[str, Any]) -> str:
@@ -326,11 +322,11 @@ def _classes(groups: Groups, folder: FigureFolder) -> Markup:
 
 def _costs(groups: Groups, folder: FigureFolder) -> Markup:
     def mean(group: Sequence[SavedRun]) -> dict[str, float]:
-        return _means([run.summary.seconds for run in group])
+        return means([run.summary.seconds for run in group])
 
     def sent(group: Sequence[SavedRun], direction: str) -> dict[str, float]:
         each = [run.summary.communication_bytes[direction] for run in group]
-        return {name: count / 1e6 for name, count in _means(each).items()}
+        return {name: count / 1e6 for name, count in means(each).items()}
 
     parts = [
         folder.add(

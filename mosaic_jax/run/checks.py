@@ -5,10 +5,11 @@ import operator
 from collections.abc import Iterable, Mapping
 
 import jax
+import numpy as np
 
 from mosaic_jax import server, stages
 from mosaic_jax.core import errors, prng, registry, schema, trees
-from mosaic_jax.core.types import Tree
+from mosaic_jax.core.types import Array, Tree
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
@@ -123,17 +124,11 @@ def reference(
       ConfigError: its `reference` is not like what clients send, `sent_model` makes no
         model of that, or private clients would send what is not hidden.
     """
-    shape, client = data.info.image_shape, trees.take(data.clients.client, 0)
+    shape = data.info.image_shape
     model = jax.eval_shape(lambda: classifier.init(prng.root(0), shape))
-    program = algorithm.program(classifier, settings.local)
-    upload, _ = program.messages(shape, client)
-
-    def alike(a: Tree, b: Tree) -> bool:
-        kinds = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (a, b))
-        return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
-
+    upload = _upload(settings, algorithm, classifier, data)
     reference = jax.eval_shape(algorithm.reference, model)
-    if not alike(reference, upload) or not alike(
+    if not _alike(reference, upload) or not _alike(
         jax.eval_shape(algorithm.sent_model, upload, model), model
     ):
         raise errors.ConfigError(
@@ -149,6 +144,86 @@ def reference(
             f"init.method = {settings.init.method!r}: must be another for privacy.unit"
             " = 'client', as its clients send more than parameters"
         )
+
+
+def own_sending(
+    settings: Settings,
+    sending: Sending,
+    algorithm: Algorithm,
+    classifier: Classifier,
+    data: StudyData,
+) -> None:
+    """Check by shapes alone what a user's own rule and compressor return.
+
+    Args:
+      settings: of the study.
+      sending: its rule and compressor.
+      algorithm: whose clients do local SGD on the whole network.
+      classifier: of the clients.
+      data: of the study.
+
+    Raises:
+      ConfigError: they raise something, or return other shapes than uploads have.
+    """
+    upload = _upload(settings, algorithm, classifier, data)
+    count, compressor = settings.clients_in_round, sending.compressor
+    each = jax.tree.map(lambda x: trees.shape((count, *x.shape), x.dtype), upload)
+    weight = trees.shape((count,), np.float32)
+    key = jax.eval_shape(prng.root, 0)
+
+    def combined(upload: Tree, weight: Array) -> Tree:
+        return sending.rule.combine(upload, weight, sending.withstands)
+
+    def received(upload: Tree, key: Array) -> Tree:
+        assert compressor is not None
+        message = compression.encode(compressor, upload, key)
+        return compression.decode(compressor, message, upload)
+
+    for field, name, what, function, args in (
+        (
+            "aggregation.rule",
+            settings.aggregation.rule,
+            "combine",
+            combined,
+            (each, weight),
+        ),
+        (
+            "compression.name",
+            settings.compression.name,
+            "decode",
+            received,
+            (upload, key),
+        ),
+    ):
+        if ":" not in name:  # the library's own
+            continue
+        try:
+            found = jax.eval_shape(function, *args)
+        except Exception as error:  # whatever the user's part raises
+            raise errors.ConfigError(
+                f"{field} = {name!r}: fails on an upload's shapes:"
+                f" {type(error).__name__}: {errors.reason(error)}"
+            ) from error
+        if not _alike(found, upload):
+            raise errors.ConfigError(
+                f"{field} = {name!r}: {what} must return arrays of the shapes and types"
+                " of a single upload"
+            )
+
+
+def _upload(
+    settings: Settings, algorithm: Algorithm, classifier: Classifier, data: StudyData
+) -> Tree:
+    """Shapes of what a client sends."""
+    client = trees.take(data.clients.client, 0)
+    program = algorithm.program(classifier, settings.local)
+    return program.messages(data.info.image_shape, client)[0]
+
+
+def _alike(a: Tree, b: Tree) -> bool:
+    """Whether two trees have the same structure, shapes and types."""
+    kinds = ([(x.shape, x.dtype) for x in jax.tree.leaves(tree)] for tree in (a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and operator.eq(*kinds)
 
 
 def mosaic(

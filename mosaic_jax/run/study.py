@@ -276,6 +276,10 @@ def build(
         private.check_statistics(settings, data.info, classifiers)
     if sending.attack or sending.compressor or settings.privacy.of_clients:
         checks.reference(settings, algorithm, classifiers[settings.model.name], data)
+    if sending.rule.needs_each or sending.compressor:
+        checks.own_sending(
+            settings, sending, algorithm, classifiers[settings.model.name], data
+        )
     plan = None
     if settings.privacy.epsilon:
         plan = private.plan(settings, data, chain)
@@ -319,6 +323,7 @@ def _sending(settings: Settings) -> Sending:
         attack=attack if attack and attack.changes_updates else None,
         num_attackers=settings.attack.number(count),
         num_clients=count,
+        clients_in_round=settings.clients_in_round,
         compressor=settings.compression.build(settings.methods),
     )
 

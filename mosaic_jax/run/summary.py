@@ -102,7 +102,8 @@ class OverSeeds:
 
     Fields are as in `Summary`, but numbers that differ between seeds are replaced by
     {"mean", "spread"}; the spread is the sample standard deviation. The numbers of
-    `headline` are merged without their intervals. `distilled_kept` is a list of seeds.
+    `headline` are merged without their intervals. `rounds` and the bytes of a payload
+    are means. `distilled_kept` is a list of seeds.
     """
 
     method: str
@@ -111,9 +112,9 @@ class OverSeeds:
     test_accuracy: dict[str, Any]
     validation_accuracy: dict[str, Any]
     headline: dict[str, Any]
-    rounds: int
+    rounds: float
     distilled_kept: list[int]
-    communication_bytes: dict[str, dict[str, int]]
+    communication_bytes: dict[str, dict[str, float]]
     seconds: dict[str, Any]
     time: dict[str, Any]
     flops: dict[str, Any]
@@ -227,11 +228,14 @@ def over_seeds(summaries: Sequence[Summary]) -> OverSeeds:
             for name in first.headline
             if all(name in summary.headline for summary in summaries)
         },
-        rounds=first.rounds,
+        rounds=statistics.mean(summary.rounds for summary in summaries),
         distilled_kept=[
             summary.seed for summary in summaries if summary.distilled_kept
         ],
-        communication_bytes=first.communication_bytes,
+        communication_bytes={
+            way: means([summary.communication_bytes[way] for summary in summaries])
+            for way in first.communication_bytes
+        },
         seconds=merge([summary.seconds for summary in summaries]),
         time=merge([summary.time for summary in summaries]),
         flops=merge([summary.flops for summary in summaries]),
@@ -240,6 +244,12 @@ def over_seeds(summaries: Sequence[Summary]) -> OverSeeds:
         device=first.device,
         versions=first.versions,
     )
+
+
+def means(counts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over seeds of each payload or stage; those that a seed lacks are 0 there."""
+    names = dict.fromkeys(name for one in counts for name in one)
+    return {n: statistics.mean(one.get(n, 0) for one in counts) for n in names}
 
 
 def write(path: pathlib.Path, summary: Summary | OverSeeds) -> None:

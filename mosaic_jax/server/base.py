@@ -5,6 +5,7 @@ needs; its fields are its hyper-parameters, set by `config.methods.NAME`. It run
 over the clients of trained rounds, or after every aggregation, by `config.server.when`.
 """
 
+import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
@@ -102,6 +103,7 @@ class ServerTraining(schema.Group):
                 " clients send generators once"
             )
 
+    @abc.abstractmethod
     def init(self, task: Task, model: ModelState, key: jax.Array) -> Tree:
         """State before the first round, such as a generator and optimisers.
 
@@ -112,6 +114,7 @@ class ServerTraining(schema.Group):
         """
         raise NotImplementedError
 
+    @abc.abstractmethod
     def train(
         self,
         task: Task,

@@ -1,5 +1,6 @@
 """The contract of a stage: settings and artifacts in, artifacts and results out."""
 
+import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -262,6 +263,7 @@ class Stage(schema.Group):
         del study, sizes
         return () if self.tells_nothing else None
 
+    @abc.abstractmethod
     def run(self, context: Context, **artifacts: Tree) -> Run:
         """Run the stage: a generator that returns an `Outcome`.
 

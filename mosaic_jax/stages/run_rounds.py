@@ -153,8 +153,9 @@ def evaluated(
     own = own_models.accuracies(context, state, artifacts.get("client_models"))
     personal = {}
     if context.algorithm.personal:
-        # Clients that never trained have no models of their own.
-        mean = float(np.mean(np.asarray(own)[~never]))
+        # Clients that never trained have no models of their own, unless nobody has.
+        trained = ~never | never.all()
+        mean = float(np.mean(np.asarray(own)[trained]))
         personal["personal"] = {"test_accuracy": mean}
     # What a study of the clients' own models ends with are these alone.
     final = {"final": assessed} if context.algorithm.has_global_model else {}

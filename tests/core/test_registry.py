@@ -7,6 +7,10 @@ import pytest
 
 from mosaic_jax.core import errors, registry, schema
 from mosaic_jax.core.registry import Registry
+from mosaic_jax.fl.algorithms import ALGORITHMS
+from mosaic_jax.fl.algorithms.base import Algorithm
+from mosaic_jax.fl.robust import RULES
+from mosaic_jax.fl.uploads import Rule
 
 KINDS = Registry(
     "data.kind",
@@ -129,6 +133,52 @@ def test_what_is_built_is_of_its_kind(name, fields, expected):
     assert registry.build(PLANTS, f"{__name__}:Fern", {"Fern": {"height": 3}}) == Fern(
         3
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Seedless(Rule):
+    """Has no `most_attackers`."""
+
+    def combine(self, upload, weight, attackers):
+        return upload
+
+
+@dataclasses.dataclass(frozen=True)
+class Misspelt(Algorithm):
+    def penatly(self, params, seen):
+        return 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Helped(Algorithm):
+    """Not wrong: what it adds is called otherwise."""
+
+    def distance(self, params):
+        return 0.0
+
+    def _logit(self):
+        return 0.0
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (
+            lambda: RULES.find(f"{__name__}:Seedless"),
+            "it has no function 'most_attackers'",
+        ),
+        (
+            lambda: ALGORITHMS.find(f"{__name__}:Misspelt"),
+            "nothing calls its function 'penatly': did you mean 'penalty'? Else give it"
+            " a name that begins with an underscore",
+        ),
+    ],
+)
+def test_functions_that_are_missing_or_misspelt(found, told):
+    with pytest.raises(errors.ConfigError) as caught:
+        found()
+    assert str(caught.value).endswith(f"TypeError: {told}")
+    assert ALGORITHMS.find(f"{__name__}:Helped") is Helped
 
 
 def test_a_test_of_the_kind_may_raise():

@@ -49,6 +49,7 @@ def test_other_sizes_become_squares():
         ((GREY[..., :0], LABEL), r"x_train: images of shape .*, and not empty"),
         ((GREY, LABEL[:9]), r"y_train: of shape \(9,\): must be \[50\], one for each"),
         ((GREY, LABEL / 2), r"train labels of type float64"),
+        ((GREY, LABEL.astype(str)), r"train labels of type <U.*: must be integers"),
         ((GREY, LABEL, GREY), r"x_test, y_test: must both be given or neither"),
         (
             (GREY, LABEL, np.zeros((4, 32, 32)), LABEL[:4]),

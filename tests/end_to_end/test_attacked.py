@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from mosaic_jax.core import trees
-from mosaic_jax.fl import compression, uploads
+from mosaic_jax.fl import compression, robust, uploads
+from mosaic_jax.fl.sending import Sending
 from mosaic_jax.run import runner, study
 from mosaic_jax.run import summary as summaries
 from mosaic_jax.stages import own_models
@@ -50,6 +51,16 @@ def test_a_rule_that_is_told_of_too_few_says_so(tmp_path, caplog):
     rounds = work.placement.context(running.link_of(work, "init"))
     (column,) = own_models.report_columns(rounds, "init", [])
     assert column == f"attacks ({told})"
+
+
+def test_a_round_of_a_few_has_few_attackers():
+    fields = {"rule": robust.Median(), "withstands": 2, "num_clients": 100}
+    few = Sending(num_attackers=2, clients_in_round=5, **fields)
+    assert not few.outnumbered
+    many = Sending(num_attackers=10, clients_in_round=5, **fields)
+    assert many.outnumbered == (
+        "10 attack, up to 5 of the 5 of a round, the rule withstands 2"
+    )
 
 
 @pytest.mark.parametrize(

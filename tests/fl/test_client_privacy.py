@@ -340,6 +340,9 @@ class Tells(Stage):
     name = "tells"
     after = "init"
 
+    def run(self, context):
+        yield from ()
+
     def releases(self, study, sizes):
         return (Release("histograms", np.ones_like(sizes)),)
 

@@ -131,6 +131,27 @@ def test_who_does_not_count_changes_nothing_whatever_was_sent(name):
     close(combine(name, broken, weight, attackers=2), expected)
 
 
+@pytest.mark.parametrize("bad", [np.nan, 1e25])
+@pytest.mark.parametrize("name", ["krum", "multi_krum"])
+def test_what_is_far_from_all_still_comes_before_what_is_lost(name, bad):
+    """Two uploads arrive, whose distance is infinite: one of them is the result."""
+    upload = {"a": np.array([[9.0, 9.0], [1.0, 1.0], [bad, 1.0]], np.float32)}
+    found = combine(name, upload, jnp.array([0.0, 1.0, 1.0]), attackers=1)["a"]
+    np.testing.assert_array_equal(found, upload["a"][1])
+
+
+def test_multi_krum_selects_none_that_is_infinitely_far():
+    """Though fewer uploads are finite than it is to select."""
+    upload = sent()
+    for leaf in upload.values():
+        leaf[0] = np.nan
+    weight = jnp.zeros(CLIENTS).at[:4].set(1.0)
+    rule = RULES["multi_krum"](selected=4)
+    found = jax.jit(rule.combine, static_argnums=2)(upload, weight, 1)
+    for key, leaf in upload.items():
+        np.testing.assert_allclose(found[key], leaf[1:4].mean(axis=0), rtol=1e-6)
+
+
 @every_rule
 @pytest.mark.parametrize("left", [1, 2])
 def test_a_single_upload_that_arrives_is_the_result(name, left):

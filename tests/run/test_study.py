@@ -152,6 +152,27 @@ def test_wrong_own_stages_are_one_line(path, expected):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "name", "expected"),
+    [
+        (
+            "aggregation__rule",
+            "All",
+            "combine must return arrays of the shapes and types of a single upload",
+        ),
+        ("compression__name", "Half", "fails on an upload's shapes: TypeError: "),
+    ],
+)
+def test_own_parts_that_change_uploads_are_tried_on_their_shapes(field, name, expected):
+    fields = {"method": "federated", field: f"{WRONG}:{name}"}
+    fields["aggregation__attackers"] = 0
+    with pytest.raises(errors.ConfigError) as error:
+        built(**fields)
+    told = f"{field.replace('__', '.')} = '{WRONG}:{name}': {expected}"
+    assert told in str(error.value)
+    assert "\n" not in str(error.value)
+
+
 def test_fields_of_an_own_stage_count_from_there_on():
     stages = (f"{OWN}:Halfway", f"{OWN}:AfterHalfway")
     without = fingerprints(warmup__rounds=0)

@@ -292,3 +292,11 @@ def test_the_summary_says_so():
     found = [summary(undone) for undone in (False, True)]
     assert [one.distilled_kept for one in found] == [False, True]
     assert summaries.over_seeds(found).distilled_kept == [1]
+
+
+def test_bytes_are_means_over_seeds_though_one_lacks_a_payload():
+    """An anchor is sent only if a client comes late; fewer rounds send less."""
+    made = [{"models": 10}, {"models": 30, "anchor": 8}, {"models": 20, "anchor": 4}]
+    expected = {"models": 20, "anchor": 4}
+    assert summaries.means(made) == expected
+    assert summaries.means(made[::-1]) == expected

@@ -232,3 +232,14 @@ def test_shares_are_rounded_so_that_they_sum_up():
     assert holdings.shares([10, 10, 10], 4) == [1, 2, 1]
     assert holdings.shares([1, 9], 1) == [0, 1]
     assert sum(holdings.shares([3, 5, 7, 11], 13)) == 13
+
+
+@pytest.mark.slow
+def test_own_models_where_no_upload_ever_arrives(tmp_path):
+    """All clients are judged by the model that they were sent."""
+    fields = {"init__method": "ditto", "init__rounds": 1, "local__failures": 0.99}
+    study = tiny.study(
+        method="federated", warmup__rounds=0, finetune__rounds=0, **fields
+    )
+    summary = Experiment(study, tmp_path).run()
+    assert 0 <= summary.test_accuracy["personal"] <= 1

@@ -192,6 +192,9 @@ class Silent(Stage):
     name = "silent"
     after = "init"
 
+    def run(self, context):
+        yield from ()
+
 
 @dataclasses.dataclass(frozen=True)
 class FromLibrary(stages.Reference):

@@ -1,5 +1,6 @@
 """What FedProto and FedTGP share: clients exchange class prototypes, and no models."""
 
+import abc
 import dataclasses
 from collections.abc import Iterator
 from typing import Any
@@ -67,6 +68,7 @@ class Prototypical(Algorithm):
         square = jnp.where(prototypes.known[label], square, 0)
         return self.attraction * losses.masked_mean(square, seen.batch.mask)
 
+    @abc.abstractmethod
     def init_prototypes(
         self, key: jax.Array, num_classes: int, num_features: int
     ) -> Tree:
@@ -79,10 +81,12 @@ class Prototypical(Algorithm):
         """
         raise NotImplementedError
 
+    @abc.abstractmethod
     def prototypes(self, state: Tree) -> GlobalPrototypes:
         """What is sent to the clients, of the state of the round before."""
         raise NotImplementedError
 
+    @abc.abstractmethod
     def learn(
         self, state: Tree, sent: ClassMeans, key: jax.Array
     ) -> tuple[Tree, dict[str, Array]]:
