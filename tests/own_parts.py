@@ -255,7 +255,7 @@ class Breaks(Stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Untold(Stage):
+class Untold(Idle):
     """Provides what its template does not have."""
 
     name = "untold"

@@ -32,9 +32,9 @@ class Sending:
       attack: on updates; None: there is none.
       num_attackers: clients of the study that attack.
       num_clients: of the study.
-      clients_in_round: that take part in each; 0: all of them.
       compressor: of updates; None: there is none.
       private: hides each client's update, where clients are private; None: none are.
+      clients_in_round: that take part in each; 0: all of them.
     """
 
     rule: Rule = Mean()
@@ -42,9 +42,9 @@ class Sending:
     attack: Attack | None = None
     num_attackers: int = 0
     num_clients: int = 0
-    clients_in_round: int = 0
     compressor: Compressor | None = None
     private: ClientMechanism | None = None
+    clients_in_round: int = 0
 
     @property
     def needs_each(self) -> bool:
