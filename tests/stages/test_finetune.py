@@ -278,7 +278,7 @@ def test_the_summary_says_so():
             results={"last_rounds": {"undone": undone}},
             models={},
             headline={},
-            up={},
+            up={"models": 30, "anchor": 8} if undone else {"models": 10},
             down={},
             seconds=1.0,
             time={"compiling": 0.0},
@@ -291,12 +291,7 @@ def test_the_summary_says_so():
 
     found = [summary(undone) for undone in (False, True)]
     assert [one.distilled_kept for one in found] == [False, True]
-    assert summaries.over_seeds(found).distilled_kept == [1]
-
-
-def test_bytes_are_means_over_seeds_though_one_lacks_a_payload():
-    """An anchor is sent only if a client comes late; fewer rounds send less."""
-    made = [{"models": 10}, {"models": 30, "anchor": 8}, {"models": 20, "anchor": 4}]
-    expected = {"models": 20, "anchor": 4}
-    assert summaries.means(made) == expected
-    assert summaries.means(made[::-1]) == expected
+    over = summaries.over_seeds(found)
+    assert over.distilled_kept == [1]
+    # Though a seed lacks a payload: an anchor is sent only if a client comes late.
+    assert over.communication_bytes["up"] == {"models": 20, "anchor": 4}
