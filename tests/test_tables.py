@@ -36,7 +36,7 @@ def documented(page: pathlib.Path, before: str) -> Table:
 def measured(name: str, alpha: float) -> list[accuracy.Cell]:
     """Cells of benchmarks.accuracy with the settings of today."""
     path = timing.RESULTS / f"accuracy_{name.replace(':', '_')}.json"
-    return [
+    found = [
         cell
         for cell in timing.kept(path)
         if cell["alpha"] == alpha
@@ -44,6 +44,9 @@ def measured(name: str, alpha: float) -> list[accuracy.Cell]:
             cell, accuracy.study_of(name, alpha, cell["seed"], cell["method"])
         )
     ]
+    # Such a table is measured anew, or docs tell the commit that it is of.
+    assert found, f"{name}, alpha {alpha}: nothing was measured with today's settings"
+    return found
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ class Turnout(NamedTuple):
     """Who takes part in one round, m clients of several groups.
 
     Attributes:
-      participants: numbers of each group's, ascending.
+      participants: numbers of those of each group, ascending.
       arrived: [m] bool, whether their uploads arrive; None: all do.
       weight: [m] float32, of each in the mean, 0 where nothing arrives.
       total: [] sum of these.
@@ -100,9 +100,7 @@ class Participation:
                 lambda one: workload.arrives(self.local, one, key, number)
             )(trees.take(client, who))
             weight = jnp.where(arrived, weight, 0)
-            total = jnp.sum(weight)
-        else:
-            total = trees.total([jnp.sum(every[who]) for who in participants])
+        total = jnp.sum(weight)
         certain = self.everyone and arrived is None
         share = 1.0 if certain else total / jnp.sum(every)
         weight = weight.astype(jnp.float32)

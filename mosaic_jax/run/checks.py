@@ -2,14 +2,14 @@
 
 import logging
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 
 from mosaic_jax import server, stages
 from mosaic_jax.core import errors, prng, registry, schema, trees
-from mosaic_jax.core.types import Array, Tree
+from mosaic_jax.core.types import Tree
 from mosaic_jax.data.federated import StudyData
 from mosaic_jax.data.sources import Info
 from mosaic_jax.fl import algorithms, attacks, compression, optimizers, robust, uploads
@@ -165,50 +165,48 @@ def own_sending(
     Raises:
       ConfigError: they raise something, or return other shapes than uploads have.
     """
+    rule, name = settings.aggregation.rule, settings.compression.name
+    if ":" not in rule + name:  # the library's own
+        return
     upload = _upload(settings, algorithm, classifier, data)
-    count, compressor = settings.clients_in_round, sending.compressor
-    each = jax.tree.map(lambda x: trees.shape((count, *x.shape), x.dtype), upload)
-    weight = trees.shape((count,), np.float32)
-    key = jax.eval_shape(prng.root, 0)
+    if ":" in rule:
+        count = settings.clients_in_round
+        each = jax.tree.map(lambda x: trees.shape((count, *x.shape), x.dtype), upload)
+        _returns(
+            upload,
+            f"aggregation.rule = {rule!r}: combine",
+            lambda each, weight: sending.rule.combine(each, weight, sending.withstands),
+            each,
+            trees.shape((count,), np.float32),
+        )
+    compressor = sending.compressor
+    if ":" in name and compressor is not None:
+        _returns(
+            upload,
+            f"compression.name = {name!r}: decode",
+            lambda upload, key: compression.decode(
+                compressor, compression.encode(compressor, upload, key), upload
+            ),
+            upload,
+            jax.eval_shape(prng.root, 0),
+        )
 
-    def combined(upload: Tree, weight: Array) -> Tree:
-        return sending.rule.combine(upload, weight, sending.withstands)
 
-    def received(upload: Tree, key: Array) -> Tree:
-        assert compressor is not None
-        message = compression.encode(compressor, upload, key)
-        return compression.decode(compressor, message, upload)
-
-    for field, name, what, function, args in (
-        (
-            "aggregation.rule",
-            settings.aggregation.rule,
-            "combine",
-            combined,
-            (each, weight),
-        ),
-        (
-            "compression.name",
-            settings.compression.name,
-            "decode",
-            received,
-            (upload, key),
-        ),
-    ):
-        if ":" not in name:  # the library's own
-            continue
-        try:
-            found = jax.eval_shape(function, *args)
-        except Exception as error:  # whatever the user's part raises
-            raise errors.ConfigError(
-                f"{field} = {name!r}: fails on an upload's shapes:"
-                f" {type(error).__name__}: {errors.reason(error)}"
-            ) from error
-        if not _alike(found, upload):
-            raise errors.ConfigError(
-                f"{field} = {name!r}: {what} must return arrays of the shapes and types"
-                " of a single upload"
-            )
+def _returns(
+    expected: Tree, what: str, function: Callable[..., Tree], *args: Tree
+) -> None:
+    """Check that a user's function returns arrays like `expected`, all by shapes."""
+    try:
+        found = jax.eval_shape(function, *args)
+    except Exception as error:  # whatever the user's part raises
+        raise errors.ConfigError(
+            f"{what} fails on an upload's shapes: {type(error).__name__}:"
+            f" {errors.reason(error)}"
+        ) from error
+    if not _alike(found, expected):
+        raise errors.ConfigError(
+            f"{what} must return arrays of the shapes and types of a single upload"
+        )
 
 
 def _upload(

@@ -160,7 +160,11 @@ def test_wrong_own_stages_are_one_line(path, expected):
             "All",
             "combine must return arrays of the shapes and types of a single upload",
         ),
-        ("compression__name", "Half", "fails on an upload's shapes: TypeError: "),
+        (
+            "compression__name",
+            "Half",
+            "decode fails on an upload's shapes: TypeError: ",
+        ),
     ],
 )
 def test_own_parts_that_change_uploads_are_tried_on_their_shapes(field, name, expected):
